@@ -1,0 +1,167 @@
+//! What one gather takes from a port: up to [`BURST`] frames.
+//!
+//! A frame is a private snapshot of its first [`SNAPSHOT`] bytes, and spans of the sender's memory for the rest. Every
+//! decision reads the snapshot only, and the snapshot is what is written out: the sender can change its memory at any
+//! time, but not what was judged.
+
+use arrayvec::ArrayVec;
+use guestmem::Span;
+use offload::Request;
+
+use crate::drops::DropReason;
+
+/// Frames in a burst, at most. One bit each in a `u32`.
+pub const BURST: usize = 32;
+/// Bytes of a frame that are copied to private memory before anything is decided.
+pub const SNAPSHOT: usize = 128;
+/// Longest frame taken in: a 64 KiB TSO frame with its headers and two tags.
+pub const MAX_FRAME: u32 = 65_535 + 14 + 8;
+/// Shortest frame taken in: an Ethernet header.
+pub const MIN_FRAME: u32 = 14;
+/// Body spans of one frame, at most: 64 KiB in 4 KiB pieces, unaligned, would need 18; drivers send up to twice that.
+pub const MAX_SEGMENTS: usize = 64;
+
+/// One frame of a burst.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    head: [u8; SNAPSHOT],
+    head_len: u8,
+    len: u32,
+    body_first: u16,
+    body_count: u16,
+    /// What the sender asked for; not yet validated.
+    pub request: Request,
+    /// Set by the port where the frame cannot be taken: it is dropped for this reason.
+    pub refused: Option<DropReason>,
+}
+
+impl Frame {
+    /// The snapshot: the first bytes of the frame, all of it where it is shorter than [`SNAPSHOT`].
+    pub fn head(&self) -> &[u8] {
+        self.head.get(..usize::from(self.head_len)).unwrap_or(&[])
+    }
+
+    /// Length of the frame from destination MAC to the end of the payload, without FCS.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether the frame has no byte at all (a refused frame).
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Up to [`BURST`] frames from one port, and the spans of their bodies.
+pub struct Burst {
+    frames: ArrayVec<Frame, BURST>,
+    spans: ArrayVec<Span, { BURST * MAX_SEGMENTS }>,
+}
+
+impl Default for Burst {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Burst {
+    /// An empty burst.
+    pub fn new() -> Self {
+        Burst { frames: ArrayVec::new(), spans: ArrayVec::new() }
+    }
+
+    /// Forgets all frames.
+    pub fn clear(&mut self) {
+        self.frames.clear();
+        self.spans.clear();
+    }
+
+    /// Frames in the burst.
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether there is no frame.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Whether no further frame may be pushed.
+    pub fn is_full(&self) -> bool {
+        self.frames.is_full()
+    }
+
+    /// The frames, in the order they were taken.
+    pub fn frames(&self) -> &[Frame] {
+        &self.frames
+    }
+
+    /// The spans of `frame`'s body: what follows its snapshot.
+    pub fn body(&self, frame: &Frame) -> &[Span] {
+        let first = usize::from(frame.body_first);
+        self.spans.get(first..first + usize::from(frame.body_count)).unwrap_or(&[])
+    }
+
+    /// Takes a frame. `read_head` is lent the snapshot buffer, of which it fills the first `min(len, SNAPSHOT)` bytes;
+    /// `body` are the spans of what follows. A full burst takes nothing and answers false.
+    ///
+    /// A frame whose length or number of spans the switch does not carry is kept as a refused one.
+    pub fn push(
+        &mut self,
+        len: u32,
+        request: Request,
+        body: &[Span],
+        read_head: impl FnOnce(&mut [u8]) -> Result<(), DropReason>,
+    ) -> bool {
+        let refused = if len < MIN_FRAME {
+            Some(DropReason::Runt)
+        } else if len > MAX_FRAME {
+            Some(DropReason::Oversize)
+        } else if body.len() > MAX_SEGMENTS {
+            Some(DropReason::TooManySegments)
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            return self.push_refused(reason);
+        }
+        if self.frames.is_full() {
+            return false;
+        }
+        let head_len = (len as usize).min(SNAPSHOT);
+        let body_first = self.spans.len() as u16;
+        // A burst has room for the most spans of every frame, so this cannot fail.
+        let _ = self.spans.try_extend_from_slice(body);
+        self.frames.push(Frame {
+            head: [0; SNAPSHOT],
+            head_len: head_len as u8,
+            len,
+            body_first,
+            body_count: body.len() as u16,
+            request,
+            refused: None,
+        });
+        if let Some(frame) = self.frames.last_mut() {
+            let head = frame.head.get_mut(..head_len).unwrap_or(&mut []);
+            if let Err(reason) = read_head(head) {
+                frame.refused = Some(reason);
+            }
+        }
+        true
+    }
+
+    /// Takes a frame that the port could not make sense of; it will be dropped for `reason`.
+    pub fn push_refused(&mut self, reason: DropReason) -> bool {
+        self.frames
+            .try_push(Frame {
+                head: [0; SNAPSHOT],
+                head_len: 0,
+                len: 0,
+                body_first: 0,
+                body_count: 0,
+                request: Request::default(),
+                refused: Some(reason),
+            })
+            .is_ok()
+    }
+}

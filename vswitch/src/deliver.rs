@@ -1,0 +1,1 @@
+//! Delivery of one burst's frames to one destination.
