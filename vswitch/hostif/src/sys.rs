@@ -1,0 +1,3 @@
+//! The calls that need `unsafe`, each behind a safe function.
+
+pub(crate) mod ioctl;
