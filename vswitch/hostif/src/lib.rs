@@ -1,6 +1,7 @@
 //! The safe face of those Linux network system calls that have none elsewhere.
 //!
 //! - [`tap`]: TAP devices with virtio header and several queues
+//! - [`xdp`]: AF_XDP sockets on all receive queues of an interface
 //!
 //! Nothing here knows of switch ports. What a worker thread calls for each burst (read, write, receive, transmit)
 //! neither allocates, nor blocks, nor logs; what opens, changes and closes is for the control side.
@@ -10,6 +11,7 @@
 pub mod info;
 pub mod name;
 pub mod tap;
+pub mod xdp;
 
 mod sys;
 

@@ -212,3 +212,66 @@ pub(crate) fn ethtool_driver(fd: impl AsFd, name: &IfName) -> Result<String> {
     let driver = info.driver.split(|b| *b == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(driver).into_owned())
 }
+
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
+/// `ETHTOOL_GFLAGS`: the bits `ETH_FLAG_*` of `name`.
+pub(crate) fn ethtool_flags(fd: impl AsFd, name: &IfName) -> Result<u32> {
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    let mut value = EthtoolValue {
+        command: ETHTOOL_GFLAGS,
+        data: 0,
+    };
+    // SAFETY: ETHTOOL_GFLAGS reads and writes a struct ethtool_value.
+    unsafe { ethtool(fd, name, &mut value) }?;
+    Ok(value.data)
+}
+
+/// `ETHTOOL_SFLAGS`: sets the bits `ETH_FLAG_*` of `name`.
+pub(crate) fn ethtool_set_flags(fd: impl AsFd, name: &IfName, flags: u32) -> Result<()> {
+    const ETHTOOL_SFLAGS: u32 = 0x26;
+    // SAFETY: ETHTOOL_SFLAGS reads a struct ethtool_value.
+    unsafe {
+        ethtool(
+            fd,
+            name,
+            &mut EthtoolValue {
+                command: ETHTOOL_SFLAGS,
+                data: flags,
+            },
+        )
+    }
+}
+
+/// `ETHTOOL_GGRO`: whether the kernel joins received TCP segments of `name`.
+pub(crate) fn ethtool_gro(fd: impl AsFd, name: &IfName) -> Result<bool> {
+    const ETHTOOL_GGRO: u32 = 0x2b;
+    let mut value = EthtoolValue {
+        command: ETHTOOL_GGRO,
+        data: 0,
+    };
+    // SAFETY: ETHTOOL_GGRO reads and writes a struct ethtool_value.
+    unsafe { ethtool(fd, name, &mut value) }?;
+    Ok(value.data != 0)
+}
+
+/// `ETHTOOL_SGRO`: sets whether the kernel joins received TCP segments of `name`.
+pub(crate) fn ethtool_set_gro(fd: impl AsFd, name: &IfName, on: bool) -> Result<()> {
+    const ETHTOOL_SGRO: u32 = 0x2c;
+    // SAFETY: ETHTOOL_SGRO reads a struct ethtool_value.
+    unsafe {
+        ethtool(
+            fd,
+            name,
+            &mut EthtoolValue {
+                command: ETHTOOL_SGRO,
+                data: u32::from(on),
+            },
+        )
+    }
+}

@@ -43,16 +43,16 @@ impl Netns {
         netns
     }
 
-    /// Two namespaces joined by a veth pair, `a` in the first and `b` in the second, with `queues` queues each.
+    /// Two namespaces joined by a veth pair, `va` in the first and `vb` in the second, with `queues` queues each.
     pub fn pair(queues: u32, mtu: u32) -> (Self, Self) {
         let (a, b) = (Self::new(), Self::new());
         a.run(&format!(
-            "ip link add a mtu {mtu} numtxqueues {queues} numrxqueues {queues} address 02:00:00:00:00:0a type veth \
-             peer name b mtu {mtu} netns {} numtxqueues {queues} numrxqueues {queues} address 02:00:00:00:00:0b",
+            "ip link add name va mtu {mtu} numtxqueues {queues} numrxqueues {queues} address 02:00:00:00:00:0a type veth \
+             peer name vb mtu {mtu} netns {} numtxqueues {queues} numrxqueues {queues} address 02:00:00:00:00:0b",
             b.name
         ));
-        a.run("ip link set a up");
-        b.run("ip link set b up");
+        a.run("ip link set va up");
+        b.run("ip link set vb up");
         (a, b)
     }
 
