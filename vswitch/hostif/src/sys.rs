@@ -1,0 +1,5 @@
+//! The calls that need `unsafe`, each behind a safe function.
+
+pub(crate) mod bpf;
+pub(crate) mod ioctl;
+pub(crate) mod ring;
