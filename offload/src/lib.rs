@@ -24,6 +24,7 @@ pub mod plan;
 pub mod request;
 pub mod segment;
 pub mod tag;
+mod unfinished;
 
 pub use checksum::{Sum, finish_checksum};
 pub use hash::flow_hash;
@@ -32,6 +33,7 @@ pub use plan::{Action, Features};
 pub use request::{Checked, CsumAt, Gso, Request, RequestError, VirtioNetHdr};
 pub use segment::{Segment, Segmenter};
 pub use tag::{Tag, TagEdit};
+pub use unfinished::unfinished_checksum;
 
 /// Most bytes of a frame that the switch snapshots and judges.
 pub const SNAPSHOT: usize = 128;

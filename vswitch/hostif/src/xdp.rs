@@ -20,7 +20,7 @@ use crate::info::{LinkInfo, rx_queues};
 use crate::name::IfName;
 use program::Program;
 use queue::SocketConfig;
-pub use queue::{Descriptor, XdpQueue};
+pub use queue::{Descriptor, XdpQueue, XdpReceiver, XdpSender};
 use wire::Wire;
 
 /// Bytes of a frame buffer, its start a multiple of this within the UMEM.

@@ -62,18 +62,39 @@ pub(super) struct SocketConfig {
     pub(super) multi_buffer: bool,
 }
 
-/// The socket of one receive and transmit queue, for one thread.
+/// The socket of one receive and transmit queue: a half for each direction, so that two threads can work it.
 ///
-/// A frame buffer has one owner at a time. The caller owns all at first; it gives them away by [`fill`](Self::fill) and
-/// [`transmit`](Self::transmit), and gets them back by [`receive`](Self::receive) and [`complete`](Self::complete).
-/// Addresses count from the start of the whole UMEM; this queue takes those of its own part only.
+/// A frame buffer has one owner at a time. The caller owns all at first; it gives them away by [`XdpReceiver::fill`] and
+/// [`XdpSender::transmit`], and gets them back by [`XdpReceiver::receive`] and [`XdpSender::complete`]. Addresses count
+/// from the start of the whole UMEM; a queue takes those of its own part only.
 #[derive(Debug)]
 pub struct XdpQueue {
+    /// What comes from the wire.
+    pub receiver: XdpReceiver,
+    /// What goes to the wire.
+    pub sender: XdpSender,
+}
+
+/// The receiving half of an [`XdpQueue`].
+#[derive(Debug)]
+pub struct XdpReceiver {
     rx: Consumer<Descriptor>,
-    tx: Producer<Descriptor>,
     fill: Producer<u64>,
+    end: End,
+}
+
+/// The sending half of an [`XdpQueue`].
+#[derive(Debug)]
+pub struct XdpSender {
+    tx: Producer<Descriptor>,
     completion: Consumer<u64>,
-    socket: OwnedFd,
+    end: End,
+}
+
+/// What both halves have.
+#[derive(Clone, Debug)]
+struct End {
+    socket: Arc<OwnedFd>,
     index: u32,
     /// Start of this queue's part of the UMEM, which the kernel counts from.
     base: u64,
@@ -132,32 +153,50 @@ impl XdpQueue {
         flags.set(SocketAddrXdpFlags::XDP_USE_SG, config.multi_buffer);
         bind(&socket, &SocketAddrXdp::new(flags, config.interface, queue))
             .map_err(failed("bind"))?;
-        Ok(Self {
-            rx,
-            tx,
-            fill,
-            completion,
-            socket,
+        let end = End {
+            socket: Arc::new(socket),
             index: queue,
             base,
             _umem: Arc::clone(umem),
+        };
+        Ok(Self {
+            receiver: XdpReceiver {
+                rx,
+                fill,
+                end: end.clone(),
+            },
+            sender: XdpSender {
+                tx,
+                completion,
+                end,
+            },
         })
     }
 
     pub(super) fn socket(&self) -> &OwnedFd {
-        &self.socket
+        &self.receiver.end.socket
     }
 
     /// The number of the queue.
     pub fn index(&self) -> u32 {
-        self.index
+        self.receiver.end.index
     }
 
+    /// What the kernel has dropped, and why (`XDP_STATISTICS`). For the control side.
+    ///
+    /// # Errors
+    /// What `getsockopt(2)` says.
+    pub fn statistics(&self) -> Result<XdpStatistics, Errno> {
+        xdp_statistics(self.socket())
+    }
+}
+
+impl XdpReceiver {
     /// Gives frame buffers to receive into. An address means the buffer that it lies in, so those of received
     /// descriptors can be given back as they are. Tells how many were taken, from the first on: the rest found the ring
     /// full.
     pub fn fill(&mut self, addresses: &[u64]) -> usize {
-        let base = self.base;
+        let base = self.end.base;
         self.fill
             .push(addresses.iter().map(|a| a.wrapping_sub(base)))
     }
@@ -180,12 +219,25 @@ impl XdpQueue {
         };
         let out = out.get_mut(..taken).unwrap_or_default();
         for descriptor in out {
-            descriptor.addr = descriptor.addr.wrapping_add(self.base);
+            descriptor.addr = descriptor.addr.wrapping_add(self.end.base);
         }
         self.rx.release(taken);
         taken
     }
 
+    /// Lets the kernel fill buffers, if it waits for that.
+    ///
+    /// # Errors
+    /// As [`XdpSender::wake`].
+    pub fn wake(&mut self) -> Result<(), Errno> {
+        if self.fill.needs_wakeup() {
+            later(recv(&self.end.socket, &mut [0_u8; 0][..], RecvFlags::DONTWAIT).map(|(n, _)| n))?;
+        }
+        Ok(())
+    }
+}
+
+impl XdpSender {
     /// Hands over descriptors to send; tells how many were taken, from the first on: never some pieces of a frame
     /// without the others. Call [`wake`](Self::wake) after.
     pub fn transmit(&mut self, descriptors: &[Descriptor]) -> usize {
@@ -197,7 +249,7 @@ impl XdpQueue {
             .iter()
             .rposition(|d| !d.more())
             .map_or(0, |last| last + 1);
-        let base = self.base;
+        let base = self.end.base;
         let shifted = |d: &Descriptor| Descriptor {
             addr: d.addr.wrapping_sub(base),
             ..*d
@@ -214,46 +266,35 @@ impl XdpQueue {
     pub fn complete(&mut self, out: &mut [u64]) -> usize {
         let count = self.completion.peek(out);
         for address in out.iter_mut().take(count) {
-            *address = address.wrapping_add(self.base);
+            *address = address.wrapping_add(self.end.base);
         }
         self.completion.release(count);
         count
     }
 
-    /// Whether the kernel waits for [`wake`](Self::wake) to send or to receive. Without zero copy it always waits for
-    /// it to send. To be asked in every turn, as the kernel may come to wait after it was asked.
+    /// Whether frames wait for [`wake`](Self::wake) to be sent. Without zero copy they always do. To be asked in every
+    /// turn, as the kernel may come to wait after it was asked.
     pub fn needs_wakeup(&self) -> bool {
-        (self.tx.pending() && self.tx.needs_wakeup()) || self.fill.needs_wakeup()
+        self.tx.pending() && self.tx.needs_wakeup()
     }
 
-    /// Tells the kernel to look at the rings, if it waits for that. Without zero copy the call sends the frames itself,
+    /// Tells the kernel to look at the ring, if it waits for that. Without zero copy the call sends the frames itself,
     /// at most 32 of them; [`needs_wakeup`](Self::needs_wakeup) tells that some are left.
     ///
     /// # Errors
     /// `ENETDOWN` while the interface is down; `ENXIO`, `ENODEV` and others when it is gone.
     pub fn wake(&mut self) -> Result<(), Errno> {
-        if self.tx.pending() && self.tx.needs_wakeup() {
-            later(send(&self.socket, &[], SendFlags::DONTWAIT))?;
-        }
-        if self.fill.needs_wakeup() {
-            later(recv(&self.socket, &mut [0_u8; 0][..], RecvFlags::DONTWAIT).map(|(n, _)| n))?;
+        if self.needs_wakeup() {
+            later(send(&self.end.socket, &[], SendFlags::DONTWAIT))?;
         }
         Ok(())
-    }
-
-    /// What the kernel has dropped, and why (`XDP_STATISTICS`). For the control side.
-    ///
-    /// # Errors
-    /// What `getsockopt(2)` says.
-    pub fn statistics(&self) -> Result<XdpStatistics, Errno> {
-        xdp_statistics(&self.socket)
     }
 }
 
 /// For `epoll`: readable means that frames were received.
-impl AsFd for XdpQueue {
+impl AsFd for XdpReceiver {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.end.socket.as_fd()
     }
 }
 
