@@ -24,14 +24,16 @@ pub mod plan;
 pub mod request;
 pub mod segment;
 pub mod tag;
+pub mod virtio;
 
 pub use checksum::{Sum, finish_checksum};
 pub use hash::flow_hash;
 pub use parse::{Fragment, Headers, Network, Transport};
 pub use plan::{Action, Features};
-pub use request::{Checked, CsumAt, Gso, Request, RequestError, VirtioNetHdr};
+pub use request::{Checked, CsumAt, Gso, Request, RequestError};
 pub use segment::{Segment, Segmenter};
 pub use tag::{Tag, TagEdit};
+pub use virtio::VirtioNetHdr;
 
 /// Most bytes of a frame that the switch snapshots and judges.
 pub const SNAPSHOT: usize = 128;
