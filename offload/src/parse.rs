@@ -398,3 +398,6 @@ fn icmpv6(head: &[u8], offset: u16) -> Option<Transport> {
     };
     Some(Transport::Nd { offset, message })
 }
+
+#[cfg(test)]
+mod tests;

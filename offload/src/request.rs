@@ -329,3 +329,6 @@ fn large(
     checked.header_len = headers_end as u8;
     Ok(checked)
 }
+
+#[cfg(test)]
+mod tests;
