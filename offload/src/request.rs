@@ -1,8 +1,8 @@
 //! What a sender asks the switch to do for a frame, and whether the frame bears it.
 
+use crate::SNAPSHOT;
 use crate::parse::{self, Fragment, Headers, Network, PROTOCOL_TCP, Transport, tcp_flags};
 use crate::tag::{Link, TagEdit};
-use crate::{ETHER_LEN, SNAPSHOT};
 
 /// Most segments that one frame may stand for. It bounds the work that a frame can cause: a payload of 64 KiB needs a
 /// segment size of at least 64 bytes; the smallest segment size otherwise is 1.
@@ -197,7 +197,8 @@ impl Checked {
 /// Holds `request` against the snapshot `head` of a frame of `len` bytes.
 ///
 /// A partial checksum must lie in the snapshot, and filling it in must not change what the switch judges a frame by: it
-/// is at the checksum field of the transport header, or behind the headers (tunnels). Segmentation is granted to whole
+/// is at the checksum field of the transport header, or behind the headers (tunnels), and where headers are malformed or
+/// cut off there is none. Segmentation is granted to whole
 /// TCP packets with all headers in the snapshot, their checksum partial, at most [`MAX_SEGMENTS`] segments, and a length
 /// that the IP header can say. A large frame that fits one segment becomes a plain one with a partial checksum.
 ///
@@ -223,30 +224,19 @@ pub fn validate(request: &Request, head: &[u8], len: u32) -> Result<Checked, Req
         return Err(RequestError::CsumRange);
     }
     let headers = parse::parse(head, len);
-    if !is_harmless(at, &headers) {
-        return Err(RequestError::CsumPlace);
-    }
     match request.gso {
-        Gso::None => Ok(plain),
+        Gso::None if is_harmless(at, &headers) => Ok(plain),
+        Gso::None => Err(RequestError::CsumPlace),
         Gso::Tcp4 { mss, .. } | Gso::Tcp6 { mss, .. } => large(plain, mss, &headers, len),
     }
 }
 
-/// Filling in the checksum changes a transport checksum or payload, nothing else.
+/// Filling in the checksum changes a transport checksum or payload, nothing else. Where a header that the parser knows
+/// is malformed or cut off, it could make a valid one of it, so there it is refused.
 #[inline]
 fn is_harmless(at: CsumAt, headers: &Headers) -> bool {
-    let network_end = match headers.network {
-        Network::None => headers.l2_len.max(ETHER_LEN as u16),
-        Network::V4 {
-            offset, header_len, ..
-        }
-        | Network::V6 {
-            offset, header_len, ..
-        } => offset + header_len,
-        Network::Arp { .. } => return false,
-    };
     let (l4, field, end) = match headers.transport {
-        Transport::None => return at.start >= network_end,
+        Transport::None => return behind_network(headers).is_some_and(|end| at.start >= end),
         Transport::Tcp {
             offset, header_len, ..
         } => (offset, CsumAt::TCP_OFFSET, offset + header_len),
@@ -257,6 +247,35 @@ fn is_harmless(at: CsumAt, headers: &Headers) -> bool {
         }
     };
     (at.start == l4 && at.offset == field) || (at.start >= l4 && at.field() >= usize::from(end))
+}
+
+/// Where the headers end of a frame without transport header, if what follows is nothing that the parser knows.
+#[inline]
+fn behind_network(headers: &Headers) -> Option<u16> {
+    let (end, known) = match headers.network {
+        Network::None => (headers.l2_len, parse::is_network(headers.ethertype)),
+        Network::Arp { offset, .. } => (offset, true),
+        Network::V4 {
+            offset,
+            header_len,
+            fragment,
+            protocol,
+            ..
+        } => (
+            offset + header_len,
+            fragment != Fragment::Later && parse::is_transport_v4(protocol),
+        ),
+        Network::V6 {
+            offset,
+            header_len,
+            fragment,
+            next,
+        } => (
+            offset + header_len,
+            fragment != Fragment::Later && parse::is_transport_v6(next),
+        ),
+    };
+    (!known).then_some(end)
 }
 
 #[inline]

@@ -1,4 +1,11 @@
-//! Properties over random frames, held against `etherparse` and naive models.
+//! Properties over random frames, held against `etherparse` and naive models. `PROPTEST_CASES` sets how many (256; four times that here).
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use proptest::test_runner::Config;
 
 #[path = "properties/adapt.rs"]
 mod adapt;
@@ -6,3 +13,12 @@ mod adapt;
 mod frame;
 #[path = "properties/headers.rs"]
 mod headers;
+
+fn config() -> Config {
+    let default = Config::default();
+    Config {
+        cases: default.cases.saturating_mul(4),
+        failure_persistence: None,
+        ..default
+    }
+}

@@ -102,6 +102,15 @@ fn places_of_a_partial_checksum() {
         (gre4(), 33, 0, Some(RequestError::CsumPlace)),
         (other, 13, 1, Some(RequestError::CsumPlace)),
         (arp, 60, 0, Some(RequestError::CsumPlace)),
+        // Where it could make a valid header of a malformed one.
+        (
+            with(tcp4(), 46, 0x40),
+            34,
+            16,
+            Some(RequestError::CsumPlace),
+        ),
+        (with(tcp4(), 14, 0x44), 60, 0, Some(RequestError::CsumPlace)),
+        (with(tcp6(), 20, 60), 100, 0, Some(RequestError::CsumPlace)),
         // Beyond the snapshot.
         (udp4(), 110, 16, None),
         (udp4(), 110, 17, Some(RequestError::CsumRange)),
@@ -119,11 +128,29 @@ fn places_of_a_partial_checksum() {
     assert_eq!(validate(&at_end, &tcp4(), 51), Err(RequestError::CsumRange));
 }
 
+/// Head, start of the TCP header, what is asked for, length of the frame, why it is refused.
+type Large = (Vec<u8>, u16, Gso, u32, Option<RequestError>);
+
+/// Validates each row, and holds what is granted against the head.
+fn check_large(table: &[Large]) {
+    for &(ref head, start, gso, len, error) in table {
+        let checked = validate(&request(start, 16, gso), head, len);
+        assert_eq!(checked.err(), error, "{gso:?} {len} {head:x?}");
+        if let Ok(checked) = checked {
+            assert_eq!(checked.request().gso, gso);
+            assert_eq!(checked.l4(), start);
+            assert_eq!(
+                checked.header_len(),
+                start + u16::from(head[usize::from(start) + 12] >> 4) * 4
+            );
+        }
+    }
+}
+
 #[test]
-fn large_frames() {
-    let options = || with(tcp4(), 46, 0xf0);
+fn sizes_of_large_frames() {
     let long = 14 + 65535;
-    let table = [
+    check_large(&[
         (tcp4(), 34, gso4(1460), 54 + 1461, None),
         (tcp4(), 34, gso4(1460), long, None),
         (
@@ -158,6 +185,13 @@ fn large_frames() {
             54 + MAX_SEGMENTS + 1,
             Some(RequestError::GsoSegments),
         ),
+    ]);
+}
+
+#[test]
+fn headers_of_large_frames() {
+    let options = || with(tcp4(), 46, 0xf0);
+    check_large(&[
         // The wrong version, protocol, fragments, checksum place.
         (tcp4(), 34, gso6(1460), 9000, Some(RequestError::GsoHeaders)),
         (tcp6(), 54, gso4(1460), 9000, Some(RequestError::GsoHeaders)),
@@ -200,19 +234,7 @@ fn large_frames() {
             9000,
             Some(RequestError::GsoHeaders),
         ),
-    ];
-    for (head, start, gso, len, error) in table {
-        let checked = validate(&request(start, 16, gso), &head, len);
-        assert_eq!(checked.err(), error, "{gso:?} {len} {head:x?}");
-        if let Ok(checked) = checked {
-            assert_eq!(checked.request().gso, gso);
-            assert_eq!(checked.l4(), start);
-            assert_eq!(
-                checked.header_len(),
-                start + u16::from(head[usize::from(start) + 12] >> 4) * 4
-            );
-        }
-    }
+    ]);
     let uncovered = Request {
         gso: gso4(1460),
         ..Request::default()

@@ -3,7 +3,7 @@
 use crate::frame::{Frame, Kind, any_frame, frame, naive_sum};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use offload::plan::plan;
-use offload::request::{Checked, validate};
+use offload::request::{Checked, MAX_SEGMENTS, validate};
 use offload::{
     Action, Features, Gso, HEAD_MAX, Request, Segmenter, Sum, Tag, TagEdit, finish_checksum,
 };
@@ -34,7 +34,7 @@ fn large() -> impl Strategy<Value = (Frame, u16, TagEdit)> {
     let payload = prop_oneof![3 => vec(any::<u8>(), 2..600), 1 => vec(any::<u8>(), 2000..6000)];
     frame(Kind::Tcp, payload).prop_flat_map(|frame| {
         let most = frame.payload().len() as u16 - 1;
-        let least = (most / 1000).max(1);
+        let least = u32::from(most + 1).div_ceil(MAX_SEGMENTS) as u16;
         let edit = any_edit(&frame);
         (Just(frame), least..=most, edit)
     })
@@ -182,7 +182,7 @@ fn agreed_shape(
         Action::TooLong => {
             prop_assert!(!fits(frame.bytes.len(), frame, mtu));
             prop_assert!(
-                checked.request().gso == Gso::None || !fits(frame.header_len + 5, frame, mtu)
+                checked.request().gso == Gso::None || !fits(frame.header_len + 6, frame, mtu)
             );
         }
     }
@@ -190,7 +190,7 @@ fn agreed_shape(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(crate::config())]
 
     #[test]
     fn cut_then_joined_is_the_original((frame, mss, _) in large()) {

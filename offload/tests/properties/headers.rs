@@ -109,7 +109,17 @@ fn agrees(kind: Kind, frame: &Frame) -> Result<(), TestCaseError> {
     };
     prop_assert_eq!(usize::from(offset), frame.l3);
     prop_assert_eq!(usize::from(offset + header_len), frame.l4);
-    match (kind, ours.transport, &theirs.transport) {
+    prop_assert!(kind != Kind::Tcp || protocol == 6);
+    same_transport(kind, frame.l4, &ours.transport, theirs.transport.as_ref())
+}
+
+fn same_transport(
+    kind: Kind,
+    l4: usize,
+    ours: &Transport,
+    theirs: Option<&TransportSlice<'_>>,
+) -> Result<(), TestCaseError> {
+    match (kind, ours, theirs) {
         (
             Kind::Tcp,
             Transport::Tcp {
@@ -117,9 +127,8 @@ fn agrees(kind: Kind, frame: &Frame) -> Result<(), TestCaseError> {
             },
             Some(TransportSlice::Tcp(tcp)),
         ) => {
-            prop_assert_eq!(protocol, 6);
-            prop_assert_eq!(usize::from(offset), frame.l4);
-            prop_assert_eq!(usize::from(header_len), usize::from(tcp.data_offset()) * 4);
+            prop_assert_eq!(usize::from(*offset), l4);
+            prop_assert_eq!(usize::from(*header_len), usize::from(tcp.data_offset()) * 4);
         }
         (Kind::Udp, Transport::Udp { offset }, Some(TransportSlice::Udp(_)))
         | (
@@ -127,7 +136,7 @@ fn agrees(kind: Kind, frame: &Frame) -> Result<(), TestCaseError> {
             Transport::Icmp { offset, .. },
             Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_)),
         ) => {
-            prop_assert_eq!(usize::from(offset), frame.l4);
+            prop_assert_eq!(usize::from(*offset), l4);
         }
         other => return Err(TestCaseError::fail(format!("{other:?}"))),
     }
@@ -135,7 +144,7 @@ fn agrees(kind: Kind, frame: &Frame) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(crate::config())]
 
     #[test]
     fn parse_agrees_with_etherparse((kind, frame) in any_frame()) {
