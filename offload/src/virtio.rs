@@ -114,7 +114,7 @@ impl Request {
     }
 
     /// The virtio header of a frame with this request that spans one buffer. `hdr_len` is the length of the headers of
-    /// a large frame ([`Checked::header_len`]).
+    /// a large frame ([`Checked::header_len`](crate::Checked::header_len)).
     #[inline]
     #[must_use]
     pub fn to_virtio(&self, hdr_len: u16) -> VirtioNetHdr {

@@ -159,7 +159,7 @@ fn ipv6_extension_headers() {
         // What follows the header of a later fragment is payload, whatever its type is.
         (
             44,
-            &[60, 0, 0, 8, 0, 0, 0, 1],
+            &[60, 0, 0, 8, 0, 0, 0, 1, 17, 0, 0, 0, 0, 0, 0, 0],
             network_v6(48, 60, Fragment::Later),
             Transport::None,
         ),
@@ -288,4 +288,19 @@ fn the_frame_ends_the_head() {
     assert_eq!(parse(&frame, 41).transport, Transport::None);
     assert_eq!(parse(&frame, 33).network, Network::None);
     assert_eq!(parse(&frame, 13).l2_len, 0);
+}
+
+/// A slice longer than a head is cut to one: here two extension headers of 2048 bytes.
+#[test]
+fn nothing_is_found_behind_a_head() {
+    let mut extension = vec![0; 2048];
+    extension[..2].copy_from_slice(&[60, 255]);
+    let frame = ethernet(
+        ETHERTYPE_IPV6,
+        &[&v6(60, 4104), &extension, &extension, &UDP],
+    );
+    assert_eq!(
+        parsed(&frame),
+        (network_v6(40, 60, Fragment::Whole), Transport::None)
+    );
 }
