@@ -13,8 +13,10 @@
 //! 4. [`Segmenter`] cuts a large frame if the plan says so; [`TagEdit`] then changes the 802.1Q tag;
 //!    [`finish_checksum`] closes a checksum once the caller has summed the body.
 //!
-//! Nothing here does I/O, reads a clock, allocates, or can panic, whatever the bytes are.
+//! Nothing here does I/O, reads a clock, allocates, or can panic, whatever the bytes are. `no_std` without `alloc` keeps
+//! the first three so.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), no_std)]
 
 pub mod checksum;
 mod field;
