@@ -2,4 +2,5 @@
 
 pub(crate) mod bpf;
 pub(crate) mod ioctl;
+pub(crate) mod packet;
 pub(crate) mod ring;

@@ -4,7 +4,7 @@
 //! A frame is read and written with the 12-byte virtio header in front (`struct virtio_net_hdr_v1`, little-endian,
 //! VIRTIO 1.2 section 5.1.6), so that unfinished checksums and TCP superframes cross whole. VLAN tags are in the frame.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use linux_raw_sys::if_tun::{
@@ -12,11 +12,13 @@ use linux_raw_sys::if_tun::{
     TUN_F_TSO6,
 };
 use rustix::fs::{Mode, OFlags, open};
-use rustix::io::{Errno, readv, writev};
+use rustix::io::Errno;
 
 use crate::info::{LinkInfo, ioctl_socket};
+use crate::iov::{Iov, IovMut, readv, writev};
 use crate::name::IfName;
 use crate::sys::ioctl;
+use crate::would_block;
 
 /// Length of the virtio header before each frame, in bytes.
 pub const VNET_HEADER_LEN: usize = 12;
@@ -218,7 +220,7 @@ impl TapQueue {
     ///
     /// # Errors
     /// What `readv(2)` says; `EBADFD` when the device was deleted.
-    pub fn read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, Errno> {
+    pub fn read_vectored(&self, buffers: &mut [IovMut<'_>]) -> Result<Option<usize>, Errno> {
         would_block(readv(&self.file, buffers))
     }
 
@@ -229,7 +231,7 @@ impl TapQueue {
     /// # Errors
     /// What `writev(2)` says: `EINVAL` for a header that does not fit the frame, `EIO` when the device is down, `EBADFD`
     /// when it was deleted.
-    pub fn write_vectored(&self, buffers: &[IoSlice<'_>]) -> Result<Option<usize>, Errno> {
+    pub fn write_vectored(&self, buffers: &[Iov<'_>]) -> Result<Option<usize>, Errno> {
         would_block(writev(&self.file, buffers))
     }
 }
@@ -268,14 +270,5 @@ fn check_free(name: &IfName, link: &LinkInfo) -> Result<(), TapError> {
                 .clone()
                 .unwrap_or_else(|| "hardware or loopback".to_owned()),
         }),
-    }
-}
-
-/// "Try again" is no error for what never blocks.
-pub(crate) fn would_block(result: Result<usize, Errno>) -> Result<Option<usize>, Errno> {
-    match result {
-        Ok(length) => Ok(Some(length)),
-        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
-        Err(errno) => Err(errno),
     }
 }

@@ -12,6 +12,8 @@ mod wire;
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use guestmem::Memory;
 use rustix::io::Errno;
@@ -28,6 +30,9 @@ pub const FRAME_SIZE: u32 = 4096;
 
 /// The most bytes that the kernel puts into one frame buffer: it keeps 256 in front (`XDP_PACKET_HEADROOM`).
 pub const FRAME_ROOM: u32 = FRAME_SIZE - 256;
+
+/// How long a queue may take to become free after its socket was closed: far more than the kernel takes (`xp_release_deferred`).
+const RELEASE_TIME: Duration = Duration::from_millis(500);
 
 /// Bytes that a frame has more than its MTU: Ethernet header and two VLAN tags.
 const FRAME_OVERHEAD: u32 = 14 + 8;
@@ -175,7 +180,8 @@ impl Xdp {
     /// Zero copy is tried first, and the program is attached in the driver if it can be; [`mode`](Self::mode) tells what
     /// came out. VLAN tag stripping, LRO and GRO of the interface are off until it is dropped. The MTU decides whether a
     /// frame may take several buffers: after it was raised above [`FRAME_ROOM`]` - 22` the interface must be opened
-    /// anew. Needs `CAP_NET_ADMIN`, `CAP_NET_RAW` and `CAP_BPF`.
+    /// anew. Needs `CAP_NET_ADMIN`, `CAP_NET_RAW` and `CAP_BPF`. It may take some seconds: drivers
+    /// reset the NIC for it, and a queue that was just closed takes a moment to become free.
     ///
     /// # Errors
     /// See [`XdpError`]. After a failure nothing is left attached.
@@ -197,10 +203,10 @@ impl Xdp {
         };
         let mut sockets = Vec::with_capacity(queues as usize);
         for queue in 0..queues {
-            let mut opened = XdpQueue::open(&socket, queue, umem);
+            let mut opened = open_queue(&socket, queue, umem);
             if opened.is_err() && socket.zero_copy && queue == 0 {
                 socket.zero_copy = false;
-                opened = XdpQueue::open(&socket, queue, umem);
+                opened = open_queue(&socket, queue, umem);
             }
             sockets.push(opened.map_err(|(call, errno)| match (call, errno) {
                 ("bind", Errno::BUSY) => XdpError::QueueBusy {
@@ -240,6 +246,21 @@ impl Xdp {
     /// What was agreed with the kernel.
     pub fn mode(&self) -> XdpMode {
         self.mode
+    }
+}
+
+/// Opens the socket of a queue. The kernel lets go of a queue some time after its socket was closed, and that is waited for.
+fn open_queue(
+    config: &SocketConfig,
+    queue: u32,
+    umem: &Arc<Memory>,
+) -> Result<XdpQueue, (&'static str, Errno)> {
+    let end = Instant::now() + RELEASE_TIME;
+    loop {
+        match XdpQueue::open(config, queue, umem) {
+            Err(("bind", Errno::BUSY)) if Instant::now() < end => thread::sleep(RELEASE_TIME / 50),
+            done => return done,
+        }
     }
 }
 

@@ -8,13 +8,14 @@
 
 mod common;
 
-use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::{Netns, wait_for};
 use hostif::IfName;
 use hostif::info::LinkInfo;
+use hostif::iov::{Iov, IovMut};
 use hostif::tap::{MAX_READ, Tap, TapConfig, TapError, TapQueue, VNET_HEADER_LEN};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xaa];
@@ -32,11 +33,16 @@ fn info(name: &str) -> Option<LinkInfo> {
     LinkInfo::read(&name.parse::<IfName>().unwrap()).unwrap()
 }
 
+/// Waits until there is no such interface: a process that another test starts holds all files for a moment.
+fn wait_for_none(name: &str) {
+    wait_for("end of the device", || info(name).is_none().then_some(()));
+}
+
 fn read(queue: &TapQueue) -> Option<Vec<u8>> {
     let mut header = [0; VNET_HEADER_LEN];
     let mut frame = vec![0; MAX_READ];
     let n = queue
-        .read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(&mut frame)])
+        .read_vectored(&mut [IovMut::bytes(&mut header), IovMut::bytes(&mut frame)])
         .unwrap()?;
     frame.truncate(n - VNET_HEADER_LEN);
     Some([&header[..], &frame].concat())
@@ -76,7 +82,7 @@ fn a_datagram_goes_out_unfinished_and_one_comes_in() {
             b"pong",
         );
         let written = queues[0]
-            .write_vectored(&[IoSlice::new(&[0; 12]), IoSlice::new(&reply)])
+            .write_vectored(&[Iov::bytes(&[0; 12]), Iov::bytes(&reply)])
             .unwrap();
         assert_eq!(written, Some(12 + reply.len()));
         let mut buffer = [0; 16];
@@ -86,11 +92,8 @@ fn a_datagram_goes_out_unfinished_and_one_comes_in() {
         assert_eq!(socket.recv(&mut buffer).unwrap(), 4);
         assert_eq!(&buffer[..4], b"pong");
         drop((tap, queues));
-        assert_eq!(
-            info("t0"),
-            None,
-            "a device that is not persistent goes with its last file"
-        );
+        // A device that is not persistent goes with its last file.
+        wait_for_none("t0");
     });
 }
 
@@ -119,7 +122,8 @@ fn a_persistent_device_is_taken_up_again_with_its_address() {
         let before = info("t0").unwrap();
         assert_eq!(before.tun.unwrap().queues, 2);
         drop((tap, queues));
-        assert_eq!(info("t0").unwrap().tun.unwrap().queues, 0);
+        let free = || info("t0").unwrap().tun.unwrap().queues == 0;
+        wait_for("release", || free().then_some(()));
 
         let (tap, queues) = Tap::open(&TapConfig {
             mac: None,
@@ -134,7 +138,7 @@ fn a_persistent_device_is_taken_up_again_with_its_address() {
         assert!(ns.run("ip addr show dev t0").contains("10.9.0.1/24"));
         tap.set_persist(false).unwrap();
         drop((tap, queues));
-        assert_eq!(info("t0"), None);
+        wait_for_none("t0");
     });
 }
 
@@ -171,7 +175,8 @@ fn what_can_not_be_opened_is_refused_with_the_reason() {
                 ..
             }
         ));
-        assert_eq!(info("t1"), None, "nothing is left of what failed");
+        // Nothing is left of what failed.
+        wait_for_none("t1");
     });
 }
 
@@ -186,7 +191,7 @@ fn relay(from: &[TapQueue], to: &[TapQueue], stop: &AtomicBool, large: &AtomicUs
                 usize::from(frame.len() > 12 + 9014 && frame[1] & 0x7f == 1),
                 Ordering::Relaxed,
             );
-            to[0].write_vectored(&[IoSlice::new(&frame)]).unwrap();
+            to[0].write_vectored(&[Iov::bytes(&frame)]).unwrap();
         }
         if idle {
             std::thread::sleep(std::time::Duration::from_micros(100));

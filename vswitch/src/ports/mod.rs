@@ -1,5 +1,7 @@
 //! The kinds of ports.
 
 pub mod memory;
+pub mod packet;
 pub mod tap;
+pub mod uplink;
 pub mod xdp;

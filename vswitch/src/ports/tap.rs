@@ -6,14 +6,15 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use guestmem::{MapError, Memory, Span};
-use hostif::spans;
+use hostif::iov::{Iov, IovMut};
 use hostif::tap::TapQueue;
 use offload::plan::plan;
 use offload::{Action, Features, Request, VirtioNetHdr, flow_hash};
 use rustix::io::Errno;
 
-use crate::burst::{BURST, Burst, MAX_FRAME, SNAPSHOT};
+use crate::burst::{BURST, Burst, MAX_FRAME, MAX_SEGMENTS, SNAPSHOT};
 use crate::deliver::{Job, Outgoing, Report};
 use crate::drops::DropReason;
 use crate::port::{PortFault, RxSide, Sides, TxSide};
@@ -76,12 +77,11 @@ impl TapTx {
             return false;
         };
         let (mut header, mut head) = ([0; VirtioNetHdr::LEN], [0; SNAPSHOT]);
-        let read = spans::read(
-            queue,
-            &mut [&mut header, &mut head],
-            &self.memory,
-            &[*buffer],
-        );
+        let Some(body) = IovMut::span(&self.memory, *buffer) else {
+            return false;
+        };
+        let read =
+            queue.read_vectored(&mut [IovMut::bytes(&mut header), IovMut::bytes(&mut head), body]);
         let len = match read {
             Ok(Some(len)) => len.saturating_sub(VirtioNetHdr::LEN) as u32,
             Ok(None) => return false,
@@ -171,7 +171,15 @@ impl TapRx {
         let queue = self.queues.get(queue).ok_or(Errno::BADFD)?;
         let request = action.outgoing(&frame.checked, &FEATURES);
         let header = request.to_virtio(frame.checked.header_len()).to_bytes();
-        match spans::write(queue, &[&header, frame.head], source, frame.body)? {
+        let mut pieces: ArrayVec<Iov<'_>, { MAX_SEGMENTS + 2 }> = ArrayVec::new();
+        pieces.push(Iov::bytes(&header));
+        pieces.push(Iov::bytes(frame.head));
+        for span in frame.body {
+            pieces
+                .try_push(Iov::span(source, *span).ok_or(Errno::FAULT)?)
+                .map_err(|_| Errno::MSGSIZE)?;
+        }
+        match queue.write_vectored(&pieces)? {
             Some(_) => Ok(()),
             None => Err(Errno::AGAIN),
         }
@@ -212,6 +220,3 @@ impl RxSide for TapRx {
         self.fault
     }
 }
-
-/// Pieces of one frame fit one system call.
-const _: () = assert!(crate::burst::MAX_SEGMENTS + 2 <= spans::MAX_PIECES);
