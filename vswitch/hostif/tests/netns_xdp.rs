@@ -48,7 +48,7 @@ impl Uplink {
         for queue in &mut queues {
             let base = umem_len(queue.index(), FRAMES) as u64;
             let addresses: Vec<u64> = (0..128).map(|i| base + i * u64::from(FRAME_SIZE)).collect();
-            assert_eq!(queue.fill(&addresses), 128);
+            assert_eq!(queue.receiver.fill(&addresses), 128);
         }
         Self {
             mode: xdp.mode(),
@@ -62,9 +62,9 @@ impl Uplink {
     /// The next frame that came in, and the queue that it came by.
     fn receive(&mut self) -> Option<(u32, Vec<u8>)> {
         for queue in &mut self.queues {
-            queue.wake().unwrap();
+            queue.receiver.wake().unwrap();
             let mut pieces = [Descriptor::default(); 32];
-            let n = queue.receive(&mut pieces);
+            let n = queue.receiver.receive(&mut pieces);
             let mut frame = Vec::new();
             for piece in &pieces[..n] {
                 let mut bytes = vec![0; piece.len as usize];
@@ -72,7 +72,7 @@ impl Uplink {
                     .read(self.umem.span(piece.addr, piece.len).unwrap(), &mut bytes)
                     .unwrap();
                 frame.extend(bytes);
-                assert_eq!(queue.fill(&[piece.addr]), 1);
+                assert_eq!(queue.receiver.fill(&[piece.addr]), 1);
                 if !piece.more() {
                     self.inbox
                         .push_back((queue.index(), std::mem::take(&mut frame)));
@@ -96,17 +96,17 @@ impl Uplink {
             pieces.push(Descriptor::new(address, bytes.len() as u32, i + 1 < count));
         }
         let queue = &mut self.queues[queue];
-        assert_eq!(queue.transmit(&pieces), count);
+        assert_eq!(queue.sender.transmit(&pieces), count);
         let mut back = Vec::new();
         wait_for("completion", || {
-            queue.wake().unwrap();
+            queue.sender.wake().unwrap();
             let mut addresses = [0; 32];
-            let n = queue.complete(&mut addresses);
+            let n = queue.sender.complete(&mut addresses);
             back.extend_from_slice(&addresses[..n]);
             (back.len() == count).then_some(())
         });
         assert_eq!(back, pieces.iter().map(|p| p.addr).collect::<Vec<_>>());
-        assert!(!queue.needs_wakeup());
+        assert!(!queue.sender.needs_wakeup());
     }
 }
 
@@ -328,13 +328,13 @@ fn a_frame_is_never_sent_in_part() {
     let queue = &mut uplink.queues[0];
     let half = Descriptor::new(128 * u64::from(FRAME_SIZE), 1000, true);
     let whole = Descriptor::new(129 * u64::from(FRAME_SIZE), 60, false);
-    assert_eq!(queue.transmit(&[half, half]), 0, "the end is missing");
-    assert_eq!(queue.transmit(&[whole, half]), 1);
-    let room = queue.transmit_room();
+    assert_eq!(queue.sender.transmit(&[half, half]), 0, "the end is missing");
+    assert_eq!(queue.sender.transmit(&[whole, half]), 1);
+    let room = queue.sender.transmit_room();
     assert_eq!(room, 255);
     let mut frames = vec![whole; room - 1];
     frames.extend([half, whole]);
-    assert_eq!(queue.transmit(&frames), room - 1, "no room for both pieces");
+    assert_eq!(queue.sender.transmit(&frames), room - 1, "no room for both pieces");
 }
 
 #[test]
