@@ -32,23 +32,26 @@ impl Dpdk {
     /// When it is missing or does not come up in 20 s; the error holds what it said.
     pub fn start(vdev: &str, mode: &str) -> Result<Self> {
         let runtime = TempDir::new()?;
-        let mut command = Command::new("dpdk-testpmd");
+        let mut command = Command::new("stdbuf");
+        // Without hugepages, memory is one memfd, which a vhost-user peer can map. `--in-memory` would want hugepages.
         // The forwarding thread shares the first core, so that it does not starve the switch on the last one.
+        // Into a pipe it would speak in blocks; `stdbuf` replaces itself by testpmd.
         command
-            .args(["--lcores", "0@0,1@0", "--no-pci", "--in-memory", "--no-huge", "--single-file-segments", "-m", "256"])
+            .args(["-oL", "dpdk-testpmd"])
+            .args(["--lcores", "0@0,1@0", "--no-pci", "--no-huge", "--no-shconf", "-m", "256"])
             .args(["--no-telemetry", "--vdev", vdev, "--", "-i", "--total-num-mbufs=4096"])
             .arg(format!("--forward-mode={mode}"))
             .env("XDG_RUNTIME_DIR", runtime.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut testpmd = Background::spawn(&mut command).context("package dpdk is needed")?;
+        let mut testpmd = Background::spawn(&mut command)?;
         let said = Arc::new(Mutex::new(String::new()));
         let stdin = testpmd.child().stdin.take().context("testpmd without a standard input")?;
         listen(testpmd.child().stdout.take().context("testpmd without a standard output")?, &said);
         listen(testpmd.child().stderr.take().context("testpmd without a standard error")?, &said);
         let mut dpdk = Self { testpmd, stdin, said, _runtime: runtime };
-        dpdk.wait_for("Done").with_context(|| format!("testpmd said: {}", dpdk.said()))?;
+        dpdk.wait_for("Checking link statuses").with_context(|| format!("package dpdk-dev is needed; testpmd said: {}", dpdk.said()))?;
         dpdk.order("start")?;
         Ok(dpdk)
     }

@@ -1,8 +1,10 @@
-//! The guest of the kit itself, without a switch: on a TAP device, and by vhost-user against DPDK's own back end.
+//! The guests of the kit itself, without a switch: on a TAP device, and by vhost-user against DPDK's own back end.
+
+use std::time::Duration;
 
 use vswitch_tests::{
-    Dpdk, Netns, QemuGuest,
-    dpdk::vhost_backend,
+    Dpdk, Netns, QemuGuest, cmd,
+    dpdk::{vhost_backend, virtio_user},
     guest::{Attachment, GuestConfig},
 };
 
@@ -45,4 +47,14 @@ fn a_guest_answers_by_vhost_user() {
     let _backend = Dpdk::start(&vhost_backend(&socket), "icmpecho").unwrap();
     let mut guest = QemuGuest::boot(&netns, &config(Attachment::VhostUserClient(socket))).unwrap();
     guest.run("ping -c 2 -W 5 10.9.0.1").unwrap();
+}
+
+#[test]
+fn a_dpdk_peer_sends_by_vhost_user() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let socket = dir.path().join("vhost.sock").display().to_string();
+    let mut backend = Dpdk::start(&vhost_backend(&socket), "rxonly").unwrap();
+    let mut peer = Dpdk::start(&virtio_user(&socket, "02:00:00:00:00:88", &[]), "txonly").unwrap();
+    cmd::wait_until("1000 frames", Duration::from_secs(10), || Ok(backend.frames()?.0 > 1000)).unwrap();
+    assert!(peer.frames().unwrap().1 > 1000);
 }
