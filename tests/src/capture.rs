@@ -38,13 +38,30 @@ impl Capture {
         let dir = TempDir::new()?;
         let mut command = netns.command("tcpdump");
         command
-            .args(["-n", "-U", "--immediate-mode", "-Z", "root", "-s", "0", "-i", ifname, "-Q", way, "-w"])
+            .args([
+                "-n",
+                "-U",
+                "--immediate-mode",
+                "-Z",
+                "root",
+                "-s",
+                "0",
+                "-i",
+                ifname,
+                "-Q",
+                way,
+                "-w",
+            ])
             .arg(dir.path().join("capture.pcap"))
             .arg(filter)
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let mut tcpdump = Background::spawn(&mut command)?;
-        let stderr = tcpdump.child().stderr.take().context("tcpdump without a standard error")?;
+        let stderr = tcpdump
+            .child()
+            .stderr
+            .take()
+            .context("tcpdump without a standard error")?;
         let mut said = String::new();
         let mut lines = BufReader::new(stderr);
         while !said.contains("listening on") {
@@ -99,7 +116,10 @@ impl Frames {
             });
         }
         argv.extend(["-Y", filter]);
-        Ok(cmd::run(&argv)?.lines().map(|line| line.trim().to_owned()).collect())
+        Ok(cmd::run(&argv)?
+            .lines()
+            .map(|line| line.trim().to_owned())
+            .collect())
     }
 
     /// How many frames match the display filter.

@@ -58,7 +58,11 @@ pub fn run_within(argv: &[&str], limit: Duration) -> Result<String> {
             argv.join(" "),
             status_text(out.status),
             String::from_utf8_lossy(&out.stderr).trim(),
-            if out.stderr.is_empty() { stdout.trim() } else { "" },
+            if out.stderr.is_empty() {
+                stdout.trim()
+            } else {
+                ""
+            },
         );
     }
     Ok(stdout)
@@ -76,7 +80,11 @@ fn status_text(status: ExitStatus) -> String {
 ///
 /// # Errors
 /// When it has not said yes within `limit`; the error names `what` was awaited.
-pub fn wait_until(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait_until(
+    what: &str,
+    limit: Duration,
+    mut ready: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     let start = Instant::now();
     while !ready()? {
         if start.elapsed() > limit {
@@ -101,7 +109,9 @@ impl Background {
     /// When it cannot be started.
     pub fn spawn(command: &mut Command) -> Result<Self> {
         let what = format!("{command:?}");
-        let child = command.spawn().with_context(|| format!("starting {what}"))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting {what}"))?;
         Ok(Self { child, what })
     }
 
@@ -131,10 +141,14 @@ impl Background {
         }
         kill_process(Pid::from_child(&self.child), signal)?;
         let mut ended = None;
-        wait_until(&format!("{} to end on {signal:?}", self.what), limit, || {
-            ended = self.child.try_wait()?;
-            Ok(ended.is_some())
-        })?;
+        wait_until(
+            &format!("{} to end on {signal:?}", self.what),
+            limit,
+            || {
+                ended = self.child.try_wait()?;
+                Ok(ended.is_some())
+            },
+        )?;
         ended.context("a program without an exit status")
     }
 }

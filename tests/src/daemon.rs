@@ -55,7 +55,12 @@ impl Daemon {
             std::fs::create_dir(dirs.path().join(dir))?;
         }
         let process = spawn(netns.name(), dirs.path(), without_xdp)?;
-        let mut daemon = Self { process, netns: netns.name().to_owned(), dirs, without_xdp };
+        let mut daemon = Self {
+            process,
+            netns: netns.name().to_owned(),
+            dirs,
+            without_xdp,
+        };
         daemon.wait_ready()?;
         Ok(daemon)
     }
@@ -85,7 +90,10 @@ impl Daemon {
     /// A path for a vhost-user socket.
     #[must_use]
     pub fn socket(&self, name: &str) -> String {
-        self.run_dir().join(format!("{name}.sock")).display().to_string()
+        self.run_dir()
+            .join(format!("{name}.sock"))
+            .display()
+            .to_string()
     }
 
     /// What it has logged since it was started first.
@@ -103,12 +111,17 @@ impl Daemon {
         let out = self.ctl_output(&args.split_whitespace().collect::<Vec<_>>())?;
         let said = String::from_utf8_lossy(&out.stdout);
         if !out.status.success() {
-            bail!("`vswitchctl {args}` ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+            bail!(
+                "`vswitchctl {args}` ended with {}: {}",
+                out.status,
+                String::from_utf8_lossy(&out.stderr).trim()
+            );
         }
         if said.trim().is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&said).with_context(|| format!("`vswitchctl --json {args}` answered {said}"))
+        serde_json::from_str(&said)
+            .with_context(|| format!("`vswitchctl --json {args}` answered {said}"))
     }
 
     /// Runs vswitchctl and returns what it left, whatever its exit status.
@@ -173,7 +186,10 @@ impl Daemon {
             code = ended.and_then(|status| status.code());
             Ok(ended.is_some())
         })?;
-        Ok((code, self.log().get(before..).unwrap_or_default().to_owned()))
+        Ok((
+            code,
+            self.log().get(before..).unwrap_or_default().to_owned(),
+        ))
     }
 
     fn spawn_again(&self) -> Result<Background> {
@@ -183,11 +199,18 @@ impl Daemon {
 
 fn spawn(netns: &str, dirs: &Path, without_xdp: bool) -> Result<Background> {
     let program = paths::program("vswitchd")?;
-    let log = std::fs::File::options().create(true).append(true).open(dirs.join("log"))?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dirs.join("log"))?;
     let mut command = std::process::Command::new("ip");
     command.args(["netns", "exec", netns]);
     if without_xdp {
-        command.args(["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin"]);
+        command.args([
+            "setpriv",
+            "--bounding-set=-bpf,-sys_admin",
+            "--inh-caps=-bpf,-sys_admin",
+        ]);
     }
     command
         .arg(program)
@@ -205,10 +228,16 @@ fn answers(socket: &Path) -> bool {
     let ask = || -> std::io::Result<String> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: vswitch\r\nConnection: close\r\n\r\n")?;
+        stream
+            .write_all(b"GET /v1/status HTTP/1.1\r\nHost: vswitch\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     };
-    ask().is_ok_and(|answer| answer.lines().next().is_some_and(|line| line.contains(" 200 ")))
+    ask().is_ok_and(|answer| {
+        answer
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains(" 200 "))
+    })
 }

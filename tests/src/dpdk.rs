@@ -38,8 +38,23 @@ impl Dpdk {
         // Into a pipe it would speak in blocks; `stdbuf` replaces itself by testpmd.
         command
             .args(["-oL", "dpdk-testpmd"])
-            .args(["--lcores", "0@0,1@0", "--no-pci", "--no-huge", "--no-shconf", "-m", "256"])
-            .args(["--no-telemetry", "--vdev", vdev, "--", "-i", "--total-num-mbufs=4096"])
+            .args([
+                "--lcores",
+                "0@0,1@0",
+                "--no-pci",
+                "--no-huge",
+                "--no-shconf",
+                "-m",
+                "256",
+            ])
+            .args([
+                "--no-telemetry",
+                "--vdev",
+                vdev,
+                "--",
+                "-i",
+                "--total-num-mbufs=4096",
+            ])
             .arg(format!("--forward-mode={mode}"))
             .env("XDG_RUNTIME_DIR", runtime.path())
             .stdin(Stdio::piped())
@@ -47,11 +62,36 @@ impl Dpdk {
             .stderr(Stdio::piped());
         let mut testpmd = Background::spawn(&mut command)?;
         let said = Arc::new(Mutex::new(String::new()));
-        let stdin = testpmd.child().stdin.take().context("testpmd without a standard input")?;
-        listen(testpmd.child().stdout.take().context("testpmd without a standard output")?, &said);
-        listen(testpmd.child().stderr.take().context("testpmd without a standard error")?, &said);
-        let mut dpdk = Self { testpmd, stdin, said, _runtime: runtime };
-        dpdk.wait_for("Checking link statuses").with_context(|| format!("package dpdk-dev is needed; testpmd said: {}", dpdk.said()))?;
+        let stdin = testpmd
+            .child()
+            .stdin
+            .take()
+            .context("testpmd without a standard input")?;
+        listen(
+            testpmd
+                .child()
+                .stdout
+                .take()
+                .context("testpmd without a standard output")?,
+            &said,
+        );
+        listen(
+            testpmd
+                .child()
+                .stderr
+                .take()
+                .context("testpmd without a standard error")?,
+            &said,
+        );
+        let mut dpdk = Self {
+            testpmd,
+            stdin,
+            said,
+            _runtime: runtime,
+        };
+        dpdk.wait_for("Checking link statuses").with_context(|| {
+            format!("package dpdk-dev is needed; testpmd said: {}", dpdk.said())
+        })?;
         dpdk.order("start")?;
         Ok(dpdk)
     }
@@ -61,7 +101,9 @@ impl Dpdk {
     /// # Errors
     /// When testpmd has ended.
     pub fn order(&mut self, line: &str) -> Result<()> {
-        self.testpmd.must_run().with_context(|| format!("testpmd said: {}", self.said()))?;
+        self.testpmd
+            .must_run()
+            .with_context(|| format!("testpmd said: {}", self.said()))?;
         writeln!(self.stdin, "{line}").with_context(|| format!("telling testpmd `{line}`"))
     }
 
@@ -73,9 +115,14 @@ impl Dpdk {
         let (testpmd, said) = (&mut self.testpmd, &self.said);
         cmd::wait_until(&format!("testpmd to say {text:?}"), START_LIMIT, || {
             testpmd.must_run()?;
-            Ok(said.lock().unwrap_or_else(PoisonError::into_inner).contains(text))
+            Ok(said
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(text))
         })?;
-        Ok(std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner)))
+        Ok(std::mem::take(
+            &mut *said.lock().unwrap_or_else(PoisonError::into_inner),
+        ))
     }
 
     /// Frames received and sent since its start.
@@ -86,14 +133,22 @@ impl Dpdk {
         self.order("show port stats 0")?;
         let text = self.wait_for("TX-packets")?;
         let count = |key: &str| -> Result<u64> {
-            let value = text.split(key).nth(1).and_then(|rest| rest.split_whitespace().next());
-            value.and_then(|v| v.parse().ok()).with_context(|| format!("no {key} in {text}"))
+            let value = text
+                .split(key)
+                .nth(1)
+                .and_then(|rest| rest.split_whitespace().next());
+            value
+                .and_then(|v| v.parse().ok())
+                .with_context(|| format!("no {key} in {text}"))
         };
         Ok((count("RX-packets:")?, count("TX-packets:")?))
     }
 
     fn said(&self) -> String {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.said
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

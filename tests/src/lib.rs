@@ -9,8 +9,10 @@ pub mod cmd;
 pub mod daemon;
 pub mod dpdk;
 pub mod guest;
+pub mod lab;
 pub mod netns;
 pub mod paths;
+pub mod station;
 pub mod stats;
 
 pub use capture::{Capture, Frames};
@@ -18,4 +20,6 @@ pub use cmd::Background;
 pub use daemon::Daemon;
 pub use dpdk::Dpdk;
 pub use guest::QemuGuest;
+pub use lab::Lab;
 pub use netns::Netns;
+pub use station::Station;

@@ -38,7 +38,8 @@ impl Netns {
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}-{label}", process::id());
-        cmd::run(&["ip", "netns", "add", &name]).context("network namespaces are needed (package iproute2)")?;
+        cmd::run(&["ip", "netns", "add", &name])
+            .context("network namespaces are needed (package iproute2)")?;
         let netns = Self { name };
         netns.ip("link set lo up")?;
         netns.inside(|| -> Result<()> {
@@ -50,7 +51,8 @@ impl Netns {
                 ("ipv4/ping_group_range", "0 0"),
             ] {
                 let path = format!("/proc/sys/net/{key}");
-                std::fs::write(&path, value).with_context(|| format!("writing {value} to {path}"))?;
+                std::fs::write(&path, value)
+                    .with_context(|| format!("writing {value} to {path}"))?;
             }
             Ok(())
         })??;
@@ -68,7 +70,10 @@ impl Netns {
     /// # Errors
     /// As [`cmd::run`].
     pub fn ip(&self, args: &str) -> Result<String> {
-        let argv: Vec<&str> = ["ip", "-n", &self.name].into_iter().chain(args.split_whitespace()).collect();
+        let argv: Vec<&str> = ["ip", "-n", &self.name]
+            .into_iter()
+            .chain(args.split_whitespace())
+            .collect();
         cmd::run(&argv)
     }
 
@@ -77,7 +82,9 @@ impl Netns {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         // `ip netns exec` replaces itself, so that the child's process id is the program's.
-        command.args(["netns", "exec", &self.name, program]).stdin(Stdio::null());
+        command
+            .args(["netns", "exec", &self.name, program])
+            .stdin(Stdio::null());
         command
     }
 
@@ -94,7 +101,10 @@ impl Netns {
     /// # Errors
     /// As [`cmd::run`].
     pub fn run_within(&self, argv: &[&str], limit: Duration) -> Result<String> {
-        let argv: Vec<&str> = ["ip", "netns", "exec", &self.name].into_iter().chain(argv.iter().copied()).collect();
+        let argv: Vec<&str> = ["ip", "netns", "exec", &self.name]
+            .into_iter()
+            .chain(argv.iter().copied())
+            .collect();
         cmd::run_within(&argv, limit)
     }
 
@@ -104,7 +114,12 @@ impl Netns {
     /// When it cannot be started.
     pub fn spawn(&self, argv: &[&str]) -> Result<Background> {
         let (program, args) = argv.split_first().context("an empty command line")?;
-        Background::spawn(self.command(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()))
+        Background::spawn(
+            self.command(program)
+                .args(args)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        )
     }
 
     /// Runs `work` on a thread of its own that is inside.
@@ -119,7 +134,9 @@ impl Netns {
                 move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
                 Ok(work())
             });
-            worker.join().map_err(|_| anyhow!("the work inside {} panicked", self.name))?
+            worker
+                .join()
+                .map_err(|_| anyhow!("the work inside {} panicked", self.name))?
         })
     }
 
@@ -129,7 +146,20 @@ impl Netns {
     /// As [`cmd::run`].
     pub fn cable(&self, here: &str, other: &Netns, there: &str) -> Result<()> {
         cmd::run(&[
-            "ip", "link", "add", "name", here, "netns", &self.name, "type", "veth", "peer", "name", there, "netns", &other.name,
+            "ip",
+            "link",
+            "add",
+            "name",
+            here,
+            "netns",
+            &self.name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            there,
+            "netns",
+            &other.name,
         ])?;
         self.ip(&format!("link set {here} up"))?;
         other.ip(&format!("link set {there} up"))?;
@@ -156,7 +186,11 @@ impl Drop for Netns {
 /// Deletes a namespace and ends what still runs in it. What cannot be ended is left: there is nobody to tell.
 fn delete(name: &str) {
     if let Ok(pids) = cmd::run(&["ip", "netns", "pids", name]) {
-        for pid in pids.split_whitespace().filter_map(|p| p.parse().ok()).filter_map(Pid::from_raw) {
+        for pid in pids
+            .split_whitespace()
+            .filter_map(|p| p.parse().ok())
+            .filter_map(Pid::from_raw)
+        {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
@@ -169,9 +203,16 @@ fn delete(name: &str) {
 /// When `ip` is missing.
 pub fn sweep() -> Result<Vec<String>> {
     let mut swept = Vec::new();
-    for name in cmd::run(&["ip", "netns", "list"])?.lines().filter_map(|l| l.split_whitespace().next()) {
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse().ok());
-        let Some(owner) = owner.and_then(Pid::from_raw) else { continue };
+    for name in cmd::run(&["ip", "netns", "list"])?
+        .lines()
+        .filter_map(|l| l.split_whitespace().next())
+    {
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next()?.parse().ok());
+        let Some(owner) = owner.and_then(Pid::from_raw) else {
+            continue;
+        };
         if test_kill_process(owner).is_err() {
             delete(name);
             swept.push(name.to_owned());

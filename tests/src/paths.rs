@@ -3,6 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, bail};
@@ -20,17 +21,28 @@ pub fn guests() -> PathBuf {
     workspace().join("target/guests")
 }
 
-/// A program of this workspace, looked up beside the running one (`target/PROFILE` and `target/PROFILE/deps`).
-/// `VSWITCH_BIN_DIR`, where it is set, names the folder instead.
+static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes programs from `dir` from now on. Only the first call in a process counts.
+pub fn take_programs_from(dir: PathBuf) {
+    PROGRAMS.get_or_init(|| dir);
+}
+
+/// A program of this workspace, looked up beside the running one (`target/PROFILE` and `target/PROFILE/deps`)
+/// unless [`take_programs_from`] named a folder.
 ///
 /// # Errors
 /// When it has not been built; the error says how to build it.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let dirs: Vec<PathBuf> = match env::var_os("VSWITCH_BIN_DIR") {
-        Some(dir) => vec![dir.into()],
+    let dirs: Vec<PathBuf> = match PROGRAMS.get() {
+        Some(dir) => vec![dir.clone()],
         None => {
             let exe = env::current_exe().context("asking for this program's path")?;
-            exe.ancestors().skip(1).take(2).map(Path::to_path_buf).collect()
+            exe.ancestors()
+                .skip(1)
+                .take(2)
+                .map(Path::to_path_buf)
+                .collect()
         }
     };
     for dir in &dirs {

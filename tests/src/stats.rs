@@ -46,7 +46,10 @@ impl Stats {
     /// # Errors
     /// When a promised key is missing or of the wrong kind; the error names it.
     pub fn parse(answer: &Value) -> Result<Self> {
-        let ports = answer.get("ports").and_then(Value::as_array).context("no list \"ports\" in the answer of stats")?;
+        let ports = answer
+            .get("ports")
+            .and_then(Value::as_array)
+            .context("no list \"ports\" in the answer of stats")?;
         ports.iter().map(port).collect::<Result<_>>().map(Self)
     }
 
@@ -55,7 +58,10 @@ impl Stats {
     /// # Errors
     /// When there is none of that name.
     pub fn port(&self, network: &str, port: &str) -> Result<&PortStats> {
-        let found = self.0.iter().find(|p| p.network == network && p.port == port);
+        let found = self
+            .0
+            .iter()
+            .find(|p| p.network == network && p.port == port);
         found.with_context(|| format!("no port {port} of network {network} in the answer of stats"))
     }
 
@@ -69,12 +75,20 @@ impl Stats {
 fn port(value: &Value) -> Result<PortStats> {
     let text = |key: &str| -> Result<String> {
         let found = value.get(key).and_then(Value::as_str);
-        Ok(found.with_context(|| format!("no text \"{key}\" in {value}"))?.to_owned())
+        Ok(found
+            .with_context(|| format!("no text \"{key}\" in {value}"))?
+            .to_owned())
     };
     let count = |key: &str| -> Result<u64> {
-        value.get(key).and_then(Value::as_u64).with_context(|| format!("no count \"{key}\" in {value}"))
+        value
+            .get(key)
+            .and_then(Value::as_u64)
+            .with_context(|| format!("no count \"{key}\" in {value}"))
     };
-    let drops = value.get("drops").and_then(Value::as_object).with_context(|| format!("no \"drops\" in {value}"))?;
+    let drops = value
+        .get("drops")
+        .and_then(Value::as_object)
+        .with_context(|| format!("no \"drops\" in {value}"))?;
     Ok(PortStats {
         network: text("network")?,
         port: text("port")?,
@@ -85,7 +99,10 @@ fn port(value: &Value) -> Result<PortStats> {
         delivered: count("delivered_frames")?,
         consumed: count("consumed_frames")?,
         dropped: count("dropped_frames")?,
-        drops: drops.iter().map(|(k, v)| (k.clone(), v.as_u64().unwrap_or_default())).collect(),
+        drops: drops
+            .iter()
+            .map(|(k, v)| (k.clone(), v.as_u64().unwrap_or_default()))
+            .collect(),
     })
 }
 
@@ -108,7 +125,15 @@ mod tests {
     #[test]
     fn a_missing_key_is_named() {
         let mut answer = answer(4);
-        answer["ports"][0].as_object_mut().unwrap().remove("extra_copies");
-        assert!(Stats::parse(&answer).unwrap_err().to_string().contains("extra_copies"));
+        answer["ports"][0]
+            .as_object_mut()
+            .unwrap()
+            .remove("extra_copies");
+        assert!(
+            Stats::parse(&answer)
+                .unwrap_err()
+                .to_string()
+                .contains("extra_copies")
+        );
     }
 }

@@ -28,13 +28,19 @@ fn a_guest_boots_takes_commands_and_moves_bytes_over_a_tap_device() {
     assert_eq!(guest.run("echo out; echo err >&2").unwrap(), "out\nerr\n");
     assert_eq!(guest.output("exit 3").unwrap().0, 3);
     guest.run("ping -c 1 -W 2 10.9.0.1").unwrap();
-    guest.run("ethtool -k eth0 | grep -q tcp-segmentation-offload").unwrap();
+    guest
+        .run("ethtool -k eth0 | grep -q tcp-segmentation-offload")
+        .unwrap();
 
     let server = vswitch_tests::paths::program("vswitch-traffic").unwrap();
-    let _server = netns.spawn(&[&server.display().to_string(), "serve", "7000"]).unwrap();
+    let _server = netns
+        .spawn(&[&server.display().to_string(), "serve", "7000"])
+        .unwrap();
     for address in ["10.9.0.1", "fd09::1"] {
         for check in ["tcp", "udp"] {
-            guest.run(&format!("vswitch-traffic {check} {address} 7000 20000")).unwrap();
+            guest
+                .run(&format!("vswitch-traffic {check} {address} 7000 20000"))
+                .unwrap();
         }
     }
 }
@@ -55,6 +61,9 @@ fn a_dpdk_peer_sends_by_vhost_user() {
     let socket = dir.path().join("vhost.sock").display().to_string();
     let mut backend = Dpdk::start(&vhost_backend(&socket), "rxonly").unwrap();
     let mut peer = Dpdk::start(&virtio_user(&socket, "02:00:00:00:00:88", &[]), "txonly").unwrap();
-    cmd::wait_until("1000 frames", Duration::from_secs(10), || Ok(backend.frames()?.0 > 1000)).unwrap();
+    cmd::wait_until("1000 frames", Duration::from_secs(10), || {
+        Ok(backend.frames()?.0 > 1000)
+    })
+    .unwrap();
     assert!(peer.frames().unwrap().1 > 1000);
 }

@@ -25,9 +25,15 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match *args.as_slice() {
         ["serve", port] => serve(port),
-        ["tcp", address, port, bytes] => target(address, port, bytes).and_then(|(a, n)| check_tcp(a, n)),
-        ["udp", address, port, bytes] => target(address, port, bytes).and_then(|(a, n)| check_udp(a, n)),
-        _ => Err(anyhow::anyhow!("usage: vswitch-traffic serve PORT | tcp|udp ADDRESS PORT BYTES")),
+        ["tcp", address, port, bytes] => {
+            target(address, port, bytes).and_then(|(a, n)| check_tcp(a, n))
+        }
+        ["udp", address, port, bytes] => {
+            target(address, port, bytes).and_then(|(a, n)| check_udp(a, n))
+        }
+        _ => Err(anyhow::anyhow!(
+            "usage: vswitch-traffic serve PORT | tcp|udp ADDRESS PORT BYTES"
+        )),
     };
     let (text, code) = match result {
         Ok(text) => (text, ExitCode::SUCCESS),
@@ -39,9 +45,16 @@ fn main() -> ExitCode {
 }
 
 fn target(address: &str, port: &str, bytes: &str) -> Result<(SocketAddr, usize)> {
-    let ip: IpAddr = address.parse().with_context(|| format!("{address} is no address"))?;
+    let ip: IpAddr = address
+        .parse()
+        .with_context(|| format!("{address} is no address"))?;
     let port = port.parse().with_context(|| format!("{port} is no port"))?;
-    Ok((SocketAddr::new(ip, port), bytes.parse().with_context(|| format!("{bytes} is no length"))?))
+    Ok((
+        SocketAddr::new(ip, port),
+        bytes
+            .parse()
+            .with_context(|| format!("{bytes} is no length"))?,
+    ))
 }
 
 fn serve(port: &str) -> Result<String> {
@@ -96,28 +109,41 @@ fn same(sent: &[u8], back: &[u8]) -> Result<String> {
 }
 
 fn check_tcp(address: SocketAddr, bytes: usize) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER).with_context(|| format!("connecting to {address}"))?;
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER)
+        .with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_write_timeout(Some(ANSWER))?;
     let sent = pattern(bytes, bytes as u64);
     stream.write_all(&sent).context("sending")?;
     stream.shutdown(Shutdown::Write)?;
     let mut back = Vec::new();
-    stream.read_to_end(&mut back).with_context(|| format!("receiving, {} of {bytes} bytes came", back.len()))?;
+    stream
+        .read_to_end(&mut back)
+        .with_context(|| format!("receiving, {} of {bytes} bytes came", back.len()))?;
     same(&sent, &back)
 }
 
 fn check_udp(address: SocketAddr, longest: usize) -> Result<String> {
-    let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if address.is_ipv4() {
+        [0; 4].into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
-    socket.connect(address).with_context(|| format!("connecting to {address}"))?;
+    socket
+        .connect(address)
+        .with_context(|| format!("connecting to {address}"))?;
     socket.set_read_timeout(Some(ANSWER))?;
     let mut buffer = vec![0; 65536];
     let (mut sent, mut back) = (Vec::new(), Vec::new());
     for number in 1..=DATAGRAMS {
         let datagram = pattern((longest * number / DATAGRAMS).max(1), number as u64);
-        socket.send(&datagram).with_context(|| format!("sending {} bytes", datagram.len()))?;
-        let len = socket.recv(&mut buffer).with_context(|| format!("no answer to {} bytes", datagram.len()))?;
+        socket
+            .send(&datagram)
+            .with_context(|| format!("sending {} bytes", datagram.len()))?;
+        let len = socket
+            .recv(&mut buffer)
+            .with_context(|| format!("no answer to {} bytes", datagram.len()))?;
         if len != datagram.len() {
             bail!("sent {} bytes, got back {len}", datagram.len());
         }

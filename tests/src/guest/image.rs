@@ -45,7 +45,10 @@ pub fn ensure(cache: &Path) -> Result<GuestImage> {
     let kernel = root.join("boot").join(format!("vmlinuz-{version}"));
     let archive = archive(&root.join("lib/modules").join(version))?;
     let hash = format!("{:x}", Sha256::digest(&archive));
-    let initrd = cache.join(format!("initrd-{}.cpio", hash.get(..16).unwrap_or_default()));
+    let initrd = cache.join(format!(
+        "initrd-{}.cpio",
+        hash.get(..16).unwrap_or_default()
+    ));
     if !initrd.exists() {
         write_whole(&initrd, &archive)?;
     }
@@ -63,8 +66,12 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 fn kernel_package() -> Result<String> {
     let depends = cmd::run(&["apt-cache", "depends", KERNEL_META_PACKAGE])
         .context("the guest's kernel comes from a Debian archive, so apt is needed")?;
-    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
-    let package = package.with_context(|| format!("apt knows no kernel for {KERNEL_META_PACKAGE}: run `apt-get update`"))?;
+    let package = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    let package = package.with_context(|| {
+        format!("apt knows no kernel for {KERNEL_META_PACKAGE}: run `apt-get update`")
+    })?;
     Ok(format!("linux-image-{package}"))
 }
 
@@ -75,11 +82,20 @@ fn unpack(cache: &Path, package: &str) -> Result<PathBuf> {
     }
     let work = tempfile::tempdir_in(cache)?;
     let dir = work.path().display().to_string();
-    cmd::run_within(&["env", "-C", &dir, "apt-get", "download", package], DOWNLOAD_LIMIT)
-        .with_context(|| format!("getting the guest's kernel, package {package}"))?;
-    let deb = fs::read_dir(work.path())?.next().context("apt-get download left nothing")??.path();
+    cmd::run_within(
+        &["env", "-C", &dir, "apt-get", "download", package],
+        DOWNLOAD_LIMIT,
+    )
+    .with_context(|| format!("getting the guest's kernel, package {package}"))?;
+    let deb = fs::read_dir(work.path())?
+        .next()
+        .context("apt-get download left nothing")??
+        .path();
     let tree = format!("{dir}/tree");
-    cmd::run_within(&["dpkg", "-x", &deb.display().to_string(), &tree], DOWNLOAD_LIMIT)?;
+    cmd::run_within(
+        &["dpkg", "-x", &deb.display().to_string(), &tree],
+        DOWNLOAD_LIMIT,
+    )?;
     match fs::rename(&tree, &root) {
         // Somebody else was quicker, with the same package.
         Err(_) if root.exists() => Ok(root),
@@ -98,7 +114,10 @@ fn archive(modules: &Path) -> Result<Vec<u8>> {
         bail!("{busybox} is not static: package busybox-static is needed");
     }
     archive.file("bin/busybox", &fs::read(&busybox)?);
-    for applet in cmd::run(&[&busybox, "--list"])?.lines().filter(|applet| *applet != "busybox") {
+    for applet in cmd::run(&[&busybox, "--list"])?
+        .lines()
+        .filter(|applet| *applet != "busybox")
+    {
         archive.link(&format!("bin/{applet}"), "busybox");
     }
     let mut list = String::new();
@@ -127,17 +146,31 @@ fn archive(modules: &Path) -> Result<Vec<u8>> {
 fn load_order(modules: &Path) -> Result<Vec<String>> {
     // A package holds no modules.dep: it is made when a kernel is installed.
     if !modules.join("modules.dep").exists() {
-        let base = modules.ancestors().nth(3).context("a module folder without a root")?.display().to_string();
-        let version = modules.file_name().context("a module folder without a name")?.to_string_lossy();
+        let base = modules
+            .ancestors()
+            .nth(3)
+            .context("a module folder without a root")?
+            .display()
+            .to_string();
+        let version = modules
+            .file_name()
+            .context("a module folder without a name")?
+            .to_string_lossy();
         cmd::run(&["depmod", "-b", &base, &version]).context("package kmod is needed")?;
     }
     let dep = fs::read_to_string(modules.join("modules.dep"))?;
     let mut order = Vec::new();
     for wanted in MODULES {
         let file = format!("/{wanted}.ko");
-        let line = dep.lines().find(|line| line.split(':').next().is_some_and(|path| path.ends_with(&file)));
+        let line = dep.lines().find(|line| {
+            line.split(':')
+                .next()
+                .is_some_and(|path| path.ends_with(&file))
+        });
         let line = line.with_context(|| format!("no module {wanted} in {}", modules.display()))?;
-        let (module, needs) = line.split_once(':').context("a line of modules.dep without a colon")?;
+        let (module, needs) = line
+            .split_once(':')
+            .context("a line of modules.dep without a colon")?;
         for path in needs.split_whitespace().rev().chain([module]) {
             if !order.iter().any(|known| known == path) {
                 order.push(path.to_owned());
@@ -150,8 +183,13 @@ fn load_order(modules: &Path) -> Result<Vec<String>> {
 /// The libraries a program is linked with and their loader, by ldd.
 fn shared_libraries(program: &str) -> Result<Vec<String>> {
     let text = cmd::run(&["ldd", program])?;
-    ensure!(!text.contains("not found"), "{program} lacks a library: {text}");
-    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    ensure!(
+        !text.contains("not found"),
+        "{program} lacks a library: {text}"
+    );
+    let paths = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(str::to_owned).collect())
 }
 

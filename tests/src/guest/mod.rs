@@ -67,28 +67,43 @@ impl QemuGuest {
         let mut command = netns.command("qemu-system-x86_64");
         machine(&mut command, &image, config, &dir);
         let log = std::fs::File::create(dir.path().join("qemu.log"))?;
-        command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
+        command
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .stdin(Stdio::null());
         let mut qemu = Background::spawn(&mut command)?;
-        let agent = Self::connect(&mut qemu, &dir)
-            .with_context(|| format!("{}\n{}", said(&dir, "qemu.log"), said(&dir, "console.log")))?;
-        Ok(Self { qemu, agent, dir, commands: 0 })
+        let agent = Self::connect(&mut qemu, &dir).with_context(|| {
+            format!("{}\n{}", said(&dir, "qemu.log"), said(&dir, "console.log"))
+        })?;
+        Ok(Self {
+            qemu,
+            agent,
+            dir,
+            commands: 0,
+        })
     }
 
     fn connect(qemu: &mut Background, dir: &TempDir) -> Result<BufReader<UnixStream>> {
         let path = dir.path().join("agent.sock");
         let mut stream = None;
-        cmd::wait_until("QEMU's command channel (package qemu-system-x86)", BOOT_LIMIT, || {
-            qemu.must_run()?;
-            stream = UnixStream::connect(&path).ok();
-            Ok(stream.is_some())
-        })?;
+        cmd::wait_until(
+            "QEMU's command channel (package qemu-system-x86)",
+            BOOT_LIMIT,
+            || {
+                qemu.must_run()?;
+                stream = UnixStream::connect(&path).ok();
+                Ok(stream.is_some())
+            },
+        )?;
         let stream = stream.context("no command channel")?;
         stream.set_read_timeout(Some(BOOT_LIMIT))?;
         let mut agent = BufReader::new(stream);
         let mut line = String::new();
         while !line.ends_with("agent ready\n") {
             line.clear();
-            let len = agent.read_line(&mut line).context("waiting for the guest to boot")?;
+            let len = agent
+                .read_line(&mut line)
+                .context("waiting for the guest to boot")?;
             ensure!(len > 0, "the guest ended while it booted");
         }
         Ok(agent)
@@ -100,7 +115,11 @@ impl QemuGuest {
     /// When it does not end with status 0, or the guest is gone.
     pub fn run(&mut self, command: &str) -> Result<String> {
         let (status, text) = self.output(command)?;
-        ensure!(status == 0, "in the guest, `{command}` ended with status {status}: {}", text.trim());
+        ensure!(
+            status == 0,
+            "in the guest, `{command}` ended with status {status}: {}",
+            text.trim()
+        );
         Ok(text)
     }
 
@@ -115,15 +134,25 @@ impl QemuGuest {
         let number = self.commands;
         writeln!(self.agent.get_mut(), "{number} {command}")?;
         let mut line = String::new();
-        self.agent.read_line(&mut line).with_context(|| format!("no answer of the guest to `{command}`"))?;
+        self.agent
+            .read_line(&mut line)
+            .with_context(|| format!("no answer of the guest to `{command}`"))?;
         let mut words = line.split_whitespace().map(str::parse::<i64>);
-        let (Some(Ok(echoed)), Some(Ok(status)), Some(Ok(length))) = (words.next(), words.next(), words.next()) else {
+        let (Some(Ok(echoed)), Some(Ok(status)), Some(Ok(length))) =
+            (words.next(), words.next(), words.next())
+        else {
             bail!("the guest answered {line:?} to `{command}`");
         };
-        ensure!(echoed == i64::from(number), "the guest answered command {echoed}, not {number}");
+        ensure!(
+            echoed == i64::from(number),
+            "the guest answered command {echoed}, not {number}"
+        );
         let mut text = vec![0; usize::try_from(length)?];
         self.agent.read_exact(&mut text)?;
-        Ok((i32::try_from(status)?, String::from_utf8_lossy(&text).into_owned()))
+        Ok((
+            i32::try_from(status)?,
+            String::from_utf8_lossy(&text).into_owned(),
+        ))
     }
 
     /// What the guest's kernel and its init said on the serial console.
@@ -143,26 +172,48 @@ fn said(dir: &TempDir, file: &str) -> String {
 fn machine(command: &mut Command, image: &image::GuestImage, config: &GuestConfig, dir: &TempDir) {
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
     let netdev = match &config.attachment {
-        Attachment::VhostUserClient(_) | Attachment::VhostUserServer(_) => "vhost-user,id=net,chardev=vhost".to_owned(),
+        Attachment::VhostUserClient(_) | Attachment::VhostUserServer(_) => {
+            "vhost-user,id=net,chardev=vhost".to_owned()
+        }
         Attachment::Tap(ifname) => format!("tap,id=net,ifname={ifname},script=no,downscript=no"),
     };
     match &config.attachment {
         Attachment::VhostUserClient(socket) => {
-            command.arg("-chardev").arg(format!("socket,id=vhost,path={socket},reconnect=1"));
+            command
+                .arg("-chardev")
+                .arg(format!("socket,id=vhost,path={socket},reconnect=1"));
         }
         Attachment::VhostUserServer(socket) => {
-            command.arg("-chardev").arg(format!("socket,id=vhost,path={socket},server=on,wait=off"));
+            command
+                .arg("-chardev")
+                .arg(format!("socket,id=vhost,path={socket},server=on,wait=off"));
         }
         Attachment::Tap(_) => {}
     }
-    let mut device = format!("virtio-net-pci,netdev=net,vectors=0,romfile=,mac={}", config.mac);
+    let mut device = format!(
+        "virtio-net-pci,netdev=net,vectors=0,romfile=,mac={}",
+        config.mac
+    );
     for option in &config.device {
         device.push(',');
         device.push_str(option);
     }
     command
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-        .args(["-machine", "pc,accel=tcg,memory-backend=ram", "-m", "192M", "-cpu", "max"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .args([
+            "-machine",
+            "pc,accel=tcg,memory-backend=ram",
+            "-m",
+            "192M",
+            "-cpu",
+            "max",
+        ])
         .args(["-object", "memory-backend-memfd,id=ram,size=192M,share=on"])
         .arg("-netdev")
         .arg(netdev)
@@ -171,11 +222,17 @@ fn machine(command: &mut Command, image: &image::GuestImage, config: &GuestConfi
         .arg("-serial")
         .arg(format!("file:{}", path("console.log").display()))
         .arg("-serial")
-        .arg(format!("unix:{},server=on,wait=off", path("agent.sock").display()))
+        .arg(format!(
+            "unix:{},server=on,wait=off",
+            path("agent.sock").display()
+        ))
         .arg("-kernel")
         .arg(&image.kernel)
         .arg("-initrd")
         .arg(&image.initrd)
         .arg("-append")
-        .arg(format!("console=ttyS0 quiet panic=-1 mitigations=off addresses={}", config.addresses.join(",")));
+        .arg(format!(
+            "console=ttyS0 quiet panic=-1 mitigations=off addresses={}",
+            config.addresses.join(",")
+        ));
 }
