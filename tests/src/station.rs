@@ -132,7 +132,7 @@ impl Station {
             self.run(&format!("ip link set {upper} up"))?;
         }
         for address in self.address.both() {
-            self.run(&format!("ip addr add {address} dev {upper}"))?;
+            self.run(&format!("ip addr replace {address} dev {upper}"))?;
         }
         Ok(())
     }
