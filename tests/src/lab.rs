@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -135,4 +135,65 @@ impl Lab {
     pub fn host_station(&self, network: &str, address: Address) -> Result<Station> {
         Station::inside("host", &self.host, &format!("vsw-{network}"), None, address)
     }
+
+    /// Runs a command line that must be refused: exit status 1 with one line on standard error, or 2 (wrong usage),
+    /// and networks, ports and interfaces as they were. The first line must hold each of `words`; it is returned.
+    ///
+    /// # Errors
+    /// When it was accepted, says something else, or left something half done.
+    pub fn refused(&self, args: &[&str], words: &[&str]) -> Result<String> {
+        let line = args.join(" ");
+        let before = self.snapshot()?;
+        let out = self.daemon.ctl_output(args)?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        let code = out.status.code();
+        ensure!(
+            matches!(code, Some(1 | 2)),
+            "`{line}` ended with {}: {said}",
+            out.status
+        );
+        ensure!(
+            code == Some(2) || said.trim().lines().count() == 1,
+            "`{line}`: more than one line: {said}"
+        );
+        let first = said.lines().next().unwrap_or_default();
+        for word in words {
+            ensure!(
+                first.contains(word),
+                "`{line}`: the error does not name {word:?}: {first}"
+            );
+        }
+        let after = self.snapshot()?;
+        ensure!(
+            before == after,
+            "`{line}` was refused, but left something:\nbefore {before:?}\nafter  {after:?}"
+        );
+        Ok(first.to_owned())
+    }
+
+    /// What a refused change must leave alone: networks, ports, and the host's interfaces with their addresses.
+    fn snapshot(&self) -> Result<[String; 3]> {
+        let links = self.host.ip("-br addr show")?;
+        let names: Vec<&str> = links.lines().collect();
+        Ok([
+            self.ctl("network list")?.to_string(),
+            ports_of(&self.ctl("port list")?),
+            names.join("\n"),
+        ])
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The ports of a `port list` without what changes by itself.
+fn ports_of(list: &Value) -> String {
+    let ports = list
+        .as_array()
+        .or_else(|| list.get("ports").and_then(Value::as_array))
+        .into_iter()
+        .flatten();
+    let names = ports.map(|port| format!("{} {}", text(port, "network"), text(port, "name")));
+    names.collect::<Vec<_>>().join("\n")
 }
