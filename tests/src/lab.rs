@@ -113,6 +113,20 @@ impl Lab {
         tag: Option<u16>,
         address: Address,
     ) -> Result<Station> {
+        self.guest_station_with(network, port, (tag, address), &[])
+    }
+
+    /// As [`Lab::guest_station`], with further options of the guest's NIC, as `packed=on`.
+    ///
+    /// # Errors
+    /// As [`Lab::guest_station`].
+    pub fn guest_station_with(
+        &self,
+        network: &str,
+        port: &str,
+        (tag, address): (Option<u16>, Address),
+        device: &[&str],
+    ) -> Result<Station> {
         let socket = self.daemon.socket(port);
         self.ctl(&format!(
             "port add {network} {port} --vhost-user {socket} --server"
@@ -121,7 +135,7 @@ impl Lab {
             attachment: Attachment::VhostUserClient(socket),
             mac: address.mac(),
             addresses: Vec::new(),
-            device: Vec::new(),
+            device: device.iter().map(|&option| option.to_owned()).collect(),
         };
         let guest = QemuGuest::boot(&self.host, &config)
             .with_context(|| format!("vswitchd said: {}", self.daemon.log()))?;

@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod dpdk;
 pub mod guest;
 pub mod lab;
+pub mod matrix;
 pub mod netns;
 pub mod paths;
 pub mod station;
