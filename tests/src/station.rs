@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use crate::{Background, Netns, QemuGuest, paths};
+use crate::{
+    Background, Netns, QemuGuest,
+    guest::{Attachment, GuestConfig},
+    paths,
+};
 
 /// The port that `vswitch-traffic serve` listens on.
 const TRAFFIC_PORT: u16 = 7000;
@@ -64,7 +68,9 @@ pub enum Transport {
 /// A station with its addresses.
 #[derive(Debug)]
 pub struct Station {
+    // The place ends before its namespace.
     place: Place,
+    netns: Option<Arc<Netns>>,
     ifname: String,
     tag: Option<u16>,
     /// Its addresses.
@@ -75,11 +81,12 @@ pub struct Station {
 }
 
 impl Station {
-    /// A station on interface `ifname` of `netns`, which is brought up and given its addresses; with a `tag`, on a
-    /// VLAN interface above it. It answers to [`Station::bytes`] from now on.
+    /// A station on interface `ifname` of `netns`, which is brought up and given its addresses. With a `tag` it is a
+    /// guest that is bridged to the interface and tags by itself, for not every host kernel knows VLAN interfaces.
+    /// It answers to [`Station::bytes`] from now on.
     ///
     /// # Errors
-    /// When the interface is missing.
+    /// When the interface is missing, or the guest does not boot.
     pub fn inside(
         name: &str,
         netns: &Arc<Netns>,
@@ -87,8 +94,15 @@ impl Station {
         tag: Option<u16>,
         address: Address,
     ) -> Result<Self> {
+        if tag.is_some() {
+            let guest = bridged_guest(netns, ifname, address)?;
+            let mut station = Self::guest(name, guest, tag, address)?;
+            station.netns = Some(Arc::clone(netns));
+            return Ok(station);
+        }
         let mut station = Self {
             place: Place::Inside(Arc::clone(netns)),
+            netns: Some(Arc::clone(netns)),
             ifname: ifname.to_owned(),
             tag,
             address,
@@ -109,6 +123,7 @@ impl Station {
         let place = Place::Guest(Box::new(guest));
         let mut station = Self {
             place,
+            netns: None,
             ifname: "eth0".into(),
             tag,
             address,
@@ -146,13 +161,10 @@ impl Station {
         }
     }
 
-    /// Its namespace; none for a guest.
+    /// The namespace it is in, or bridged to; none for a guest on a port of its own.
     #[must_use]
     pub fn netns(&self) -> Option<&Arc<Netns>> {
-        match &self.place {
-            Place::Inside(netns) => Some(netns),
-            Place::Guest(_) => None,
-        }
+        self.netns.as_ref()
     }
 
     /// Runs a shell command there and returns what it printed.
@@ -199,19 +211,16 @@ impl Station {
         .map(drop)
     }
 
-    /// Pings `to` three times with `payload` bytes.
+    /// Pings `to` with `payload` bytes.
     ///
     /// # Errors
     /// When an answer is missing.
     pub fn ping(&mut self, to: Address, v6: bool, payload: u32) -> Result<()> {
         let ip = to.ip(v6);
-        // busybox takes whole seconds; the first may be lost to nobody, for ARP holds the frame back.
-        let rate = if self.netns().is_some() {
-            "-i 0.02"
-        } else {
-            ""
-        };
-        let count = if self.netns().is_some() { 3 } else { 1 };
+        // The ping of guests counts in whole seconds.
+        let fast = matches!(self.place, Place::Inside(_));
+        let rate = if fast { "-i 0.02" } else { "" };
+        let count = if fast { 3 } else { 1 };
         let said = self.run(&format!(
             "ping -{} -c {count} {rate} -W 3 -s {payload} {ip}",
             if v6 { 6 } else { 4 }
@@ -250,4 +259,35 @@ impl Station {
             to.ip(v6)
         ))
     }
+}
+
+/// A guest on a TAP device that is bridged with `ifname`. What it sends has its checksums filled in and its segments
+/// cut: where `ifname` is a virtual cable, nobody else would.
+fn bridged_guest(netns: &Arc<Netns>, ifname: &str, address: Address) -> Result<QemuGuest> {
+    netns.ip("link add name br0 type bridge")?;
+    netns.run(&[
+        "sh",
+        "-c",
+        "echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6",
+    ])?;
+    netns.ip("tuntap add dev tag0 mode tap")?;
+    for port in [ifname, "tag0"] {
+        netns.ip(&format!("link set {port} mtu 9000 master br0 up"))?;
+    }
+    netns.ip("link set br0 up")?;
+    let off = [
+        "csum=off",
+        "gso=off",
+        "host_tso4=off",
+        "host_tso6=off",
+        "host_ecn=off",
+        "host_ufo=off",
+    ];
+    let config = GuestConfig {
+        attachment: Attachment::Tap("tag0".into()),
+        mac: address.mac(),
+        addresses: Vec::new(),
+        device: off.map(str::to_owned).into(),
+    };
+    QemuGuest::boot(netns, &config)
 }

@@ -58,24 +58,35 @@ fn a_trunk_carries_its_allowed_list_tagged_and_its_native_vlan_untagged() -> Res
         lab.ctl(&format!("port set lab {name} --vlan access:{vlan}"))?;
     }
     // One address range for all: only the tag says who is reached.
-    for (tag, number) in [(10, 1), (21, 2), (40, 4)] {
-        let mut trunk =
-            Station::inside("trunk", &trunk_netns, "eth0", Some(tag), at(100 + number))?;
-        let reached = trunk
-            .run(&format!(
-                "ping -c 1 -W 1 -I eth0.{tag} {}",
-                at(number).ip(false)
-            ))
-            .is_ok();
-        ensure!(reached == (tag != 40), "tag {tag}: reached is {reached}");
-        trunk.run(&format!("ip link del eth0.{tag}"))?;
+    let mut trunk = Station::inside("trunk", &trunk_netns, "eth0", Some(10), at(101))?;
+    for (tag, number) in [(21, 2), (40, 4)] {
+        trunk.run(&format!(
+            "ip link add link eth0 name eth0.{tag} type vlan id {tag}"
+        ))?;
+        trunk.run(&format!("ip link set eth0.{tag} up"))?;
+        trunk.run(&format!(
+            "ip addr add {}/24 dev eth0.{tag}",
+            at(100 + number).ip(false)
+        ))?;
     }
-    let mut native = Station::inside("trunk", &trunk_netns, "eth0", None, at(103))?;
-    ensure!(native.reaches(at(3)), "the native VLAN is not reached");
-    ensure!(
-        !native.reaches(at(1)),
-        "an untagged frame reached a tagged VLAN"
-    );
+    trunk.run(&format!("ip addr add {}/24 dev eth0", at(103).ip(false)))?;
+    for (interface, number, must) in [
+        ("eth0.10", 1, true),
+        ("eth0.21", 2, true),
+        ("eth0.40", 4, false),
+        ("eth0", 3, true),
+        ("eth0", 1, false),
+        ("eth0.10", 2, false),
+    ] {
+        let to = at(number).ip(false);
+        let reached = trunk
+            .run(&format!("ping -c 1 -W 1 -I {interface} {to}"))
+            .is_ok();
+        ensure!(
+            reached == must,
+            "{to} by {interface}: reached is {reached}, must be {must}"
+        );
+    }
     let dropped = port(&lab, "trunk")?;
     ensure!(dropped.dropped > 0 && dropped.adds_up(), "{dropped:?}");
     Ok(())
@@ -106,10 +117,14 @@ fn service_tags_pass_through_a_port_without_vlan() -> Result<()> {
     let lab = lab()?;
     let mut ends = Vec::new();
     for (name, number) in [("alice", 1), ("bob", 2)] {
-        let netns = lab.tap_port("lab", name)?;
-        netns.ip("link add link eth0 name outer type vlan proto 802.1ad id 300")?;
-        netns.ip("link set outer up")?;
-        ends.push(Station::inside(name, &netns, "outer", Some(5), at(number))?);
+        let mut end = lab.tap_station("lab", name, Some(9), at(number))?;
+        end.run("ip link del eth0.9; ip link add link eth0 name outer type vlan protocol 802.1ad id 300")?;
+        end.run("ip link add link outer name inner type vlan id 5; ip link set outer up; ip link set inner up")?;
+        end.run(&format!(
+            "ip addr add {}/24 dev inner",
+            at(number).ip(false)
+        ))?;
+        ends.push(end);
     }
     ends.first_mut()
         .context("two ends")?
