@@ -105,7 +105,9 @@ impl Stage {
         report::attempts(&attempts);
         report::speeds(&speeds);
         report::counters(&stats);
-        Ok(attempts.iter().all(Attempt::as_it_must) && stats.wrong().is_empty())
+        // Every station has sent something, so a port that has taken nothing does not count.
+        let counted = stats.wrong().is_empty() && stats.0.iter().all(|port| port.taken > 0);
+        Ok(attempts.iter().all(Attempt::as_it_must) && counted)
     }
 
     fn stations(&self, lab: &Lab) -> Result<Vec<Station>> {
