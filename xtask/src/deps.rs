@@ -106,10 +106,14 @@ fn forbidden_lines(package: &str, source: &str) -> Vec<(usize, &'static str)> {
     let mut found = Vec::new();
     for (number, line) in source.lines().enumerate() {
         let code = line.split("//").next().unwrap_or_default();
-        let is_unsafe = code
-            .split("unsafe")
-            .skip(1)
-            .any(|rest| AFTER_UNSAFE.iter().any(|next| rest.starts_with(next)));
+        let parts: Vec<&str> = code.split("unsafe").collect();
+        let is_unsafe = parts.windows(2).any(|around| match around {
+            [before, after] => {
+                !before.ends_with(|c: char| c.is_alphanumeric() || c == '_')
+                    && AFTER_UNSAFE.iter().any(|next| after.starts_with(next))
+            }
+            _ => false,
+        });
         if !UNSAFE.contains(&package) && is_unsafe {
             found.push((number + 1, "unsafe code is for guestmem and hostif only"));
         }
