@@ -38,5 +38,18 @@ pub use error::{Fault, MapError};
 pub use memory::{MAX_REGIONS, Memory, RegionSpec, Span};
 pub use window::Window;
 
+/// Asks the processor for the cache line of `at`, to be read soon. For private data, of those who forbid `unsafe`.
+#[inline]
+pub fn prefetch<T>(at: &T) {
+    raw::prefetch(std::ptr::from_ref(at).cast());
+}
+
+/// The processor's time-stamp counter: ticks at a constant rate on every processor this runs on, the same on all cores
+/// (Intel SDM volume 3, 18.17.1 "invariant TSC").
+#[inline]
+pub fn cycles() -> u64 {
+    raw::cycles()
+}
+
 #[cfg(test)]
 mod tests;

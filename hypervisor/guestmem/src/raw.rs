@@ -331,3 +331,10 @@ pub(crate) fn prefetch_write(at: *const u8) {
     // SAFETY: as `prefetch`; processors without PREFETCHW treat it as a no-op.
     unsafe { asm!("prefetchw [{p}]", p = in(reg) at, options(nostack, preserves_flags, readonly)) };
 }
+
+/// The time-stamp counter.
+#[inline]
+pub(crate) fn cycles() -> u64 {
+    // SAFETY: every x86-64 processor has RDTSC, and Linux lets processes use it.
+    unsafe { _rdtsc() }
+}
