@@ -5,7 +5,7 @@
 
 use guestmem::{Fault, Memory, Span};
 use offload::{
-    Action, Checked, Features, HEAD_MAX, Request, Segmenter, Sum, Tag, TagEdit, finish_checksum, plan,
+    Action, Checked, Features, HEAD_MAX, Request, Segmenter, Sum, Tag, TagEdit, finish_checksum, plan::plan,
 };
 
 use crate::burst::{BURST, Burst, Frame};

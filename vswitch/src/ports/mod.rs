@@ -1,0 +1,2 @@
+//! Port kinds.
+pub mod vhost;
