@@ -62,7 +62,9 @@ pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
     }
     let tci = match rest {
         // A tag needs its identifier and the type of what follows.
-        [c0, c1, _, _, ..] if u16::from_be_bytes([t0, t1]) == TPID_8021Q => Some(u16::from_be_bytes([*c0, *c1])),
+        [c0, c1, _, _, ..] if u16::from_be_bytes([t0, t1]) == TPID_8021Q => {
+            Some(u16::from_be_bytes([*c0, *c1]))
+        }
         _ if u16::from_be_bytes([t0, t1]) == TPID_8021Q => return Err(DropReason::Runt),
         _ => None,
     };
@@ -96,7 +98,9 @@ pub fn forward(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) 
     }
     match view.port(to) {
         None => Verdict::Flood,
-        Some(port) if port.policy.vlan.egress(frame.vid).is_none() => Verdict::Drop(DropReason::VlanEgress),
+        Some(port) if port.policy.vlan.egress(frame.vid).is_none() => {
+            Verdict::Drop(DropReason::VlanEgress)
+        }
         Some(port) if !port.policy.link_up => Verdict::Drop(DropReason::LinkDown),
         Some(_) => Verdict::Unicast(to),
     }
@@ -108,7 +112,11 @@ pub fn learn(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) ->
 }
 
 /// The ports a flooded frame of `vid` from port `from` goes to.
-pub fn flood(view: &NetworkView, from: PortIndex, vid: Vid) -> impl Iterator<Item = PortIndex> + '_ {
+pub fn flood(
+    view: &NetworkView,
+    from: PortIndex,
+    vid: Vid,
+) -> impl Iterator<Item = PortIndex> + '_ {
     view.iter()
         .filter(move |(index, port)| {
             *index != from && port.policy.link_up && port.policy.vlan.egress(vid).is_some()
@@ -118,7 +126,9 @@ pub fn flood(view: &NetworkView, from: PortIndex, vid: Vid) -> impl Iterator<Ite
 
 /// The verdict for a frame that came from port `from` at `now` seconds, without learning from it.
 pub fn classify(view: &NetworkView, from: PortIndex, head: &[u8], now: u32) -> Verdict {
-    let Some(port) = view.port(from) else { return Verdict::Drop(DropReason::Disconnected) };
+    let Some(port) = view.port(from) else {
+        return Verdict::Drop(DropReason::Disconnected);
+    };
     match admit(&port.policy, head) {
         Ok(frame) => forward(view, from, &frame, now),
         Err(reason) => Verdict::Drop(reason),

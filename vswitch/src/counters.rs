@@ -76,26 +76,38 @@ impl CounterBlock {
     /// Adds what a turn counted. Only the thread that owns the counted side calls this.
     pub fn add(&self, counts: &Counts) {
         let sequence = self.sequence.load(Ordering::Relaxed);
-        self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
+        self.sequence
+            .store(sequence.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
         for (cell, add) in self.fields.iter().zip(counts.fields()) {
             if add != 0 {
-                cell.store(cell.load(Ordering::Relaxed).wrapping_add(add), Ordering::Relaxed);
+                cell.store(
+                    cell.load(Ordering::Relaxed).wrapping_add(add),
+                    Ordering::Relaxed,
+                );
             }
         }
         for (reason, add) in counts.drops.iter() {
             if let Some(cell) = self.drops.get(reason as usize) {
-                cell.store(cell.load(Ordering::Relaxed).wrapping_add(add), Ordering::Relaxed);
+                cell.store(
+                    cell.load(Ordering::Relaxed).wrapping_add(add),
+                    Ordering::Relaxed,
+                );
             }
         }
-        self.sequence.store(sequence.wrapping_add(2), Ordering::Release);
+        self.sequence
+            .store(sequence.wrapping_add(2), Ordering::Release);
     }
 
     /// The counters as they stand between two additions.
     pub fn read(&self) -> Counts {
         loop {
             let before = self.sequence.load(Ordering::Acquire);
-            let fields = std::array::from_fn(|i| self.fields.get(i).map_or(0, |cell| cell.load(Ordering::Relaxed)));
+            let fields = std::array::from_fn(|i| {
+                self.fields
+                    .get(i)
+                    .map_or(0, |cell| cell.load(Ordering::Relaxed))
+            });
             let mut drops = DropCounts::default();
             for (&reason, cell) in DropReason::ALL.iter().zip(&self.drops) {
                 drops.add(reason, cell.load(Ordering::Relaxed));

@@ -4,15 +4,17 @@
 //! destination did not agree to receive is done here, while copying: checksums are filled in, large frames are cut.
 
 use guestmem::{Fault, Memory, Span};
+use offload::plan::plan;
 use offload::{
-    Action, Checked, Features, HEAD_MAX, Request, Segmenter, Sum, Tag, TagEdit, finish_checksum, plan::plan,
+    Action, Checked, CsumAt, Features, HEAD_MAX, Request, Segmenter, Sum, Tag, TagEdit,
+    finish_checksum,
 };
 
-use crate::burst::{BURST, Burst, Frame};
+use crate::burst::{Burst, Frame};
 use crate::counters::Counts;
 use crate::drops::DropReason;
 use crate::port::{Room, RxMeta, RxRing};
-use crate::vlan::{Egress, VlanMode, Vid};
+use crate::vlan::{Egress, Vid, VlanMode};
 
 /// What classifying found out about a frame that a destination needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +37,7 @@ pub struct Job<'a> {
     /// Memory of the source.
     pub source: &'a Memory,
     /// What is known of each frame; as many as the burst has.
-    pub meta: &'a [FrameMeta],
+    pub meta: &'a [Option<FrameMeta>],
     /// Which frames: bit i stands for frame i.
     pub frames: u32,
     /// VLAN membership of the destination.
@@ -94,10 +96,16 @@ impl Job<'_> {
         while left != 0 {
             let index = left.trailing_zeros() as usize;
             left &= left - 1;
-            let (Some(frame), Some(meta)) = (self.burst.frames().get(index), self.meta.get(index)) else { continue };
+            let (Some(frame), Some(Some(meta))) =
+                (self.burst.frames().get(index), self.meta.get(index))
+            else {
+                continue;
+            };
             let wanted = match self.vlan.egress(meta.vid) {
                 Some(Egress::Untagged) => None,
-                Some(Egress::Tagged) => Some(Tag { tci: meta.priority | meta.vid }),
+                Some(Egress::Tagged) => Some(Tag {
+                    tci: meta.priority | meta.vid,
+                }),
                 None => {
                     report.dropped(DropReason::VlanEgress, 1);
                     continue;
@@ -110,7 +118,15 @@ impl Job<'_> {
                     match edit.apply(frame.head(), &mut head) {
                         Some(len) => {
                             let head = head.get(..len).unwrap_or(&[]);
-                            each(report, &self.outgoing(frame, head, edit.delta(), meta.checked.retagged(edit)));
+                            each(
+                                report,
+                                &self.outgoing(
+                                    frame,
+                                    head,
+                                    edit.delta(),
+                                    meta.checked.retagged(edit),
+                                ),
+                            );
                         }
                         None => report.dropped(DropReason::Runt, 1),
                     }
@@ -119,8 +135,19 @@ impl Job<'_> {
         }
     }
 
-    fn outgoing<'b>(&'b self, frame: &'b Frame, head: &'b [u8], delta: i8, checked: Checked) -> Outgoing<'b> {
-        Outgoing { head, body: self.burst.body(frame), len: frame.len().saturating_add_signed(delta.into()), checked }
+    fn outgoing<'b>(
+        &'b self,
+        frame: &'b Frame,
+        head: &'b [u8],
+        delta: i8,
+        checked: Checked,
+    ) -> Outgoing<'b> {
+        Outgoing {
+            head,
+            body: self.burst.body(frame),
+            len: frame.len().saturating_add_signed(delta.into()),
+            checked,
+        }
     }
 }
 
@@ -130,18 +157,26 @@ pub fn deliver<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
     let max_frame = u32::from(job.mtu) + 14;
     let mut room = Room::new();
     job.for_each(report, |report, frame| {
-        let mut writer = Writer { ring: &mut *ring, source: job.source, features, room: &mut room };
+        let mut writer = Writer {
+            ring: &mut *ring,
+            source: job.source,
+            features,
+            room: &mut room,
+        };
         match plan(&frame.checked, frame.len, &features, max_frame) {
             Action::TooLong => report.dropped(DropReason::Mtu, 1),
             Action::Segment { mss } => writer.cut(frame, mss, report),
             action => {
                 let request = action.outgoing(&frame.checked, &features);
-                let body = Body::new(&[], frame.body);
+                let mut body = Body::new(&[], frame.body);
                 let fill = matches!(action, Action::FillChecksum);
-                let piece = Piece { head: frame.head, body_len: frame.len.saturating_sub(frame.head.len() as u32) };
+                let piece = Piece {
+                    head: frame.head,
+                    body_len: frame.len.saturating_sub(frame.head.len() as u32),
+                };
                 let result = match frame.checked.request().csum.filter(|_| fill) {
-                    Some(at) => writer.write_summed(piece, &mut { body }, at),
-                    None => writer.write(piece, &mut { body }, request, frame.checked.header_len()),
+                    Some(at) => writer.write_summed(piece, &mut body, at),
+                    None => writer.write(piece, &mut body, request, frame.checked.header_len()),
                 };
                 match result {
                     Ok(()) => report.delivered(frame.len, frame.len),
@@ -185,8 +220,16 @@ impl<R: RxRing> Writer<'_, R> {
     ) -> Result<(), DropReason> {
         self.reserve(piece)?;
         let mut sink = Sink::new(self.ring.memory(), self.room, 0);
-        let written = sink.write(piece.head).and_then(|()| body.copy(self.source, piece.body_len, &mut sink));
-        self.finish(written, RxMeta { request, header_len })
+        let written = sink
+            .write(piece.head)
+            .and_then(|()| body.copy(self.source, piece.body_len, &mut sink));
+        self.finish(
+            written,
+            RxMeta {
+                request,
+                header_len,
+            },
+        )
     }
 
     /// As `write`, completing the checksum at `at`: the body is summed as it is copied, the head goes last.
@@ -194,21 +237,25 @@ impl<R: RxRing> Writer<'_, R> {
         &mut self,
         piece: Piece<'_>,
         body: &mut Body<'_>,
-        at: offload::CsumAt,
+        at: CsumAt,
     ) -> Result<(), DropReason> {
         self.reserve(piece)?;
         let mut head = [0; HEAD_MAX];
-        let Some((head, _)) = head.split_at_mut_checked(piece.head.len()) else { return Err(DropReason::BadOffload) };
+        let Some((head, _)) = head.split_at_mut_checked(piece.head.len()) else {
+            return Err(DropReason::BadOffload);
+        };
         head.copy_from_slice(piece.head);
         let mut sum = Sum::new();
         sum.add_bytes(piece.head.get(usize::from(at.start)..).unwrap_or(&[]));
         let mut sink = Sink::new(self.ring.memory(), self.room, head.len() as u32);
-        let written = body.copy_sum(self.source, piece.body_len, &mut sink, &mut sum).and_then(|()| {
-            if let Some(field) = head.get_mut(at.field()..at.field() + 2) {
-                field.copy_from_slice(&finish_checksum(sum, at).to_be_bytes());
-            }
-            Sink::new(self.ring.memory(), self.room, 0).write(head)
-        });
+        let written = body
+            .copy_sum(self.source, piece.body_len, &mut sink, &mut sum)
+            .and_then(|()| {
+                if let Some(field) = head.get_mut(at.field()..at.field() + 2) {
+                    field.copy_from_slice(&finish_checksum(sum, at).to_be_bytes());
+                }
+                Sink::new(self.ring.memory(), self.room, 0).write(head)
+            });
         self.finish(written, RxMeta::default())
     }
 
@@ -225,7 +272,11 @@ impl<R: RxRing> Writer<'_, R> {
             }
             Err(_) => {
                 self.ring.cancel();
-                Err(if self.source.is_faulted() { DropReason::SourceFault } else { DropReason::RxFault })
+                Err(if self.source.is_faulted() {
+                    DropReason::SourceFault
+                } else {
+                    DropReason::RxFault
+                })
             }
         }
     }
@@ -234,7 +285,10 @@ impl<R: RxRing> Writer<'_, R> {
     fn cut(&mut self, frame: &Outgoing<'_>, mss: u16, report: &mut Report) {
         let mut segments = Segmenter::new(frame.head, &frame.checked, frame.len, mss);
         report.cut(segments.remaining());
-        let in_head = frame.head.get(usize::from(frame.checked.header_len())..).unwrap_or(&[]);
+        let in_head = frame
+            .head
+            .get(usize::from(frame.checked.header_len())..)
+            .unwrap_or(&[]);
         let mut body = Body::new(in_head, frame.body);
         let mut head = [0; HEAD_MAX];
         while let Some(segment) = segments.next(&mut head) {
@@ -243,7 +297,10 @@ impl<R: RxRing> Writer<'_, R> {
                 body_len: segment.body_len,
             };
             let result = if self.features.csum {
-                let request = Request { csum: Some(segment.csum), ..Request::default() };
+                let request = Request {
+                    csum: Some(segment.csum),
+                    ..Request::default()
+                };
                 self.write(piece, &mut body, request, 0)
             } else {
                 self.write_summed(piece, &mut body, segment.csum)
@@ -269,8 +326,14 @@ struct Body<'a> {
 
 impl<'a> Body<'a> {
     fn new(private: &'a [u8], spans: &'a [Span]) -> Self {
-        let (current, rest) = spans.split_first().map_or((Span::EMPTY, spans), |(first, rest)| (*first, rest));
-        Body { private, current, rest }
+        let (current, rest) = spans
+            .split_first()
+            .map_or((Span::EMPTY, spans), |(first, rest)| (*first, rest));
+        Body {
+            private,
+            current,
+            rest,
+        }
     }
 
     /// Takes up to `len` private bytes.
@@ -283,10 +346,15 @@ impl<'a> Body<'a> {
     /// Takes up to `len` bytes of one span. Empty once there are none left.
     fn take_span(&mut self, len: u32) -> Span {
         while self.current.is_empty() {
-            let Some((first, rest)) = self.rest.split_first() else { return Span::EMPTY };
+            let Some((first, rest)) = self.rest.split_first() else {
+                return Span::EMPTY;
+            };
             (self.current, self.rest) = (*first, rest);
         }
-        let (taken, left) = self.current.split_at(self.current.len().min(len)).unwrap_or((self.current, Span::EMPTY));
+        let (taken, left) = self
+            .current
+            .split_at(self.current.len().min(len))
+            .unwrap_or((self.current, Span::EMPTY));
         self.current = left;
         taken
     }
@@ -306,7 +374,13 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    fn copy_sum(&mut self, source: &Memory, len: u32, sink: &mut Sink<'_>, sum: &mut Sum) -> Result<(), Fault> {
+    fn copy_sum(
+        &mut self,
+        source: &Memory,
+        len: u32,
+        sink: &mut Sink<'_>,
+        sum: &mut Sum,
+    ) -> Result<(), Fault> {
         let private = self.take_private(len);
         sum.add_bytes(private);
         sink.write(private)?;
@@ -340,11 +414,19 @@ impl<'a> Sink<'a> {
         while let Some((first, after)) = rest.split_first() {
             rest = after;
             if let Some((_, current)) = first.split_at(skip) {
-                return Sink { memory, current, rest };
+                return Sink {
+                    memory,
+                    current,
+                    rest,
+                };
             }
             skip -= first.len();
         }
-        Sink { memory, current: Span::EMPTY, rest }
+        Sink {
+            memory,
+            current: Span::EMPTY,
+            rest,
+        }
     }
 
     fn next(&mut self, len: u32) -> Result<Span, Fault> {
@@ -352,7 +434,10 @@ impl<'a> Sink<'a> {
             let (first, rest) = self.rest.split_first().ok_or(Fault::Length)?;
             (self.current, self.rest) = (*first, rest);
         }
-        let (piece, left) = self.current.split_at(self.current.len().min(len)).ok_or(Fault::Range)?;
+        let (piece, left) = self
+            .current
+            .split_at(self.current.len().min(len))
+            .ok_or(Fault::Range)?;
         self.current = left;
         Ok(piece)
     }
@@ -360,7 +445,9 @@ impl<'a> Sink<'a> {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         while !bytes.is_empty() {
             let to = self.next(bytes.len() as u32)?;
-            let (now, later) = bytes.split_at_checked(to.len() as usize).ok_or(Fault::Length)?;
+            let (now, later) = bytes
+                .split_at_checked(to.len() as usize)
+                .ok_or(Fault::Length)?;
             self.memory.write(to, now)?;
             bytes = later;
         }
@@ -380,17 +467,4 @@ impl<'a> Sink<'a> {
         }
         Ok(())
     }
-}
-
-/// A plain frame's meta, for ports and tests that make frames themselves.
-impl FrameMeta {
-    /// For filling tables: nothing is known, nothing is asked for.
-    pub(crate) const fn blank(checked: Checked) -> FrameMeta {
-        FrameMeta { checked, tag: None, vid: 0, priority: 0 }
-    }
-}
-
-/// All frames of a burst of `len`.
-pub(crate) const fn all_frames(len: usize) -> u32 {
-    if len >= BURST { u32::MAX } else { (1 << len) - 1 }
 }

@@ -158,7 +158,8 @@ impl Fdb {
         let capacity = capacity.clamp(1024, 1 << 28).next_power_of_two();
         // Twice the places, so that both candidate buckets are practically never full.
         let buckets = capacity * 2 / WAYS;
-        let words = AtomicU64::new_vec_zeroed(buckets * BUCKET_WORDS + BUCKET_WORDS).map_err(error)?;
+        let words =
+            AtomicU64::new_vec_zeroed(buckets * BUCKET_WORDS + BUCKET_WORDS).map_err(error)?;
         let first_word = words.as_ptr().align_offset(64).min(BUCKET_WORDS);
         let pages = buckets.div_ceil(BUCKETS_PER_PAGE);
         Ok(Fdb {
@@ -170,7 +171,10 @@ impl Fdb {
             capacity: capacity as u32,
             used: AtomicU32::new(0),
             ageing: AtomicU32::new(ageing),
-            seeds: [seed | 1, seed.rotate_left(29).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1],
+            seeds: [
+                seed | 1,
+                seed.rotate_left(29).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            ],
             writer: Mutex::new(()),
         })
     }
@@ -213,13 +217,22 @@ impl Fdb {
             && self.is_live(value, now)
         {
             if value.is_static() {
-                return if value.port() == port { Learned::Known } else { Learned::Pinned };
+                return if value.port() == port {
+                    Learned::Known
+                } else {
+                    Learned::Pinned
+                };
             }
             if value.port() == port {
                 if value.heard() != now {
                     let fresh = Value::new(port, value.epoch(), false, now);
                     // Lost only to a change made by somebody else, which is newer.
-                    let _ = place.1.compare_exchange(value.0, fresh.0, Ordering::Release, Ordering::Relaxed);
+                    let _ = place.1.compare_exchange(
+                        value.0,
+                        fresh.0,
+                        Ordering::Release,
+                        Ordering::Relaxed,
+                    );
                 }
                 return Learned::Known;
             }
@@ -231,10 +244,10 @@ impl Fdb {
     }
 
     /// Pins `key` to `port`. False if there is no place for it: the table is full of other static entries.
-    pub fn add_static(&self, key: Key, port: PortIndex) -> bool {
+    pub fn add_static(&self, key: Key, port: PortIndex, now: u32) -> bool {
         let _guard = self.lock();
         let place = self.find(key).map(|(place, _)| place);
-        let Some(place) = place.or_else(|| self.choose(key, 0, |occupant| self.rank_for_newcomer(occupant, 0))) else {
+        let Some(place) = place.or_else(|| self.place_for_newcomer(key, now, 0)) else {
             return false;
         };
         self.vacate(place);
@@ -292,8 +305,18 @@ impl Fdb {
             if let Some((key, value)) = read(place)
                 && self.is_live(value, now)
             {
-                let age = if value.is_static() { 0 } else { now.wrapping_sub(value.heard()) & TIME as u32 };
-                entries.push(Entry { mac: key.mac(), vid: key.vid(), port: value.port(), fixed: value.is_static(), age });
+                let age = if value.is_static() {
+                    0
+                } else {
+                    now.wrapping_sub(value.heard()) & TIME as u32
+                };
+                entries.push(Entry {
+                    mac: key.mac(),
+                    vid: key.vid(),
+                    port: value.port(),
+                    fixed: value.is_static(),
+                    age,
+                });
             }
         });
         entries
@@ -304,7 +327,10 @@ impl Fdb {
     }
 
     fn epoch(&self, port: PortIndex) -> u16 {
-        let epoch = self.ports.get(usize::from(port)).map_or(0, |state| state.epoch.load(Ordering::Acquire));
+        let epoch = self
+            .ports
+            .get(usize::from(port))
+            .map_or(0, |state| state.epoch.load(Ordering::Acquire));
         // 1 to 32768, so that a value is never 0.
         (epoch & 0x7fff) as u16 + 1
     }
@@ -343,25 +369,71 @@ impl Fdb {
 
     /// Enters `key` behind `port`, as learned at `now`. The caller holds the writer lock.
     fn insert(&self, key: Key, port: PortIndex, now: u32) -> Learned {
-        let Some(state) = self.ports.get(usize::from(port)) else { return Learned::Full };
+        let Some(state) = self.ports.get(usize::from(port)) else {
+            return Learned::Full;
+        };
         let held = state.count.load(Ordering::Relaxed);
         let at_quota = held >= state.quota();
         let place = match self.find(key) {
-            Some((_, value)) if self.is_live(value, now) && value.is_static() => return Learned::Pinned,
-            Some((_, value)) if self.is_live(value, now) && at_quota && value.port() != port => return Learned::Full,
+            Some((_, value)) if self.is_live(value, now) && value.is_static() => {
+                return Learned::Pinned;
+            }
+            Some((_, value)) if self.is_live(value, now) && at_quota && value.port() != port => {
+                return Learned::Full;
+            }
             Some((place, _)) => Some(place),
             None if at_quota => self.choose(key, now, |occupant| match occupant {
-                Occupant::Live(value) if value.port() == port => Some(now.wrapping_sub(value.heard()) & TIME as u32),
+                Occupant::Live(value) if value.port() == port => {
+                    Some(now.wrapping_sub(value.heard()) & TIME as u32)
+                }
                 _ => None,
             }),
-            None => self.choose(key, now, |occupant| self.rank_for_newcomer(occupant, held)),
+            None => self.place_for_newcomer(key, now, held),
         };
-        let Some(place) = place else { return Learned::Full };
+        let Some(place) = place else {
+            return Learned::Full;
+        };
         self.vacate(place);
         self.used.fetch_add(1, Ordering::Relaxed);
         state.count.fetch_add(1, Ordering::Relaxed);
         self.write(place, key, Value::new(port, self.epoch(port), false, now));
         Learned::Added
+    }
+
+    /// A place for `key`, whose port holds `held` entries.
+    fn place_for_newcomer(&self, key: Key, now: u32, held: u32) -> Option<Place<'_>> {
+        let place = self.choose(key, now, |occupant| match occupant {
+            Occupant::Live(_) => None,
+            occupant => self.rank_for_newcomer(occupant, held),
+        });
+        place
+            .or_else(|| {
+                (self.used.load(Ordering::Relaxed) < self.capacity).then(|| self.displace(key))?
+            })
+            .or_else(|| self.choose(key, now, |occupant| self.rank_for_newcomer(occupant, held)))
+    }
+
+    /// Empties a place of `key` by moving its entry to the other bucket of that entry. The copy is written first, so that
+    /// readers find one or the other.
+    fn displace(&self, key: Key) -> Option<Place<'_>> {
+        let places = self
+            .candidates(key)
+            .map(|first| self.words.get(first..first + BUCKET_WORDS));
+        for place in places.into_iter().flat_map(places_of) {
+            let Some((occupant, value)) = read(place) else {
+                continue;
+            };
+            for first in self.candidates(occupant) {
+                let bucket = self.words.get(first..first + BUCKET_WORDS);
+                if let Some(free) = places_of(bucket).find(|place| read(*place).is_none()) {
+                    self.write(free, occupant, value);
+                    place.1.store(0, Ordering::Release);
+                    place.0.store(0, Ordering::Release);
+                    return Some(place);
+                }
+            }
+        }
+        None
     }
 
     /// How willingly a place is given to a newcomer whose port holds `held` entries: stale and empty ones first, then
@@ -372,18 +444,29 @@ impl Fdb {
             Occupant::Empty { neighbours } => (self.used.load(Ordering::Relaxed) < self.capacity)
                 .then_some(u32::MAX - 1 - neighbours),
             Occupant::Live(value) => {
-                let holds = self.ports.get(usize::from(value.port()))?.count.load(Ordering::Relaxed);
+                let holds = self
+                    .ports
+                    .get(usize::from(value.port()))?
+                    .count
+                    .load(Ordering::Relaxed);
                 (holds > held).then_some(holds.min(u32::MAX / 2))
             }
         }
     }
 
     /// The place among `key`'s candidates that `rank` values most; `None` is not to be had.
-    fn choose(&self, key: Key, now: u32, rank: impl Fn(Occupant) -> Option<u32>) -> Option<Place<'_>> {
+    fn choose(
+        &self,
+        key: Key,
+        now: u32,
+        rank: impl Fn(Occupant) -> Option<u32>,
+    ) -> Option<Place<'_>> {
         let mut best = None;
         for first in self.candidates(key) {
             let bucket = self.words.get(first..first + BUCKET_WORDS);
-            let neighbours = places_of(bucket).filter(|place| read(*place).is_some()).count() as u32;
+            let neighbours = places_of(bucket)
+                .filter(|place| read(*place).is_some())
+                .count() as u32;
             for place in places_of(bucket) {
                 let occupant = match read(place) {
                     None => Occupant::Empty { neighbours },
@@ -403,7 +486,9 @@ impl Fdb {
 
     /// Empties `place` and books its entry out. False if it was empty.
     fn vacate(&self, place: Place<'_>) -> bool {
-        let Some((_, value)) = read(place) else { return false };
+        let Some((_, value)) = read(place) else {
+            return false;
+        };
         place.1.store(0, Ordering::Release);
         place.0.store(0, Ordering::Release);
         self.used.fetch_sub(1, Ordering::Relaxed);
@@ -474,7 +559,12 @@ enum Occupant {
 
 /// The places in a slice of whole buckets.
 fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
-    words.unwrap_or(&[]).as_chunks::<2>().0.iter().map(|[key, value]| (key, value))
+    words
+        .unwrap_or(&[])
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|[key, value]| (key, value))
 }
 
 /// The entry in `place`, read so that key and value belong together: a writer clears the value before it changes the

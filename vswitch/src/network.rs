@@ -74,6 +74,9 @@ impl NetworkView {
 
     /// All ports with their indices.
     pub fn iter(&self) -> impl Iterator<Item = (PortIndex, &PortView)> {
-        self.ports.iter().enumerate().filter_map(|(index, port)| Some((index as PortIndex, port.as_deref()?)))
+        self.ports
+            .iter()
+            .enumerate()
+            .filter_map(|(index, port)| Some((index as PortIndex, port.as_deref()?)))
     }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use offload::{Request, Tag, validate};
+use offload::Tag;
+use offload::request::validate;
 
-use crate::burst::{BURST, Burst};
+use crate::burst::{BURST, Burst, Frame};
 use crate::classify::{self, Admitted, Verdict};
 use crate::counters::Counts;
 use crate::deliver::{FrameMeta, Job, Report};
@@ -26,8 +27,8 @@ pub struct Membership {
 /// The working space of turns. A worker has one; nothing in it outlives a turn.
 pub struct Turn {
     burst: Box<Burst>,
-    /// Of each frame of the burst; the first `burst.len()` count.
-    meta: Box<[FrameMeta; BURST]>,
+    /// Of each frame of the burst that was admitted.
+    meta: Box<[Option<FrameMeta>; BURST]>,
     /// For each port index, the frames of the burst that go there.
     plan: Vec<u32>,
     /// Indices with a plan.
@@ -45,12 +46,9 @@ pub struct TurnResult {
 impl Turn {
     /// Working space for networks of no ports; see [`Turn::make_room`].
     pub fn new() -> Turn {
-        // A request for nothing always holds for a frame that has an Ethernet header.
-        let blank = validate(&Request::default(), &[0; 14], 14).map(FrameMeta::blank);
-        let blank = blank.unwrap_or_else(|_| unreachable!("an empty request is valid"));
         Turn {
             burst: Box::default(),
-            meta: Box::new([blank; BURST]),
+            meta: Box::new([None; BURST]),
             plan: Vec::new(),
             planned: Vec::new(),
             counts: Counts::default(),
@@ -78,35 +76,59 @@ impl Turn {
         if self.burst.is_empty() {
             return TurnResult::default();
         }
-        self.counts = Counts { frames: self.burst.len() as u64, ..Counts::default() };
-        self.counts.bytes = self.burst.frames().iter().map(|frame| u64::from(frame.len())).sum();
+        self.counts = Counts {
+            frames: self.burst.len() as u64,
+            ..Counts::default()
+        };
+        self.counts.bytes = self
+            .burst
+            .frames()
+            .iter()
+            .map(|frame| u64::from(frame.len()))
+            .sum();
         match membership {
             Some(Membership { view, index }) => {
                 self.classify(view, *index, now);
                 self.deliver(view, tx);
             }
-            None => self.counts.drops.add(DropReason::Disconnected, self.burst.len() as u64),
+            None => self
+                .counts
+                .drops
+                .add(DropReason::Disconnected, self.burst.len() as u64),
         }
         if tx.complete() {
             self.counts.notifications += 1;
         }
         slot.tx_counts.add(&self.counts);
-        TurnResult { frames: self.burst.len() as u32 }
+        TurnResult {
+            frames: self.burst.len() as u32,
+        }
     }
 
     /// Judges every frame and plans where it goes. First the frame's own bytes for all, with the table lines fetched
     /// ahead; then the table.
     fn classify(&mut self, view: &NetworkView, from: PortIndex, now: u32) {
         let Some(port) = view.port(from) else {
-            self.counts.drops.add(DropReason::Disconnected, self.burst.len() as u64);
+            self.counts
+                .drops
+                .add(DropReason::Disconnected, self.burst.len() as u64);
             return;
         };
         let mut admitted: [Option<Admitted>; BURST] = [None; BURST];
-        for ((frame, admitted), meta) in self.burst.frames().iter().zip(&mut admitted).zip(self.meta.iter_mut()) {
-            match frame.refused.map_or_else(|| judge(&port.policy, frame, meta), Err) {
-                Ok(found) => {
+        for ((frame, admitted), meta) in self
+            .burst
+            .frames()
+            .iter()
+            .zip(&mut admitted)
+            .zip(self.meta.iter_mut())
+        {
+            match frame
+                .refused
+                .map_or_else(|| judge(&port.policy, frame), Err)
+            {
+                Ok((found, known)) => {
                     classify::prefetch(view, &found);
-                    *admitted = Some(found);
+                    (*admitted, *meta) = (Some(found), Some(known));
                 }
                 Err(reason) => self.counts.drops.add(reason, 1),
             }
@@ -149,7 +171,9 @@ impl Turn {
     fn deliver(&mut self, view: &NetworkView, tx: &dyn TxSide) {
         let meta = self.meta.get(..self.burst.len()).unwrap_or(&[]);
         for to in self.planned.drain(..) {
-            let Some(frames) = self.plan.get_mut(usize::from(to)).map(std::mem::take) else { continue };
+            let Some(frames) = self.plan.get_mut(usize::from(to)).map(std::mem::take) else {
+                continue;
+            };
             let mut report = Report::default();
             let Some(port) = view.port(to) else { continue };
             let mut lease = port.slot.lease();
@@ -183,19 +207,20 @@ impl Default for Turn {
     }
 }
 
-/// Applies the source port's rules to `frame` and validates its request; fills `meta`.
-fn judge(
-    policy: &PortPolicy,
-    frame: &crate::burst::Frame,
-    meta: &mut FrameMeta,
-) -> Result<Admitted, DropReason> {
+/// Applies the source port's rules to `frame` and validates its request.
+fn judge(policy: &PortPolicy, frame: &Frame) -> Result<(Admitted, FrameMeta), DropReason> {
     let found = classify::admit(policy, frame.head())?;
-    let checked = validate(&frame.request, frame.head(), frame.len()).map_err(|_| DropReason::BadOffload)?;
-    *meta = FrameMeta {
-        checked,
-        tag: found.tag.map(|tci| Tag { tci }),
-        vid: found.vid,
-        priority: found.tag.unwrap_or(0) & 0xf000,
-    };
-    Ok(found)
+    let checked =
+        validate(&frame.request, frame.head(), frame.len()).map_err(|_| DropReason::BadOffload)?;
+    let tag = found.tag.map(|tci| Tag { tci });
+    let priority = found.tag.unwrap_or(0) & 0xf000;
+    Ok((
+        found,
+        FrameMeta {
+            checked,
+            tag,
+            vid: found.vid,
+            priority,
+        },
+    ))
 }

@@ -19,7 +19,11 @@ fn learns_moves_and_ages() {
     assert_eq!(fdb.learn(key(1), 7, 10), Learned::Added);
     assert_eq!(fdb.learn(key(1), 7, 11), Learned::Known);
     assert_eq!(fdb.lookup(key(1), 311), Some(7));
-    assert_eq!(fdb.lookup(key(1), 312), None, "300 s after it was last heard");
+    assert_eq!(
+        fdb.lookup(key(1), 312),
+        None,
+        "300 s after it was last heard"
+    );
     assert_eq!(fdb.learn(key(1), 8, 20), Learned::Added);
     assert_eq!(fdb.lookup(key(1), 20), Some(8));
 }
@@ -36,7 +40,7 @@ fn vlans_are_apart() {
 #[test]
 fn static_entries_neither_move_nor_age_nor_flush() {
     let fdb = table(1024);
-    assert!(fdb.add_static(key(1), 3));
+    assert!(fdb.add_static(key(1), 3, 0));
     assert_eq!(fdb.learn(key(1), 4, 0), Learned::Pinned);
     fdb.flush_port(3);
     fdb.flush();
@@ -128,7 +132,11 @@ fn concurrent_readers_see_whole_entries() {
         }
         for round in 0..40 {
             for n in 0..4000u64 {
-                fdb.learn(key((n * 31 + round) % 4000), ((n * 31 + round) % 4000 % 7) as PortIndex, 0);
+                fdb.learn(
+                    key((n * 31 + round) % 4000),
+                    ((n * 31 + round) % 4000 % 7) as PortIndex,
+                    0,
+                );
             }
             fdb.flush_port((round % 7) as PortIndex);
         }
@@ -177,7 +185,7 @@ proptest! {
                     }
                 }
                 Op::Static(n, port) => {
-                    prop_assert!(fdb.add_static(key(n), port));
+                    prop_assert!(fdb.add_static(key(n), port, now));
                     model.insert(n, (port, now, true));
                 }
                 Op::Remove(n) => {

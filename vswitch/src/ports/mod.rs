@@ -1,2 +1,4 @@
-//! Port kinds.
+//! The kinds of ports.
+
+pub mod memory;
 pub mod vhost;
