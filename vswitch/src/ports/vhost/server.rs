@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::connection::{Connection, ConnectionError, Reply};
+use super::connection::{Connection, ConnectionError, Next, Reply};
 use super::message::{Header, Message};
 use super::notify;
 use super::session::{MAX_QUEUE_PAIRS, Offer, Session, SessionError};
@@ -180,6 +180,17 @@ impl Drop for VhostPort {
     }
 }
 
+/// What happens while a peer is connected, besides its messages.
+#[derive(Clone, Copy)]
+enum Event {
+    /// The handle has changed a flag.
+    Wake,
+    /// Another peer connects.
+    Stranger,
+    /// A fault took the sides out of service.
+    Fault,
+}
+
 /// What the thread owns.
 struct Server {
     config: Config,
@@ -265,19 +276,23 @@ impl Server {
             Err(error) => return error.into(),
         };
         let listener = self.listener.as_ref().map(|listener| &listener.socket);
-        let mut others = vec![self.shared.wake.as_fd(), self.control.fault_fd()];
-        others.extend(listener.map(|socket| socket.as_fd()));
+        let wake = (Event::Wake, self.shared.wake.as_fd());
         loop {
-            let received = connection.receive(&others, &mut |ready| match ready {
-                0 => self.stay(),
-                1 => {
-                    peer.detach();
-                    true
-                }
-                _ => {
-                    // Turned away: it closes at once.
+            let mut watched = vec![wake];
+            watched.extend(listener.map(|socket| (Event::Stranger, socket.as_fd())));
+            if peer.attached {
+                watched.push((Event::Fault, self.control.fault_fd()));
+            }
+            let received = connection.receive(watched, |event| match event {
+                Event::Wake => self.stay(),
+                Event::Stranger => {
+                    // Turned away: it is closed at once.
                     drop(listener.map(|socket| socket.accept()));
-                    true
+                    Next::Wait
+                }
+                Event::Fault => {
+                    peer.detach();
+                    Next::Forget
                 }
             });
             let (header, message) = match received {
@@ -286,7 +301,7 @@ impl Server {
             };
             let (reply, result) = peer.handle(&header, message);
             if let Some(reply) = reply
-                && let Err(error) = connection.reply(header.code, &reply, &others[..1], &mut |_| self.stay())
+                && let Err(error) = connection.reply(header.code, &reply, vec![wake], |_| self.stay())
             {
                 return error.into();
             }
@@ -297,9 +312,9 @@ impl Server {
     }
 
     /// The thread was woken: whether it goes on with its peer.
-    fn stay(&self) -> bool {
+    fn stay(&self) -> Next {
         notify::drain(self.shared.wake.as_fd());
-        !self.shared.closed()
+        if self.shared.closed() { Next::Stop } else { Next::Wait }
     }
 }
 
