@@ -5,3 +5,4 @@ pub mod packet;
 pub mod tap;
 pub mod uplink;
 pub mod xdp;
+pub mod vhost;
