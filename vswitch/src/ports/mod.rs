@@ -4,5 +4,5 @@ pub mod memory;
 pub mod packet;
 pub mod tap;
 pub mod uplink;
-pub mod xdp;
 pub mod vhost;
+pub mod xdp;

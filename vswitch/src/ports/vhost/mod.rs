@@ -29,7 +29,6 @@ mod vring;
 #[cfg(any(test, feature = "test-support"))]
 pub mod driver;
 
-
 /// Feature bits (virtio 1.2 sections 5.1.3 and 6; vhost-user specification, "Feature bits").
 pub mod feature {
     /// The device handles frames with a partial checksum.

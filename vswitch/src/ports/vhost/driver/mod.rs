@@ -53,7 +53,14 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let features = feature::VERSION_1 | feature::MRG_RXBUF | feature::PROTOCOL_FEATURES;
-        Setup { features, queue_size: 256, pairs: 1, buffer_len: 2048, order: Vec::new(), regions: 1 }
+        Setup {
+            features,
+            queue_size: 256,
+            pairs: 1,
+            buffer_len: 2048,
+            order: Vec::new(),
+            regions: 1,
+        }
     }
 }
 
@@ -145,7 +152,11 @@ impl Setup {
     }
 
     fn header_len(&self) -> usize {
-        if self.features & (feature::VERSION_1 | feature::MRG_RXBUF) != 0 { 12 } else { 10 }
+        if self.features & (feature::VERSION_1 | feature::MRG_RXBUF) != 0 {
+            12
+        } else {
+            10
+        }
     }
 }
 
@@ -156,17 +167,31 @@ impl Guest {
     /// [`GuestError`].
     pub fn new(setup: Setup) -> Result<Guest, GuestError> {
         let size = u64::from(setup.queue_size);
-        let parts: u64 = setup.ring().part_lens().iter().map(|&len| round_up(len as u64)).sum();
+        let parts: u64 = setup
+            .ring()
+            .part_lens()
+            .iter()
+            .map(|&len| round_up(len as u64))
+            .sum();
         let tables = TABLE_LEN * size;
         let per_ring = parts + tables + round_up(setup.buffer_len.into()) * size;
-        let len = (per_ring * 2 * u64::from(setup.pairs)).next_multiple_of(4096 * setup.regions.max(1));
+        let len =
+            (per_ring * 2 * u64::from(setup.pairs)).next_multiple_of(4096 * setup.regions.max(1));
         let fd = memfd_create("guest", MemfdFlags::CLOEXEC)?;
         ftruncate(&fd, len)?;
-        let memory = Arc::new(Memory::map(regions(&fd, len, 1).map_err(|_| GuestError::Setup)?)?);
+        let memory = Arc::new(Memory::map(
+            regions(&fd, len, 1).map_err(|_| GuestError::Setup)?,
+        )?);
         let rings = (0..2 * u64::from(setup.pairs))
             .map(|index| GuestRing::new(&memory, &setup, GUEST_BASE + index * per_ring))
             .collect::<Result<_, _>>()?;
-        Ok(Guest { setup, memory, fd, len, rings })
+        Ok(Guest {
+            setup,
+            memory,
+            fd,
+            len,
+            rings,
+        })
     }
 
     /// The guest's memory.
@@ -197,7 +222,8 @@ impl Guest {
     /// # Errors
     /// No more file descriptors.
     pub fn messages(&self) -> std::io::Result<Vec<Message>> {
-        let protocol = protocol::MQ | protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS | protocol::NET_MTU;
+        let protocol =
+            protocol::MQ | protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS | protocol::NET_MTU;
         let mut messages = vec![
             Message::SetOwner,
             Message::SetProtocolFeatures(protocol),
@@ -215,17 +241,37 @@ impl Guest {
     /// # Errors
     /// No more file descriptors.
     pub fn ring_messages(&self, index: u16) -> std::io::Result<Vec<Message>> {
-        let Some(ring) = self.rings.get(usize::from(index)) else { return Ok(Vec::new()) };
+        let Some(ring) = self.rings.get(usize::from(index)) else {
+            return Ok(Vec::new());
+        };
         let user = |guest: u64| guest - GUEST_BASE + USER_BASE;
         let RingAddr { table, avail, used } = ring.addr;
         // Packed rings start with both wrap counters at 1.
-        let base = if self.setup.ring().packed { 0x8000_8000 } else { 0 };
+        let base = if self.setup.ring().packed {
+            0x8000_8000
+        } else {
+            0
+        };
         Ok(vec![
-            Message::SetVringNum(VringState { index, num: self.setup.queue_size.into() }),
+            Message::SetVringNum(VringState {
+                index,
+                num: self.setup.queue_size.into(),
+            }),
             Message::SetVringBase(VringState { index, num: base }),
-            Message::SetVringAddr(VringAddr { index, table: user(table), avail: user(avail), used: user(used) }),
-            Message::SetVringKick(VringFd { index, fd: Some(ring.kick.try_clone()?) }),
-            Message::SetVringCall(VringFd { index, fd: Some(ring.call.try_clone()?) }),
+            Message::SetVringAddr(VringAddr {
+                index,
+                table: user(table),
+                avail: user(avail),
+                used: user(used),
+            }),
+            Message::SetVringKick(VringFd {
+                index,
+                fd: Some(ring.kick.try_clone()?),
+            }),
+            Message::SetVringCall(VringFd {
+                index,
+                fd: Some(ring.call.try_clone()?),
+            }),
             Message::SetVringEnable(VringState { index, num: 1 }),
         ])
     }
@@ -266,11 +312,20 @@ impl Guest {
         bytes.extend(frame);
         let ring = self.ring(2 * pair + 1)?;
         ring.reclaim()?;
-        let Some(id) = ring.post(bytes.len() as u32, layout, false)? else { return Ok(false) };
+        let Some(id) = ring.post(bytes.len() as u32, layout, false)? else {
+            return Ok(false);
+        };
         let mut left = bytes.as_slice();
         for piece in ring.pieces_of(id) {
-            let (now, rest) = left.split_at_checked(piece.len as usize).ok_or(GuestError::Setup)?;
-            memory.write(memory.span(piece.addr, piece.len).ok_or(GuestError::Setup)?, now)?;
+            let (now, rest) = left
+                .split_at_checked(piece.len as usize)
+                .ok_or(GuestError::Setup)?;
+            memory.write(
+                memory
+                    .span(piece.addr, piece.len)
+                    .ok_or(GuestError::Setup)?,
+                now,
+            )?;
             left = rest;
         }
         Ok(true)
@@ -281,7 +336,12 @@ impl Guest {
     ///
     /// # Errors
     /// [`GuestError`].
-    pub fn post_receive(&mut self, pair: usize, len: u32, layout: &Layout) -> Result<bool, GuestError> {
+    pub fn post_receive(
+        &mut self,
+        pair: usize,
+        len: u32,
+        layout: &Layout,
+    ) -> Result<bool, GuestError> {
         Ok(self.ring(2 * pair)?.post(len, layout, true)?.is_some())
     }
 
@@ -313,14 +373,20 @@ impl Guest {
         }
         let mut fixed = [0; VirtioNetHdr::LEN];
         let header = bytes.get(..header_len).ok_or(GuestError::Setup)?;
-        fixed.get_mut(..header_len).ok_or(GuestError::Setup)?.copy_from_slice(header);
+        fixed
+            .get_mut(..header_len)
+            .ok_or(GuestError::Setup)?
+            .copy_from_slice(header);
         let header = VirtioNetHdr::from_bytes(&fixed);
         for _ in 1..if mergeable { header.num_buffers } else { 1 } {
             if !ring.take_into(&memory, &mut bytes)? {
                 return Err(GuestError::Setup);
             }
         }
-        Ok(Some(Received { header, frame: bytes.split_off(header_len) }))
+        Ok(Some(Received {
+            header,
+            frame: bytes.split_off(header_len),
+        }))
     }
 
     /// Fills every transmit buffer of pair `pair` with `frame` behind an empty header, for [`Guest::send_burst`].
@@ -333,7 +399,12 @@ impl Guest {
         let mut bytes = vec![0; header_len];
         bytes.extend(frame);
         for buffer in &self.ring(2 * pair + 1)?.free {
-            memory.write(memory.span(*buffer, bytes.len() as u32).ok_or(GuestError::Setup)?, &bytes)?;
+            memory.write(
+                memory
+                    .span(*buffer, bytes.len() as u32)
+                    .ok_or(GuestError::Setup)?,
+                &bytes,
+            )?;
         }
         Ok(())
     }
@@ -378,9 +449,17 @@ impl Guest {
 
     /// Whether the device has notified the driver of ring `index` since the last call.
     pub fn was_called(&mut self, index: usize) -> bool {
-        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let Some(ring) = self.rings.get(index) else { return false };
-        let mut fds = [rustix::event::PollFd::new(&ring.call, rustix::event::PollFlags::IN)];
+        let zero = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let Some(ring) = self.rings.get(index) else {
+            return false;
+        };
+        let mut fds = [rustix::event::PollFd::new(
+            &ring.call,
+            rustix::event::PollFlags::IN,
+        )];
         let called = rustix::event::poll(&mut fds, Some(&zero)).is_ok_and(|ready| ready > 0);
         notify::drain(ring.call.as_fd());
         called
@@ -392,19 +471,37 @@ fn regions(fd: &OwnedFd, len: u64, count: u64) -> std::io::Result<Vec<RegionSpec
     let part = len / count;
     let region = |index: u64| {
         let (guest_addr, user_addr) = (GUEST_BASE + index * part, USER_BASE + index * part);
-        Ok(RegionSpec { guest_addr, user_addr, len: part, fd: fd.try_clone()?, fd_offset: index * part })
+        Ok(RegionSpec {
+            guest_addr,
+            user_addr,
+            len: part,
+            fd: fd.try_clone()?,
+            fd_offset: index * part,
+        })
     };
     (0..count).map(region).collect()
 }
 
-const NO_PIECE: Piece = Piece { addr: 0, len: 0, writable: false };
+const NO_PIECE: Piece = Piece {
+    addr: 0,
+    len: 0,
+    writable: false,
+};
 
 impl GuestRing {
     fn new(memory: &Arc<Memory>, setup: &Setup, start: u64) -> Result<GuestRing, GuestError> {
         let ring = setup.ring();
         let [table, avail, used] = ring.part_lens().map(|len| round_up(len as u64));
-        let addr = RingAddr { table: start, avail: start + table, used: start + table + avail };
-        let order = if setup.order.is_empty() { (0..setup.queue_size).collect() } else { setup.order.clone() };
+        let addr = RingAddr {
+            table: start,
+            avail: start + table,
+            used: start + table + avail,
+        };
+        let order = if setup.order.is_empty() {
+            (0..setup.queue_size).collect()
+        } else {
+            setup.order.clone()
+        };
         let tables = start + table + avail + used;
         let size = u64::from(setup.queue_size);
         let buffers = tables + TABLE_LEN * size;
@@ -435,32 +532,61 @@ impl GuestRing {
     }
 
     fn pieces_of(&self, id: u16) -> &[Piece] {
-        let count = self.posted.get(usize::from(id)).map_or(0, |posted| usize::from(posted.count));
-        self.pieces.get(usize::from(id)).and_then(|pieces| pieces.get(..count)).unwrap_or(&[])
+        let count = self
+            .posted
+            .get(usize::from(id))
+            .map_or(0, |posted| usize::from(posted.count));
+        self.pieces
+            .get(usize::from(id))
+            .and_then(|pieces| pieces.get(..count))
+            .unwrap_or(&[])
     }
 
     /// Adds a buffer of `len` bytes, laid out by `layout` back to front, so that no piece follows the one before.
-    fn post(&mut self, len: u32, layout: &Layout, writable: bool) -> Result<Option<u16>, GuestError> {
-        let Some(&buffer) = self.free.front() else { return Ok(None) };
+    fn post(
+        &mut self,
+        len: u32,
+        layout: &Layout,
+        writable: bool,
+    ) -> Result<Option<u16>, GuestError> {
+        let Some(&buffer) = self.free.front() else {
+            return Ok(None);
+        };
         let mut pieces = Vec::new();
         let mut left = len;
         for &cut in layout.cuts.iter().take(MAX_PIECES - 1) {
             let cut = cut.min(left);
             left -= cut;
-            pieces.push(Piece { addr: buffer + u64::from(left), len: cut, writable });
+            pieces.push(Piece {
+                addr: buffer + u64::from(left),
+                len: cut,
+                writable,
+            });
         }
         if left > 0 || pieces.is_empty() {
-            pieces.push(Piece { addr: buffer, len: left, writable });
+            pieces.push(Piece {
+                addr: buffer,
+                len: left,
+                writable,
+            });
         }
         let index = (buffer - self.buffers) / self.stride;
         let indirect = layout.indirect.then_some(self.tables + index * TABLE_LEN);
-        let Some(id) = self.ring.add(&pieces, indirect)? else { return Ok(None) };
+        let Some(id) = self.ring.add(&pieces, indirect)? else {
+            return Ok(None);
+        };
         self.free.pop_front();
-        if let (Some(posted), Some(kept)) =
-            (self.posted.get_mut(usize::from(id)), self.pieces.get_mut(usize::from(id)))
-        {
-            *posted = Posted { buffer, count: pieces.len() as u16 };
-            kept.iter_mut().zip(pieces).for_each(|(to, from)| *to = from);
+        if let (Some(posted), Some(kept)) = (
+            self.posted.get_mut(usize::from(id)),
+            self.pieces.get_mut(usize::from(id)),
+        ) {
+            *posted = Posted {
+                buffer,
+                count: pieces.len() as u16,
+            };
+            kept.iter_mut()
+                .zip(pieces)
+                .for_each(|(to, from)| *to = from);
         }
         Ok(Some(id))
     }
@@ -468,11 +594,26 @@ impl GuestRing {
     /// Adds a buffer by one descriptor. False if there is no room.
     #[inline]
     fn post_plain(&mut self, len: u32, writable: bool) -> Result<bool, GuestError> {
-        let Some(&addr) = self.free.front() else { return Ok(false) };
-        let Some(id) = self.ring.add(&[Piece { addr, len, writable }], None)? else { return Ok(false) };
+        let Some(&addr) = self.free.front() else {
+            return Ok(false);
+        };
+        let Some(id) = self.ring.add(
+            &[Piece {
+                addr,
+                len,
+                writable,
+            }],
+            None,
+        )?
+        else {
+            return Ok(false);
+        };
         self.free.pop_front();
         if let Some(posted) = self.posted.get_mut(usize::from(id)) {
-            *posted = Posted { buffer: addr, count: 0 };
+            *posted = Posted {
+                buffer: addr,
+                count: 0,
+            };
         }
         Ok(true)
     }
@@ -480,7 +621,9 @@ impl GuestRing {
     /// Takes one used buffer back.
     #[inline]
     fn reclaim_one(&mut self) -> Result<bool, GuestError> {
-        let Some((id, _)) = self.ring.take_used()? else { return Ok(false) };
+        let Some((id, _)) = self.ring.take_used()? else {
+            return Ok(false);
+        };
         if let Some(posted) = self.posted.get(usize::from(id)) {
             self.free.push_back(posted.buffer);
         }
@@ -501,7 +644,9 @@ impl GuestRing {
 
     /// Takes one used buffer, and appends what the device wrote to it. False if there is none.
     fn take_into(&mut self, memory: &Memory, bytes: &mut Vec<u8>) -> Result<bool, GuestError> {
-        let Some((id, mut left)) = self.ring.take_used()? else { return Ok(false) };
+        let Some((id, mut left)) = self.ring.take_used()? else {
+            return Ok(false);
+        };
         for piece in self.pieces_of(id) {
             let now = piece.len.min(left);
             let at = bytes.len();
@@ -514,6 +659,10 @@ impl GuestRing {
             self.free.push_back(posted.buffer);
         }
         // The device claims to have written more than the buffer holds.
-        if left > 0 { Err(GuestError::Setup) } else { Ok(true) }
+        if left > 0 {
+            Err(GuestError::Setup)
+        } else {
+            Ok(true)
+        }
     }
 }
