@@ -412,3 +412,59 @@ fn generic_mode_is_taken_only_when_it_is_allowed() {
         assert!(xdp.mode().unfinished_checksums && !xdp.mode().zero_copy);
     });
 }
+
+#[test]
+fn frames_that_no_socket_takes_pass_or_drop() {
+    for (unclaimed, passes) in [(Unclaimed::Pass, true), (Unclaimed::Drop, false)] {
+        let (left, right) = Netns::pair(1, 1500);
+        left.run("ip addr add 10.9.0.1/24 dev va");
+        right.run("ip addr add 10.9.0.2/24 dev vb");
+        right.run("ip neigh add 10.9.0.1 lladdr 02:00:00:00:00:0a dev vb");
+        let umem = Arc::new(Memory::anonymous(umem_len(1, FRAMES)).unwrap());
+        let config = XdpConfig {
+            unclaimed,
+            ..config("va")
+        };
+        let (_xdp, queues) = left.enter(|| Xdp::open(&config, &umem).unwrap());
+        drop(queues);
+        let a = left.enter(|| UdpSocket::bind("10.9.0.1:1").unwrap());
+        let b = right.enter(|| UdpSocket::bind("10.9.0.2:1").unwrap());
+        b.send_to(b"hello", "10.9.0.1:1").unwrap();
+        a.set_read_timeout(Some(std::time::Duration::from_millis(500)))
+            .unwrap();
+        assert_eq!(a.recv(&mut [0; 8]).is_ok(), passes, "{unclaimed:?}");
+    }
+}
+
+#[test]
+fn frames_in_pieces_are_received_whole() {
+    let (left, right) = Netns::pair(1, 9000);
+    right.run("ip addr add 10.9.0.2/24 dev vb");
+    right.run("ip neigh add 10.9.0.1 lladdr 02:00:00:00:00:0a dev vb");
+    let mut uplink = left.enter(|| Uplink::open("va", 1));
+    let socket = right.enter(|| UdpSocket::bind("10.9.0.2:2000").unwrap());
+    for _ in 0..3 {
+        socket.send_to(&payload(8972, 1), "10.9.0.1:1000").unwrap();
+    }
+    let queue = &mut uplink.queues[0];
+    let more = |pieces: &[Descriptor]| pieces.iter().map(Descriptor::more).collect::<Vec<_>>();
+    let mut pieces = [Descriptor::default(); 5];
+    wait_for("frame", || (queue.receive(&mut pieces) == 3).then_some(()));
+    assert_eq!(
+        more(&pieces[..3]),
+        [true, true, false],
+        "the pieces of the second frame are left"
+    );
+    assert_eq!(pieces[..3].iter().map(|p| p.len).sum::<u32>(), 9014);
+    let mut few = [Descriptor::default(); 2];
+    wait_for("frame", || (queue.receive(&mut few) == 2).then_some(()));
+    assert_eq!(more(&few), [true, true]);
+    assert_eq!(
+        queue.receive(&mut few),
+        1,
+        "the end of the second frame, nothing of the third"
+    );
+    assert_eq!(more(&few[..1]), [false]);
+    wait_for("frame", || (queue.receive(&mut pieces) == 3).then_some(()));
+    assert_eq!(queue.receive(&mut pieces), 0);
+}
