@@ -6,11 +6,13 @@
 //! hands every frame to the socket of its queue; when it is dropped or the process dies, the interface belongs to
 //! the kernel again.
 
+mod btf;
 mod program;
 mod queue;
 mod wire;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ use rustix::io::Errno;
 
 use crate::info::{LinkInfo, rx_queues};
 use crate::name::IfName;
+use crate::sys::packet::hold_promiscuous;
 use program::Program;
 use queue::SocketConfig;
 pub use queue::{Descriptor, XdpQueue, XdpReceiver, XdpSender};
@@ -88,9 +91,10 @@ pub struct XdpMode {
     /// holds the sum of the pseudo header. A frame whose field equals that sum can be taken as unfinished: to finish it
     /// gives the right checksum, and gives the same one if it was finished already.
     pub unfinished_checksums: bool,
-    /// Received frames have their VLAN tags. If not, tags that the sender or the NIC keeps beside the frame are lost and
-    /// the frame looks untagged. They are kept once the NIC's tag stripping is off, which [`Xdp::open`] sees to. For a veth
-    /// pair it is the other end that must put tags into frames: `ethtool -K PEER txvlan off`.
+    /// Received frames have their VLAN tags. If not, a tag that the sender or the NIC keeps beside a frame is lost, and
+    /// the frame looks untagged. Tag stripping of the NIC is off, which suffices for most; for software peers, as the
+    /// other end of a veth pair, the program puts tags back, which needs Linux 6.8. Without that it is the other end
+    /// that must put tags into frames: `ethtool -K PEER txvlan off`.
     pub vlan_tags: bool,
 }
 
@@ -165,6 +169,7 @@ pub enum XdpError {
 pub struct Xdp {
     _program: Program,
     _wire: Wire,
+    _promiscuous: OwnedFd,
     mode: XdpMode,
 }
 
@@ -178,7 +183,8 @@ impl Xdp {
     /// uses the `frames_per_queue` buffers that begin at `umem_len(q, frames_per_queue)`.
     ///
     /// Zero copy is tried first, and the program is attached in the driver if it can be; [`mode`](Self::mode) tells what
-    /// came out. VLAN tag stripping, LRO and GRO of the interface are off until it is dropped. The MTU decides whether a
+    /// came out. VLAN tag stripping, LRO and GRO of the interface are off, and the interface is promiscuous, until it is
+    /// dropped. The MTU decides whether a
     /// frame may take several buffers: after it was raised above [`FRAME_ROOM`]` - 22` the interface must be opened
     /// anew. Needs `CAP_NET_ADMIN`, `CAP_NET_RAW` and `CAP_BPF`. It may take some seconds: drivers
     /// reset the NIC for it, and a queue that was just closed takes a moment to become free.
@@ -193,7 +199,8 @@ impl Xdp {
         check(config, queues, umem)?;
         let software = link.kind.is_some();
         let multi_buffer = link.mtu > FRAME_ROOM - FRAME_OVERHEAD;
-        let program = Program::attach(config, link.index, queues, multi_buffer)?;
+        let wire = Wire::new(name, software);
+        let program = Program::attach(config, link.index, queues, multi_buffer, !wire.vlan_tags)?;
         let mut socket = SocketConfig {
             interface: link.index,
             frames: config.frames_per_queue,
@@ -220,14 +227,15 @@ impl Xdp {
                 (call, errno) => call_failed(call, name, errno.into()),
             })?);
         }
-        let wire = Wire::new(name, software);
+        let promiscuous = hold_promiscuous(link.index)
+            .map_err(|e| call_failed("PACKET_ADD_MEMBERSHIP", name, e.into()))?;
         let mode = XdpMode {
             attach: program.mode,
             zero_copy: socket.zero_copy,
             multi_buffer,
             queues,
             unfinished_checksums: software || program.mode == AttachMode::Generic,
-            vlan_tags: wire.vlan_tags,
+            vlan_tags: wire.vlan_tags || program.tagging,
         };
         for socket in &sockets {
             let claimed = program.claim(socket.index(), socket.socket());
@@ -237,6 +245,7 @@ impl Xdp {
             Self {
                 _program: program,
                 _wire: wire,
+                _promiscuous: promiscuous,
                 mode,
             },
             sockets,
