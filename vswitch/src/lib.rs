@@ -1,5 +1,6 @@
 //! The poll-mode layer-2 switch.
-pub mod burst;
-pub mod deliver;
+#[cfg(feature = "api")]
+pub mod api;
 pub mod drops;
-pub mod port;
+pub mod mac;
+pub mod vlan;

@@ -66,7 +66,11 @@ impl FromStr for Mac {
             }
             *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
         }
-        if parts.next().is_some() { Err(error()) } else { Ok(Mac(bytes)) }
+        if parts.next().is_some() {
+            Err(error())
+        } else {
+            Ok(Mac(bytes))
+        }
     }
 }
 
@@ -80,7 +84,14 @@ mod tests {
         assert_eq!(mac.to_string(), "02:00:5e:10:00:01");
         assert_eq!("02-00-5e-10-00-01".parse(), Ok(mac));
         assert_eq!(Mac::from_u64(mac.to_u64()), mac);
-        for bad in ["", "02:00:5e:10:00", "02:00:5e:10:00:01:02", "2:0:5e:10:0:1", "02:00:5e:10:00:+1", "02:00-5e:10:00:01"] {
+        for bad in [
+            "",
+            "02:00:5e:10:00",
+            "02:00:5e:10:00:01:02",
+            "2:0:5e:10:0:1",
+            "02:00:5e:10:00:+1",
+            "02:00-5e:10:00:01",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

@@ -30,7 +30,9 @@ impl VidSet {
 
     /// Whether `vid` is in the set.
     pub fn contains(&self, vid: Vid) -> bool {
-        self.0.get(usize::from(vid / 64)).is_some_and(|word| word >> (vid % 64) & 1 != 0)
+        self.0
+            .get(usize::from(vid / 64))
+            .is_some_and(|word| word >> (vid % 64) & 1 != 0)
     }
 
     /// The VLANs in the set, ascending.
@@ -82,7 +84,11 @@ impl VlanMode {
             (VlanMode::None | VlanMode::Access(_), Some(_)) => Err(DropReason::VlanTagged),
             (VlanMode::Trunk { native, .. }, None) => native.ok_or(DropReason::VlanUntagged),
             (VlanMode::Trunk { allowed, .. }, Some(vid)) => {
-                if allowed.contains(vid) { Ok(vid) } else { Err(DropReason::VlanNotAllowed) }
+                if allowed.contains(vid) {
+                    Ok(vid)
+                } else {
+                    Err(DropReason::VlanNotAllowed)
+                }
             }
         }
     }
@@ -93,7 +99,9 @@ impl VlanMode {
             VlanMode::None => (vid == 0).then_some(Egress::Untagged),
             VlanMode::Access(own) => (vid == *own).then_some(Egress::Untagged),
             VlanMode::Trunk { native, .. } if *native == Some(vid) => Some(Egress::Untagged),
-            VlanMode::Trunk { allowed, .. } => (vid != 0 && allowed.contains(vid)).then_some(Egress::Tagged),
+            VlanMode::Trunk { allowed, .. } => {
+                (vid != 0 && allowed.contains(vid)).then_some(Egress::Tagged)
+            }
         }
     }
 }
