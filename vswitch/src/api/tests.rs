@@ -31,94 +31,97 @@ fn networks_taken() {
     );
 }
 
+/// What a network may not be, and a part of the answer.
+const NETWORKS_REFUSED: &[(&str, &str)] = &[
+    ("", "no JSON"),
+    ("[1]", "invalid"),
+    (r#"{"type":"private"}"#, "missing field `name`"),
+    (
+        r#"{"name":"a b","type":"private"}"#,
+        "network name 'a b' is not allowed; allowed: 1 to 64",
+    ),
+    (
+        r#"{"name":"a","type":"bridge"}"#,
+        "unknown variant `bridge`, expected one of `external`, `internal`",
+    ),
+    (
+        r#"{"name":"a","type":"private","x":1}"#,
+        "unknown field `x`",
+    ),
+    (
+        r#"{"name":"a","name":"b","type":"private"}"#,
+        "duplicate field `name`",
+    ),
+    (
+        r#"{"name":"a","type":"private","mtu":67}"#,
+        "MTU '67' is not allowed; allowed: 68 to 9000",
+    ),
+    (
+        r#"{"name":"a","type":"private","mtu":65536}"#,
+        "MTU '65536' is not allowed; allowed: 68 to 9000",
+    ),
+    (
+        r#"{"name":"a","type":"private","mtu":1e9}"#,
+        "floating point",
+    ),
+    (
+        r#"{"name":"a","type":"internal","vlan":0}"#,
+        "VLAN '0' is not allowed; allowed: 1 to 4094",
+    ),
+    (
+        r#"{"name":"a","type":"internal","vlan":4095}"#,
+        "VLAN '4095' is not allowed; allowed: 1 to 4094",
+    ),
+    (
+        r#"{"name":"a","type":"private","vlan":10}"#,
+        "VLAN 10 refused: a VLAN is that of the host NIC",
+    ),
+    (
+        r#"{"name":"a","type":"external","uplink":"e","no_host_nic":true,"vlan":10}"#,
+        "VLAN 10 refused",
+    ),
+    (
+        r#"{"name":"a","type":"private","uplink":"eth0"}"#,
+        "uplink 'eth0' given, but only external",
+    ),
+    (
+        r#"{"name":"a","type":"internal","uplink":"eth0"}"#,
+        "uplink 'eth0' given, but only external",
+    ),
+    (
+        r#"{"name":"a","type":"private","host_nic":"h"}"#,
+        "host_nic 'h' given, but a private network has none",
+    ),
+    (
+        r#"{"name":"a","type":"internal","no_host_nic":true}"#,
+        "use a private network",
+    ),
+    (
+        r#"{"name":"a","type":"private","no_host_nic":true}"#,
+        "is for external networks",
+    ),
+    (r#"{"name":"a","type":"external"}"#, "needs an uplink"),
+    (
+        r#"{"name":"a","type":"external","uplink":"abcdefghijklmnop"}"#,
+        "'abcdefghijklmnop' is not allowed",
+    ),
+    (
+        r#"{"name":"a","type":"external","uplink":"e","host_nic":"e"}"#,
+        "cannot be both",
+    ),
+    (
+        r#"{"name":"a","type":"external","uplink":"e","host_nic":"h","no_host_nic":true}"#,
+        "exclude each other",
+    ),
+    (
+        r#"{"name":"twelve-chars","type":"internal"}"#,
+        "longer than 15 bytes",
+    ),
+];
+
 #[test]
 fn networks_refused() {
-    for (json, why) in [
-        ("", "no JSON"),
-        ("[1]", "invalid"),
-        (r#"{"type":"private"}"#, "missing field `name`"),
-        (
-            r#"{"name":"a b","type":"private"}"#,
-            "network name 'a b' is not allowed; allowed: 1 to 64",
-        ),
-        (
-            r#"{"name":"a","type":"bridge"}"#,
-            "unknown variant `bridge`, expected one of `external`, `internal`",
-        ),
-        (
-            r#"{"name":"a","type":"private","x":1}"#,
-            "unknown field `x`",
-        ),
-        (
-            r#"{"name":"a","name":"b","type":"private"}"#,
-            "duplicate field `name`",
-        ),
-        (
-            r#"{"name":"a","type":"private","mtu":67}"#,
-            "MTU '67' is not allowed; allowed: 68 to 9000",
-        ),
-        (
-            r#"{"name":"a","type":"private","mtu":65536}"#,
-            "MTU '65536' is not allowed; allowed: 68 to 9000",
-        ),
-        (
-            r#"{"name":"a","type":"private","mtu":1e9}"#,
-            "floating point",
-        ),
-        (
-            r#"{"name":"a","type":"internal","vlan":0}"#,
-            "VLAN '0' is not allowed; allowed: 1 to 4094",
-        ),
-        (
-            r#"{"name":"a","type":"internal","vlan":4095}"#,
-            "VLAN '4095' is not allowed; allowed: 1 to 4094",
-        ),
-        (
-            r#"{"name":"a","type":"private","vlan":10}"#,
-            "VLAN 10 refused: a VLAN is that of the host NIC",
-        ),
-        (
-            r#"{"name":"a","type":"external","uplink":"e","no_host_nic":true,"vlan":10}"#,
-            "VLAN 10 refused",
-        ),
-        (
-            r#"{"name":"a","type":"private","uplink":"eth0"}"#,
-            "uplink 'eth0' given, but only external",
-        ),
-        (
-            r#"{"name":"a","type":"internal","uplink":"eth0"}"#,
-            "uplink 'eth0' given, but only external",
-        ),
-        (
-            r#"{"name":"a","type":"private","host_nic":"h"}"#,
-            "host_nic 'h' given, but a private network has none",
-        ),
-        (
-            r#"{"name":"a","type":"internal","no_host_nic":true}"#,
-            "use a private network",
-        ),
-        (
-            r#"{"name":"a","type":"private","no_host_nic":true}"#,
-            "is for external networks",
-        ),
-        (r#"{"name":"a","type":"external"}"#, "needs an uplink"),
-        (
-            r#"{"name":"a","type":"external","uplink":"abcdefghijklmnop"}"#,
-            "'abcdefghijklmnop' is not allowed",
-        ),
-        (
-            r#"{"name":"a","type":"external","uplink":"e","host_nic":"e"}"#,
-            "cannot be both",
-        ),
-        (
-            r#"{"name":"a","type":"external","uplink":"e","host_nic":"h","no_host_nic":true}"#,
-            "exclude each other",
-        ),
-        (
-            r#"{"name":"twelve-chars","type":"internal"}"#,
-            "longer than 15 bytes",
-        ),
-    ] {
+    for (json, why) in NETWORKS_REFUSED {
         let message = network(json).unwrap_err();
         assert!(message.contains(why), "{json}: {message}");
         assert!(
