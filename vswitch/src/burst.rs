@@ -67,7 +67,10 @@ impl Default for Burst {
 impl Burst {
     /// An empty burst.
     pub fn new() -> Self {
-        Burst { frames: ArrayVec::new(), spans: ArrayVec::new() }
+        Burst {
+            frames: ArrayVec::new(),
+            spans: ArrayVec::new(),
+        }
     }
 
     /// Forgets all frames.
@@ -99,7 +102,9 @@ impl Burst {
     /// The spans of `frame`'s body: what follows its snapshot.
     pub fn body(&self, frame: &Frame) -> &[Span] {
         let first = usize::from(frame.body_first);
-        self.spans.get(first..first + usize::from(frame.body_count)).unwrap_or(&[])
+        self.spans
+            .get(first..first + usize::from(frame.body_count))
+            .unwrap_or(&[])
     }
 
     /// Takes a frame. `read_head` is lent the snapshot buffer, of which it fills the first `min(len, SNAPSHOT)` bytes;

@@ -1,1 +1,470 @@
-//! Delivery of one burst's frames to one destination.
+//! Delivery of one burst's frames to one destination: retag, adapt, reserve, copy once, publish.
+//!
+//! The head comes from the private snapshot, the body straight from the source's memory to the destination's. What the
+//! destination did not agree to receive is done here, while copying: checksums are filled in, large frames are cut.
+
+use guestmem::{Fault, Memory, Span};
+use offload::plan::plan;
+use offload::{
+    Action, Checked, CsumAt, Features, HEAD_MAX, Request, Segmenter, Sum, Tag, TagEdit,
+    finish_checksum,
+};
+
+use crate::burst::{Burst, Frame};
+use crate::counters::Counts;
+use crate::drops::DropReason;
+use crate::port::{Room, RxMeta, RxRing};
+use crate::vlan::{Egress, Vid, VlanMode};
+
+/// What classifying found out about a frame that a destination needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameMeta {
+    /// The validated offload request.
+    pub checked: Checked,
+    /// The 802.1Q tag the frame carries.
+    pub tag: Option<Tag>,
+    /// The VLAN it belongs to; 0 is none.
+    pub vid: Vid,
+    /// Priority and drop eligibility for its tag: bits 15:12.
+    pub priority: u16,
+}
+
+/// Frames of one burst for one destination.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// The burst.
+    pub burst: &'a Burst,
+    /// Memory of the source.
+    pub source: &'a Memory,
+    /// What is known of each frame; as many as the burst has.
+    pub meta: &'a [Option<FrameMeta>],
+    /// Which frames: bit i stands for frame i.
+    pub frames: u32,
+    /// VLAN membership of the destination.
+    pub vlan: &'a VlanMode,
+    /// Longest packet for the destination, in IP bytes.
+    pub mtu: u16,
+}
+
+/// What became of the copies of a job.
+#[derive(Default)]
+pub struct Report {
+    /// Booked on the port the frames came from.
+    pub source: Counts,
+    /// Booked on the port they went to.
+    pub destination: Counts,
+}
+
+impl Report {
+    /// One copy of `len` bytes was delivered, of which the switch itself copied `copied`.
+    pub fn delivered(&mut self, len: u32, copied: u32) {
+        self.source.delivered += 1;
+        self.source.copied_bytes += u64::from(copied);
+        self.destination.frames += 1;
+        self.destination.bytes += u64::from(len);
+        self.destination.copied_bytes += u64::from(copied);
+    }
+
+    /// `copies` were dropped.
+    pub fn dropped(&mut self, reason: DropReason, copies: u32) {
+        self.source.drops.add(reason, u64::from(copies));
+        self.destination.drops.add(reason, u64::from(copies));
+    }
+
+    /// A frame was cut into `segments` copies.
+    pub fn cut(&mut self, segments: u32) {
+        self.source.extra_copies += u64::from(segments.saturating_sub(1));
+    }
+}
+
+/// A frame as it leaves for one destination, its tag edited.
+pub struct Outgoing<'a> {
+    /// Its first bytes, private.
+    pub head: &'a [u8],
+    /// What follows, in the source's memory.
+    pub body: &'a [Span],
+    /// Its length, without FCS.
+    pub len: u32,
+    /// Its offload request, offsets after the tag edit.
+    pub checked: Checked,
+}
+
+impl Job<'_> {
+    /// Calls `each` for every frame of the job, in order, in the form in which it leaves.
+    pub fn for_each(&self, report: &mut Report, mut each: impl FnMut(&mut Report, &Outgoing<'_>)) {
+        let mut left = self.frames;
+        while left != 0 {
+            let index = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let (Some(frame), Some(Some(meta))) =
+                (self.burst.frames().get(index), self.meta.get(index))
+            else {
+                continue;
+            };
+            let wanted = match self.vlan.egress(meta.vid) {
+                Some(Egress::Untagged) => None,
+                Some(Egress::Tagged) => Some(Tag {
+                    tci: meta.priority | meta.vid,
+                }),
+                None => {
+                    report.dropped(DropReason::VlanEgress, 1);
+                    continue;
+                }
+            };
+            match TagEdit::between(meta.tag, wanted) {
+                TagEdit::Keep => each(report, &self.outgoing(frame, frame.head(), 0, meta.checked)),
+                edit => {
+                    let mut head = [0; HEAD_MAX];
+                    match edit.apply(frame.head(), &mut head) {
+                        Some(len) => {
+                            let head = head.get(..len).unwrap_or(&[]);
+                            each(
+                                report,
+                                &self.outgoing(
+                                    frame,
+                                    head,
+                                    edit.delta(),
+                                    meta.checked.retagged(edit),
+                                ),
+                            );
+                        }
+                        None => report.dropped(DropReason::Runt, 1),
+                    }
+                }
+            }
+        }
+    }
+
+    fn outgoing<'b>(
+        &'b self,
+        frame: &'b Frame,
+        head: &'b [u8],
+        delta: i8,
+        checked: Checked,
+    ) -> Outgoing<'b> {
+        Outgoing {
+            head,
+            body: self.burst.body(frame),
+            len: frame.len().saturating_add_signed(delta.into()),
+            checked,
+        }
+    }
+}
+
+/// Delivers `job` into `ring`.
+pub fn deliver<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
+    let features = ring.features();
+    let max_frame = u32::from(job.mtu) + 14;
+    let mut room = Room::new();
+    job.for_each(report, |report, frame| {
+        let mut writer = Writer {
+            ring: &mut *ring,
+            source: job.source,
+            features,
+            room: &mut room,
+        };
+        match plan(&frame.checked, frame.len, &features, max_frame) {
+            Action::TooLong => report.dropped(DropReason::Mtu, 1),
+            Action::Segment { mss } => writer.cut(frame, mss, report),
+            action => {
+                let request = action.outgoing(&frame.checked, &features);
+                let mut body = Body::new(&[], frame.body);
+                let fill = matches!(action, Action::FillChecksum);
+                let piece = Piece {
+                    head: frame.head,
+                    body_len: frame.len.saturating_sub(frame.head.len() as u32),
+                };
+                let result = match frame.checked.request().csum.filter(|_| fill) {
+                    Some(at) => writer.write_summed(piece, &mut body, at),
+                    None => writer.write(piece, &mut body, request, frame.checked.header_len()),
+                };
+                match result {
+                    Ok(()) => report.delivered(frame.len, frame.len),
+                    Err(reason) => report.dropped(reason, 1),
+                }
+            }
+        }
+    });
+    if job.frames != 0 && ring.publish() {
+        report.destination.notifications += 1;
+    }
+}
+
+/// What is written as one frame: private head, and so many bytes of a body.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    head: &'a [u8],
+    body_len: u32,
+}
+
+impl Piece<'_> {
+    fn len(&self) -> u32 {
+        self.head.len() as u32 + self.body_len
+    }
+}
+
+struct Writer<'a, R> {
+    ring: &'a mut R,
+    source: &'a Memory,
+    features: Features,
+    room: &'a mut Room,
+}
+
+impl<R: RxRing> Writer<'_, R> {
+    fn write(
+        &mut self,
+        piece: Piece<'_>,
+        body: &mut Body<'_>,
+        request: Request,
+        header_len: u16,
+    ) -> Result<(), DropReason> {
+        self.reserve(piece)?;
+        let mut sink = Sink::new(self.ring.memory(), self.room, 0);
+        let written = sink
+            .write(piece.head)
+            .and_then(|()| body.copy(self.source, piece.body_len, &mut sink));
+        self.finish(
+            written,
+            RxMeta {
+                request,
+                header_len,
+            },
+        )
+    }
+
+    /// As `write`, completing the checksum at `at`: the body is summed as it is copied, the head goes last.
+    fn write_summed(
+        &mut self,
+        piece: Piece<'_>,
+        body: &mut Body<'_>,
+        at: CsumAt,
+    ) -> Result<(), DropReason> {
+        self.reserve(piece)?;
+        let mut head = [0; HEAD_MAX];
+        let Some((head, _)) = head.split_at_mut_checked(piece.head.len()) else {
+            return Err(DropReason::BadOffload);
+        };
+        head.copy_from_slice(piece.head);
+        let mut sum = Sum::new();
+        sum.add_bytes(piece.head.get(usize::from(at.start)..).unwrap_or(&[]));
+        let mut sink = Sink::new(self.ring.memory(), self.room, head.len() as u32);
+        let written = body
+            .copy_sum(self.source, piece.body_len, &mut sink, &mut sum)
+            .and_then(|()| {
+                if let Some(field) = head.get_mut(at.field()..at.field() + 2) {
+                    field.copy_from_slice(&finish_checksum(sum, at).to_be_bytes());
+                }
+                Sink::new(self.ring.memory(), self.room, 0).write(head)
+            });
+        self.finish(written, RxMeta::default())
+    }
+
+    fn reserve(&mut self, piece: Piece<'_>) -> Result<(), DropReason> {
+        self.room.clear();
+        self.ring.reserve(piece.len(), self.room)
+    }
+
+    fn finish(&mut self, written: Result<(), Fault>, meta: RxMeta) -> Result<(), DropReason> {
+        match written {
+            Ok(()) => {
+                self.ring.commit(&meta);
+                Ok(())
+            }
+            Err(_) => {
+                self.ring.cancel();
+                Err(if self.source.is_faulted() {
+                    DropReason::SourceFault
+                } else {
+                    DropReason::RxFault
+                })
+            }
+        }
+    }
+
+    /// Cuts a large frame. Each segment is a copy of its own: those that find no room are dropped one by one.
+    fn cut(&mut self, frame: &Outgoing<'_>, mss: u16, report: &mut Report) {
+        let mut segments = Segmenter::new(frame.head, &frame.checked, frame.len, mss);
+        report.cut(segments.remaining());
+        let in_head = frame
+            .head
+            .get(usize::from(frame.checked.header_len())..)
+            .unwrap_or(&[]);
+        let mut body = Body::new(in_head, frame.body);
+        let mut head = [0; HEAD_MAX];
+        while let Some(segment) = segments.next(&mut head) {
+            let piece = Piece {
+                head: head.get(..usize::from(segment.head_len)).unwrap_or(&[]),
+                body_len: segment.body_len,
+            };
+            let result = if self.features.csum {
+                let request = Request {
+                    csum: Some(segment.csum),
+                    ..Request::default()
+                };
+                self.write(piece, &mut body, request, 0)
+            } else {
+                self.write_summed(piece, &mut body, segment.csum)
+            };
+            match result {
+                Ok(()) => report.delivered(piece.len(), piece.len()),
+                Err(reason) => {
+                    report.dropped(reason, 1 + segments.remaining());
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The bytes behind a head, taken front to back: first those that the snapshot holds, then spans of the source.
+#[derive(Clone, Copy)]
+struct Body<'a> {
+    private: &'a [u8],
+    current: Span,
+    rest: &'a [Span],
+}
+
+impl<'a> Body<'a> {
+    fn new(private: &'a [u8], spans: &'a [Span]) -> Self {
+        let (current, rest) = spans
+            .split_first()
+            .map_or((Span::EMPTY, spans), |(first, rest)| (*first, rest));
+        Body {
+            private,
+            current,
+            rest,
+        }
+    }
+
+    /// Takes up to `len` private bytes.
+    fn take_private(&mut self, len: u32) -> &'a [u8] {
+        let (taken, left) = self.private.split_at(self.private.len().min(len as usize));
+        self.private = left;
+        taken
+    }
+
+    /// Takes up to `len` bytes of one span. Empty once there are none left.
+    fn take_span(&mut self, len: u32) -> Span {
+        while self.current.is_empty() {
+            let Some((first, rest)) = self.rest.split_first() else {
+                return Span::EMPTY;
+            };
+            (self.current, self.rest) = (*first, rest);
+        }
+        let (taken, left) = self
+            .current
+            .split_at(self.current.len().min(len))
+            .unwrap_or((self.current, Span::EMPTY));
+        self.current = left;
+        taken
+    }
+
+    fn copy(&mut self, source: &Memory, len: u32, sink: &mut Sink<'_>) -> Result<(), Fault> {
+        let private = self.take_private(len);
+        sink.write(private)?;
+        let mut left = len - private.len() as u32;
+        while left > 0 {
+            let span = self.take_span(left);
+            if span.is_empty() {
+                return Err(Fault::Length);
+            }
+            left -= span.len();
+            sink.each_piece(span, |memory, from, to| source.copy(from, memory, to))?;
+        }
+        Ok(())
+    }
+
+    fn copy_sum(
+        &mut self,
+        source: &Memory,
+        len: u32,
+        sink: &mut Sink<'_>,
+        sum: &mut Sum,
+    ) -> Result<(), Fault> {
+        let private = self.take_private(len);
+        sum.add_bytes(private);
+        sink.write(private)?;
+        let mut left = len - private.len() as u32;
+        while left > 0 {
+            let span = self.take_span(left);
+            if span.is_empty() {
+                return Err(Fault::Length);
+            }
+            left -= span.len();
+            sink.each_piece(span, |memory, from, to| {
+                sum.add_partial(source.copy_sum(from, memory, to)?, from.len() as usize);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Reserved room, filled front to back.
+struct Sink<'a> {
+    memory: &'a Memory,
+    current: Span,
+    rest: &'a [Span],
+}
+
+impl<'a> Sink<'a> {
+    /// The room from byte `skip` on.
+    fn new(memory: &'a Memory, room: &'a [Span], mut skip: u32) -> Self {
+        let mut rest = room;
+        while let Some((first, after)) = rest.split_first() {
+            rest = after;
+            if let Some((_, current)) = first.split_at(skip) {
+                return Sink {
+                    memory,
+                    current,
+                    rest,
+                };
+            }
+            skip -= first.len();
+        }
+        Sink {
+            memory,
+            current: Span::EMPTY,
+            rest,
+        }
+    }
+
+    fn next(&mut self, len: u32) -> Result<Span, Fault> {
+        while self.current.is_empty() {
+            let (first, rest) = self.rest.split_first().ok_or(Fault::Length)?;
+            (self.current, self.rest) = (*first, rest);
+        }
+        let (piece, left) = self
+            .current
+            .split_at(self.current.len().min(len))
+            .ok_or(Fault::Range)?;
+        self.current = left;
+        Ok(piece)
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+        while !bytes.is_empty() {
+            let to = self.next(bytes.len() as u32)?;
+            let (now, later) = bytes
+                .split_at_checked(to.len() as usize)
+                .ok_or(Fault::Length)?;
+            self.memory.write(to, now)?;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn each_piece(
+        &mut self,
+        mut from: Span,
+        mut copy: impl FnMut(&Memory, Span, Span) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        while !from.is_empty() {
+            let to = self.next(from.len())?;
+            let (now, later) = from.split_at(to.len()).ok_or(Fault::Range)?;
+            copy(self.memory, now, to)?;
+            from = later;
+        }
+        Ok(())
+    }
+}

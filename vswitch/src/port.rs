@@ -38,8 +38,9 @@ pub trait TxSide: Any + Send {
     /// Rings that lie end the gathering and are reported by [`TxSide::fault`]; frames taken before that still count.
     fn gather(&mut self, burst: &mut Burst);
 
-    /// Gives back the buffers of everything gathered since the last call, with one notification at most.
-    fn complete(&mut self);
+    /// Gives back the buffers of everything gathered since the last call, with one notification at most: true if there
+    /// was one.
+    fn complete(&mut self) -> bool;
 
     /// Asks for a wake-up on the next frame, as the worker is about to sleep. True if frames came in meanwhile, so that
     /// the worker must not sleep.
@@ -94,8 +95,8 @@ pub trait RxRing {
     /// The reserved frame could not be written: its room is free again.
     fn cancel(&mut self);
 
-    /// Makes committed frames visible to the peer and notifies it if it asked for that.
-    fn publish(&mut self);
+    /// Makes committed frames visible to the peer and notifies it if it asked for that: true if it was notified.
+    fn publish(&mut self) -> bool;
 }
 
 /// Spans of the room reserved for one frame.
@@ -120,4 +121,10 @@ pub trait PortControl: Send + Sync {
 
     /// Takes the pair out of service. Returns once no worker uses it.
     fn detach(&self) -> Option<Sides>;
+
+    /// Why the attached sides are out of service, if they are.
+    fn fault(&self) -> Option<PortFault>;
+
+    /// Readable while there is a fault, so that the port's control thread can wait for one.
+    fn fault_fd(&self) -> BorrowedFd<'_>;
 }

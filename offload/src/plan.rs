@@ -1,0 +1,102 @@
+//! The one pure function that says what must be done so that a destination gets no shape that it did not agree to.
+
+use crate::ETHER_LEN;
+use crate::request::{Checked, Gso, MAX_SEGMENTS, Request};
+
+/// What a destination agreed to receive.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Partial checksums. Large frames need it too, as their checksum is partial.
+    pub csum: bool,
+    /// Large TCP over IPv4.
+    pub tso4: bool,
+    /// Large TCP over IPv6.
+    pub tso6: bool,
+    /// Large TCP with CWR set.
+    pub ecn: bool,
+}
+
+/// What is done to a frame for one destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A plain frame, delivered as it is: a partial checksum stays partial.
+    AsIs,
+    /// Complete the partial checksum.
+    FillChecksum,
+    /// Cut into segments of `mss` payload bytes, and complete the checksum of each unless the destination agreed to
+    /// partial ones ([`Features::csum`]).
+    Segment {
+        /// Most TCP payload bytes in a segment, at least 1.
+        mss: u16,
+    },
+    /// Deliver a large frame uncut, with `mss` in its request.
+    KeepLarge {
+        /// Most TCP payload bytes in a segment, at least 1; lowered to the destination's MTU.
+        mss: u16,
+    },
+    /// Drop: longer than the destination's MTU, and no cutting helps.
+    TooLong,
+}
+
+impl Action {
+    /// The request that accompanies what is delivered, or each segment of it. Offsets are those before any tag edit.
+    #[inline]
+    #[must_use]
+    pub fn outgoing(self, frame: &Checked, dest: &Features) -> Request {
+        let request = frame.request();
+        match self {
+            Self::TooLong | Self::FillChecksum => Request::default(),
+            Self::AsIs => Request {
+                csum_valid: request.csum_valid && dest.csum,
+                ..request
+            },
+            Self::Segment { .. } => Request {
+                csum: request.csum.filter(|_| dest.csum),
+                ..Request::default()
+            },
+            Self::KeepLarge { mss } => Request {
+                gso: request.gso.with_mss(mss),
+                csum_valid: false,
+                ..request
+            },
+        }
+    }
+}
+
+/// What to do with a frame of `len` bytes for a destination with the features `dest`, whose longest untagged frame is
+/// `max_frame` bytes (its MTU and 14).
+///
+/// Length is compared behind the Ethernet header and its tags, so tags never count, neither those that are there nor
+/// those that a later [`TagEdit`](crate::TagEdit) adds. A large frame is cut smaller than its sender asked for if the
+/// MTU is smaller; a plain one is too long.
+#[inline]
+#[must_use]
+pub fn plan(frame: &Checked, len: u32, dest: &Features, max_frame: u32) -> Action {
+    let mtu = max_frame.saturating_sub(ETHER_LEN as u32);
+    let l2_len = u32::from(frame.l2_len());
+    let request = frame.request();
+    let (mss, agreed) = match request.gso {
+        Gso::None => {
+            return if len.saturating_sub(l2_len) > mtu {
+                Action::TooLong
+            } else if request.csum.is_some() && !dest.csum {
+                Action::FillChecksum
+            } else {
+                Action::AsIs
+            };
+        }
+        Gso::Tcp4 { mss, ecn } => (mss, dest.tso4 && (dest.ecn || !ecn)),
+        Gso::Tcp6 { mss, ecn } => (mss, dest.tso6 && (dest.ecn || !ecn)),
+    };
+    let header_len = u32::from(frame.header_len());
+    let room = mtu.saturating_sub(header_len.saturating_sub(l2_len));
+    let mss = u32::from(mss).min(room) as u16;
+    let payload = len.saturating_sub(header_len);
+    if mss == 0 || payload.div_ceil(u32::from(mss)) > MAX_SEGMENTS {
+        Action::TooLong
+    } else if agreed && dest.csum {
+        Action::KeepLarge { mss }
+    } else {
+        Action::Segment { mss }
+    }
+}

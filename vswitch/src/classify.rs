@@ -1,0 +1,136 @@
+//! What is to become of a frame: the one place that decides it, from the snapshot alone.
+//!
+//! [`admit`] reads the frame and applies the source port's rules; [`forward`] learns, looks up and applies the
+//! destination's. The turn calls them with a prefetch in between; whoever wants to explain a frame calls [`classify`].
+
+use crate::burst::MIN_FRAME;
+use crate::drops::DropReason;
+use crate::fdb::{Key, Learned, PortIndex};
+use crate::mac::Mac;
+use crate::network::{NetworkView, PortPolicy};
+use crate::vlan::Vid;
+
+/// EtherType of an 802.1Q tag. An 802.1ad service tag (0x88a8) is no VLAN of ours: such frames pass as untagged ones.
+pub const TPID_8021Q: u16 = 0x8100;
+
+/// A frame that its source port may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// Destination address.
+    pub destination: Mac,
+    /// Source address and VLAN.
+    pub source: Key,
+    /// The VLAN the frame belongs to in the switch; 0 is none.
+    pub vid: Vid,
+    /// Tag control information of the 802.1Q tag the frame carries.
+    pub tag: Option<u16>,
+}
+
+/// Where a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// To one port.
+    Unicast(PortIndex),
+    /// To all other ports of its VLAN.
+    Flood,
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// Reads the addresses and the VLAN of `head` and applies the rules of the port it came from.
+pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
+    let Some((&[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1], rest)) =
+        head.split_first_chunk::<{ MIN_FRAME as usize }>()
+    else {
+        return Err(DropReason::Runt);
+    };
+    if !policy.link_up {
+        return Err(DropReason::LinkDown);
+    }
+    let destination = Mac([d0, d1, d2, d3, d4, d5]);
+    let source = Mac([s0, s1, s2, s3, s4, s5]);
+    if !source.is_station() {
+        return Err(DropReason::SourceMac);
+    }
+    if let Some(allowed) = &policy.mac_guard
+        && !allowed.contains(&source)
+    {
+        return Err(DropReason::MacGuard);
+    }
+    if destination.is_link_local() {
+        return Err(DropReason::LinkLocal);
+    }
+    let tci = match rest {
+        // A tag needs its identifier and the type of what follows.
+        [c0, c1, _, _, ..] if u16::from_be_bytes([t0, t1]) == TPID_8021Q => {
+            Some(u16::from_be_bytes([*c0, *c1]))
+        }
+        _ if u16::from_be_bytes([t0, t1]) == TPID_8021Q => return Err(DropReason::Runt),
+        _ => None,
+    };
+    let vid = policy.vlan.ingress(tci.map(|tci| tci & 0xfff))?;
+    Ok(Admitted {
+        destination,
+        source: Key::new(source, vid),
+        vid,
+        tag: tci,
+    })
+}
+
+/// Fetches the table lines that [`forward`] will read.
+pub fn prefetch(view: &NetworkView, frame: &Admitted) {
+    view.fdb.prefetch(frame.source);
+    if !frame.destination.is_group() {
+        view.fdb.prefetch(Key::new(frame.destination, frame.vid));
+    }
+}
+
+/// Looks the destination of a frame from port `from` up, at `now` seconds. Changes nothing.
+pub fn forward(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) -> Verdict {
+    if frame.destination.is_group() {
+        return Verdict::Flood;
+    }
+    let Some(to) = view.fdb.lookup(Key::new(frame.destination, frame.vid), now) else {
+        return Verdict::Flood;
+    };
+    if to == from {
+        return Verdict::Drop(DropReason::SamePort);
+    }
+    match view.port(to) {
+        None => Verdict::Flood,
+        Some(port) if port.policy.vlan.egress(frame.vid).is_none() => {
+            Verdict::Drop(DropReason::VlanEgress)
+        }
+        Some(port) if !port.policy.link_up => Verdict::Drop(DropReason::LinkDown),
+        Some(_) => Verdict::Unicast(to),
+    }
+}
+
+/// Notes that the frame's source was heard from port `from` at `now` seconds.
+pub fn learn(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) -> Learned {
+    view.fdb.learn(frame.source, from, now)
+}
+
+/// The ports a flooded frame of `vid` from port `from` goes to.
+pub fn flood(
+    view: &NetworkView,
+    from: PortIndex,
+    vid: Vid,
+) -> impl Iterator<Item = PortIndex> + '_ {
+    view.iter()
+        .filter(move |(index, port)| {
+            *index != from && port.policy.link_up && port.policy.vlan.egress(vid).is_some()
+        })
+        .map(|(index, _)| index)
+}
+
+/// The verdict for a frame that came from port `from` at `now` seconds, without learning from it.
+pub fn classify(view: &NetworkView, from: PortIndex, head: &[u8], now: u32) -> Verdict {
+    let Some(port) = view.port(from) else {
+        return Verdict::Drop(DropReason::Disconnected);
+    };
+    match admit(&port.policy, head) {
+        Ok(frame) => forward(view, from, &frame, now),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}

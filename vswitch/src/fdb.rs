@@ -1,0 +1,583 @@
+//! The MAC table (IEEE 802.1Q: filtering database) of one network.
+//!
+//! Read without locks by every worker; written by whichever worker learns. Two words an entry, four entries a cache
+//! line, two candidate lines a key, so that a lookup touches two lines at most and both can be fetched ahead.
+//!
+//! * Ageing needs no timer: an entry says when its station was last heard, and one that is too old is not found. A
+//!   periodic [`Fdb::sweep`] only gives its place back.
+//! * Flushing a port is O(1): an entry carries its port's epoch, and a new epoch makes all entries of the port stale.
+//! * A port holds at most its quota, and beyond it replaces its own entries only. Where the table itself is full, a
+//!   newcomer replaces an entry of the port that holds most, and only if that is more than its own: so a flood of
+//!   addresses from one port cannot push out those of another.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use zerocopy::FromZeros;
+
+use crate::mac::Mac;
+use crate::vlan::Vid;
+
+/// Index of a port within its network.
+pub type PortIndex = u16;
+
+/// Entries a bucket (one cache line) holds.
+const WAYS: usize = 4;
+/// Words of a bucket: key and value of each entry.
+const BUCKET_WORDS: usize = 2 * WAYS;
+/// Buckets of a 4 KiB page: the granularity in which a sweep skips untouched parts.
+const BUCKETS_PER_PAGE: usize = 64;
+/// Capacity where nothing else is asked for.
+pub const DEFAULT_CAPACITY: usize = 1 << 20;
+/// Entries an ordinary port may hold where nothing else is asked for.
+pub const DEFAULT_QUOTA: u32 = 1 << 17;
+/// Seconds an entry lives after its station was last heard (IEEE 802.1Q, table 8-6).
+pub const DEFAULT_AGEING: u32 = 300;
+
+/// A station's address in a VLAN, as the table's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key(u64);
+
+impl Key {
+    /// The key of `mac` in `vid` (0 to 4095).
+    pub const fn new(mac: Mac, vid: Vid) -> Key {
+        // The top bit keeps a key apart from an empty place.
+        Key(mac.to_u64() | (vid as u64 & 0xfff) << 48 | 1 << 63)
+    }
+
+    /// The address.
+    pub const fn mac(self) -> Mac {
+        Mac::from_u64(self.0 & 0xffff_ffff_ffff)
+    }
+
+    /// The VLAN; 0 is none.
+    pub const fn vid(self) -> Vid {
+        (self.0 >> 48) as Vid & 0xfff
+    }
+}
+
+/// The value word: port 63:48, epoch 47:32, static 31, last heard 30:0 in seconds. Never 0: epochs start at 1.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Value(u64);
+
+const STATIC: u64 = 1 << 31;
+const TIME: u64 = STATIC - 1;
+
+impl Value {
+    fn new(port: PortIndex, epoch: u16, fixed: bool, now: u32) -> Value {
+        let fixed = if fixed { STATIC } else { 0 };
+        Value(u64::from(port) << 48 | u64::from(epoch) << 32 | fixed | u64::from(now) & TIME)
+    }
+    fn port(self) -> PortIndex {
+        (self.0 >> 48) as PortIndex
+    }
+    fn epoch(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+    fn is_static(self) -> bool {
+        self.0 & STATIC != 0
+    }
+    fn heard(self) -> u32 {
+        (self.0 & TIME) as u32
+    }
+}
+
+/// What became of an address that was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// It was known at this port.
+    Known,
+    /// It is new, or moved here from another port.
+    Added,
+    /// It is pinned to another port by a static entry.
+    Pinned,
+    /// The port is at its quota, or the table is full.
+    Full,
+    /// Another worker was changing the table; the next frame will try again.
+    Busy,
+}
+
+/// One entry, as users see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The station.
+    pub mac: Mac,
+    /// Its VLAN; 0 is none.
+    pub vid: Vid,
+    /// The port it is behind.
+    pub port: PortIndex,
+    /// Set by an operator: does not age, move or make place.
+    pub fixed: bool,
+    /// Seconds since it was last heard; 0 for static entries.
+    pub age: u32,
+}
+
+/// State of one port in the table.
+#[derive(FromZeros)]
+#[repr(C)]
+struct PortState {
+    /// Current epoch, less 1.
+    epoch: AtomicU32,
+    /// Learned entries of the current epoch.
+    count: AtomicU32,
+    /// Most learned entries it may have; 0 stands for [`DEFAULT_QUOTA`].
+    quota: AtomicU32,
+}
+
+/// The MAC table.
+pub struct Fdb {
+    /// Buckets of [`BUCKET_WORDS`] words from `first_word` on, which is aligned to a cache line.
+    words: Vec<AtomicU64>,
+    first_word: usize,
+    /// Number of buckets less 1, which is a power of two less 1.
+    bucket_mask: u64,
+    /// A bit for each page of buckets that ever held an entry.
+    touched: Vec<AtomicU64>,
+    ports: Vec<PortState>,
+    capacity: u32,
+    /// Learned and static entries together, stale ones included until swept.
+    used: AtomicU32,
+    ageing: AtomicU32,
+    /// Odd multipliers chosen at random, so that no guest can pick addresses that collide.
+    seeds: [u64; 2],
+    writer: Mutex<()>,
+}
+
+/// There is not enough memory for the table.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot reserve memory for a MAC table of {0} entries")]
+pub struct FdbError(usize);
+
+type Place<'a> = (&'a AtomicU64, &'a AtomicU64);
+
+impl Fdb {
+    /// A table for `capacity` entries (rounded up to a power of two, at least 1024) with entries living `ageing`
+    /// seconds (0: for ever). `seed` makes its hash function; memory is taken as it is touched.
+    pub fn new(capacity: usize, ageing: u32, seed: u64) -> Result<Fdb, FdbError> {
+        let error = |_| FdbError(capacity);
+        let capacity = capacity.clamp(1024, 1 << 28).next_power_of_two();
+        // Twice the places, so that both candidate buckets are practically never full.
+        let buckets = capacity * 2 / WAYS;
+        let words =
+            AtomicU64::new_vec_zeroed(buckets * BUCKET_WORDS + BUCKET_WORDS).map_err(error)?;
+        let first_word = words.as_ptr().align_offset(64).min(BUCKET_WORDS);
+        let pages = buckets.div_ceil(BUCKETS_PER_PAGE);
+        Ok(Fdb {
+            words,
+            first_word,
+            bucket_mask: buckets as u64 - 1,
+            touched: AtomicU64::new_vec_zeroed(pages.div_ceil(64)).map_err(error)?,
+            ports: PortState::new_vec_zeroed(1 << 16).map_err(error)?,
+            capacity: capacity as u32,
+            used: AtomicU32::new(0),
+            ageing: AtomicU32::new(ageing),
+            seeds: [
+                seed | 1,
+                seed.rotate_left(29).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            ],
+            writer: Mutex::new(()),
+        })
+    }
+
+    /// Entries the table holds at most.
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
+    /// Seconds after which a silent station is forgotten; 0 is never.
+    pub fn set_ageing(&self, seconds: u32) {
+        self.ageing.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Most learned entries `port` may hold.
+    pub fn set_quota(&self, port: PortIndex, quota: u32) {
+        if let Some(state) = self.ports.get(usize::from(port)) {
+            state.quota.store(quota, Ordering::Relaxed);
+        }
+    }
+
+    /// Fetches the lines of `key` towards the core, ahead of a lookup.
+    pub fn prefetch(&self, key: Key) {
+        for bucket in self.candidates(key) {
+            if let Some(word) = self.words.get(bucket) {
+                guestmem::prefetch(word);
+            }
+        }
+    }
+
+    /// The port that `key` is behind at `now`.
+    pub fn lookup(&self, key: Key, now: u32) -> Option<PortIndex> {
+        let (_, value) = self.find(key)?;
+        self.is_live(value, now).then(|| value.port())
+    }
+
+    /// `key` was heard from `port` at `now`.
+    pub fn learn(&self, key: Key, port: PortIndex, now: u32) -> Learned {
+        if let Some((place, value)) = self.find(key)
+            && self.is_live(value, now)
+        {
+            if value.is_static() {
+                return if value.port() == port {
+                    Learned::Known
+                } else {
+                    Learned::Pinned
+                };
+            }
+            if value.port() == port {
+                if value.heard() != now {
+                    let fresh = Value::new(port, value.epoch(), false, now);
+                    // Lost only to a change made by somebody else, which is newer.
+                    let _ = place.1.compare_exchange(
+                        value.0,
+                        fresh.0,
+                        Ordering::Release,
+                        Ordering::Relaxed,
+                    );
+                }
+                return Learned::Known;
+            }
+        }
+        match self.writer.try_lock() {
+            Ok(_) | Err(TryLockError::Poisoned(_)) => self.insert(key, port, now),
+            Err(TryLockError::WouldBlock) => Learned::Busy,
+        }
+    }
+
+    /// Pins `key` to `port`. False if there is no place for it: the table is full of other static entries.
+    pub fn add_static(&self, key: Key, port: PortIndex, now: u32) -> bool {
+        let _guard = self.lock();
+        let place = self.find(key).map(|(place, _)| place);
+        let Some(place) = place.or_else(|| self.place_for_newcomer(key, now, 0)) else {
+            return false;
+        };
+        self.vacate(place);
+        self.used.fetch_add(1, Ordering::Relaxed);
+        self.write(place, key, Value::new(port, self.epoch(port), true, 0));
+        true
+    }
+
+    /// Forgets `key`, static or learned. False if it was not there.
+    pub fn remove(&self, key: Key) -> bool {
+        let _guard = self.lock();
+        self.find(key).is_some_and(|(place, _)| self.vacate(place))
+    }
+
+    /// Forgets all learned entries of all ports. Static ones stay.
+    pub fn flush(&self) {
+        let _guard = self.lock();
+        self.drop_if(|value| !value.is_static());
+    }
+
+    /// Forgets all learned entries of `port`, in constant time. Its static entries stay.
+    pub fn flush_port(&self, port: PortIndex) {
+        let _guard = self.lock();
+        if let Some(state) = self.ports.get(usize::from(port)) {
+            let epoch = state.epoch.load(Ordering::Relaxed).wrapping_add(1);
+            // 15 bits of it are in the entries. Before they come round, nothing of the old ones may be left.
+            if epoch & 0x7fff == 0 {
+                self.drop_if(|value| !value.is_static() && value.port() == port);
+            }
+            state.epoch.store(epoch, Ordering::Release);
+            state.count.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets everything about `port`, static entries too: its index may be given to another port afterwards.
+    pub fn forget_port(&self, port: PortIndex) {
+        self.flush_port(port);
+        let _guard = self.lock();
+        self.drop_if(|value| value.port() == port);
+        if let Some(state) = self.ports.get(usize::from(port)) {
+            state.quota.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives back the places of entries that are stale or too old at `now`.
+    pub fn sweep(&self, now: u32) {
+        let _guard = self.lock();
+        self.drop_if(|value| !self.is_live(value, now));
+    }
+
+    /// All entries that are found at `now`. A table under change is read entry by entry.
+    pub fn entries(&self, now: u32) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        self.for_each_place(|place| {
+            if let Some((key, value)) = read(place)
+                && self.is_live(value, now)
+            {
+                let age = if value.is_static() {
+                    0
+                } else {
+                    now.wrapping_sub(value.heard()) & TIME as u32
+                };
+                entries.push(Entry {
+                    mac: key.mac(),
+                    vid: key.vid(),
+                    port: value.port(),
+                    fixed: value.is_static(),
+                    age,
+                });
+            }
+        });
+        entries
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn epoch(&self, port: PortIndex) -> u16 {
+        let epoch = self
+            .ports
+            .get(usize::from(port))
+            .map_or(0, |state| state.epoch.load(Ordering::Acquire));
+        // 1 to 32768, so that a value is never 0.
+        (epoch & 0x7fff) as u16 + 1
+    }
+
+    fn is_live(&self, value: Value, now: u32) -> bool {
+        if value.is_static() {
+            return true;
+        }
+        let ageing = self.ageing.load(Ordering::Relaxed);
+        value.epoch() == self.epoch(value.port())
+            && (ageing == 0 || now.wrapping_sub(value.heard()) & TIME as u32 <= ageing)
+    }
+
+    /// First words of the two buckets of `key`.
+    fn candidates(&self, key: Key) -> [usize; 2] {
+        self.seeds.map(|seed| {
+            let hash = (key.0 ^ seed).wrapping_mul(seed);
+            let bucket = (hash ^ hash >> 29).wrapping_mul(seed) >> 20 & self.bucket_mask;
+            self.first_word + bucket as usize * BUCKET_WORDS
+        })
+    }
+
+    fn find(&self, key: Key) -> Option<(Place<'_>, Value)> {
+        for first in self.candidates(key) {
+            for place in places_of(self.words.get(first..first + BUCKET_WORDS)) {
+                if place.0.load(Ordering::Acquire) == key.0
+                    && let Some((found, value)) = read(place)
+                    && found == key
+                {
+                    return Some((place, value));
+                }
+            }
+        }
+        None
+    }
+
+    /// Enters `key` behind `port`, as learned at `now`. The caller holds the writer lock.
+    fn insert(&self, key: Key, port: PortIndex, now: u32) -> Learned {
+        let Some(state) = self.ports.get(usize::from(port)) else {
+            return Learned::Full;
+        };
+        let held = state.count.load(Ordering::Relaxed);
+        let at_quota = held >= state.quota();
+        let place = match self.find(key) {
+            Some((_, value)) if self.is_live(value, now) && value.is_static() => {
+                return Learned::Pinned;
+            }
+            Some((_, value)) if self.is_live(value, now) && at_quota && value.port() != port => {
+                return Learned::Full;
+            }
+            Some((place, _)) => Some(place),
+            None if at_quota => self.choose(key, now, |occupant| match occupant {
+                Occupant::Live(value) if value.port() == port => {
+                    Some(now.wrapping_sub(value.heard()) & TIME as u32)
+                }
+                _ => None,
+            }),
+            None => self.place_for_newcomer(key, now, held),
+        };
+        let Some(place) = place else {
+            return Learned::Full;
+        };
+        self.vacate(place);
+        self.used.fetch_add(1, Ordering::Relaxed);
+        state.count.fetch_add(1, Ordering::Relaxed);
+        self.write(place, key, Value::new(port, self.epoch(port), false, now));
+        Learned::Added
+    }
+
+    /// A place for `key`, whose port holds `held` entries.
+    fn place_for_newcomer(&self, key: Key, now: u32, held: u32) -> Option<Place<'_>> {
+        let place = self.choose(key, now, |occupant| match occupant {
+            Occupant::Live(_) => None,
+            occupant => self.rank_for_newcomer(occupant, held),
+        });
+        place
+            .or_else(|| {
+                (self.used.load(Ordering::Relaxed) < self.capacity).then(|| self.displace(key))?
+            })
+            .or_else(|| self.choose(key, now, |occupant| self.rank_for_newcomer(occupant, held)))
+    }
+
+    /// Empties a place of `key` by moving its entry to the other bucket of that entry. The copy is written first, so that
+    /// readers find one or the other.
+    fn displace(&self, key: Key) -> Option<Place<'_>> {
+        let places = self
+            .candidates(key)
+            .map(|first| self.words.get(first..first + BUCKET_WORDS));
+        for place in places.into_iter().flat_map(places_of) {
+            let Some((occupant, value)) = read(place) else {
+                continue;
+            };
+            for first in self.candidates(occupant) {
+                let bucket = self.words.get(first..first + BUCKET_WORDS);
+                if let Some(free) = places_of(bucket).find(|place| read(*place).is_none()) {
+                    self.write(free, occupant, value);
+                    place.1.store(0, Ordering::Release);
+                    place.0.store(0, Ordering::Release);
+                    return Some(place);
+                }
+            }
+        }
+        None
+    }
+
+    /// How willingly a place is given to a newcomer whose port holds `held` entries: stale and empty ones first, then
+    /// those of the port that holds most.
+    fn rank_for_newcomer(&self, occupant: Occupant, held: u32) -> Option<u32> {
+        match occupant {
+            Occupant::Stale => Some(u32::MAX),
+            Occupant::Empty { neighbours } => (self.used.load(Ordering::Relaxed) < self.capacity)
+                .then_some(u32::MAX - 1 - neighbours),
+            Occupant::Live(value) => {
+                let holds = self
+                    .ports
+                    .get(usize::from(value.port()))?
+                    .count
+                    .load(Ordering::Relaxed);
+                (holds > held).then_some(holds.min(u32::MAX / 2))
+            }
+        }
+    }
+
+    /// The place among `key`'s candidates that `rank` values most; `None` is not to be had.
+    fn choose(
+        &self,
+        key: Key,
+        now: u32,
+        rank: impl Fn(Occupant) -> Option<u32>,
+    ) -> Option<Place<'_>> {
+        let mut best = None;
+        for first in self.candidates(key) {
+            let bucket = self.words.get(first..first + BUCKET_WORDS);
+            let neighbours = places_of(bucket)
+                .filter(|place| read(*place).is_some())
+                .count() as u32;
+            for place in places_of(bucket) {
+                let occupant = match read(place) {
+                    None => Occupant::Empty { neighbours },
+                    Some((_, value)) if !self.is_live(value, now) => Occupant::Stale,
+                    Some((_, value)) if value.is_static() => continue,
+                    Some((_, value)) => Occupant::Live(value),
+                };
+                if let Some(rank) = rank(occupant)
+                    && best.is_none_or(|(_, least)| rank > least)
+                {
+                    best = Some((place, rank));
+                }
+            }
+        }
+        best.map(|(place, _)| place)
+    }
+
+    /// Empties `place` and books its entry out. False if it was empty.
+    fn vacate(&self, place: Place<'_>) -> bool {
+        let Some((_, value)) = read(place) else {
+            return false;
+        };
+        place.1.store(0, Ordering::Release);
+        place.0.store(0, Ordering::Release);
+        self.used.fetch_sub(1, Ordering::Relaxed);
+        if !value.is_static()
+            && value.epoch() == self.epoch(value.port())
+            && let Some(state) = self.ports.get(usize::from(value.port()))
+        {
+            state.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Fills an empty `place`: the value last, so that a reader finds either nothing or the whole entry.
+    fn write(&self, place: Place<'_>, key: Key, value: Value) {
+        place.0.store(key.0, Ordering::Release);
+        place.1.store(value.0, Ordering::Release);
+        for first in self.candidates(key) {
+            let page = (first - self.first_word) / BUCKET_WORDS / BUCKETS_PER_PAGE;
+            if let Some(word) = self.touched.get(page / 64) {
+                word.fetch_or(1 << (page % 64), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Drops the entries that `doomed` says. The caller holds the writer lock.
+    fn drop_if(&self, doomed: impl Fn(Value) -> bool) {
+        self.for_each_place(|place| {
+            if read(place).is_some_and(|(_, value)| doomed(value)) {
+                self.vacate(place);
+            }
+        });
+    }
+
+    /// Calls `each` for every place in pages that ever held an entry.
+    fn for_each_place(&self, mut each: impl FnMut(Place<'_>)) {
+        let page_words = BUCKETS_PER_PAGE * BUCKET_WORDS;
+        let buckets = self.words.get(self.first_word..).unwrap_or(&[]);
+        for (index, word) in self.touched.iter().enumerate() {
+            let mut bits = word.load(Ordering::Relaxed);
+            while bits != 0 {
+                let page = index * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let end = ((page + 1) * page_words).min(buckets.len());
+                places_of(buckets.get(page * page_words..end)).for_each(&mut each);
+            }
+        }
+    }
+}
+
+impl PortState {
+    fn quota(&self) -> u32 {
+        match self.quota.load(Ordering::Relaxed) {
+            0 => DEFAULT_QUOTA,
+            quota => quota,
+        }
+    }
+}
+
+/// What is in a place that a newcomer might take.
+enum Occupant {
+    /// Nothing; so many entries are in the same bucket.
+    Empty { neighbours: u32 },
+    /// An entry that is not found any more.
+    Stale,
+    /// A learned entry that is.
+    Live(Value),
+}
+
+/// The places in a slice of whole buckets.
+fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
+    words
+        .unwrap_or(&[])
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|[key, value]| (key, value))
+}
+
+/// The entry in `place`, read so that key and value belong together: a writer clears the value before it changes the
+/// key, so the same value before and after the key was read means the key was its own.
+fn read((key, value): Place<'_>) -> Option<(Key, Value)> {
+    let before = value.load(Ordering::Acquire);
+    if before == 0 {
+        return None;
+    }
+    let found = key.load(Ordering::Acquire);
+    let after = value.load(Ordering::Acquire);
+    (before == after && found != 0).then_some((Key(found), Value(after)))
+}
+
+#[cfg(test)]
+mod tests;

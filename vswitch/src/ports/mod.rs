@@ -1,0 +1,3 @@
+//! The kinds of ports.
+
+pub mod memory;

@@ -1,0 +1,226 @@
+//! One turn of one port: gather, classify, plan, deliver, complete.
+
+use std::sync::Arc;
+
+use offload::Tag;
+use offload::request::validate;
+
+use crate::burst::{BURST, Burst, Frame};
+use crate::classify::{self, Admitted, Verdict};
+use crate::counters::Counts;
+use crate::deliver::{FrameMeta, Job, Report};
+use crate::drops::DropReason;
+use crate::fdb::{Learned, PortIndex};
+use crate::network::{NetworkView, PortPolicy};
+use crate::port::TxSide;
+use crate::slot::PortSlot;
+
+/// Where a port stands in a network.
+#[derive(Clone)]
+pub struct Membership {
+    /// The network, as it is now.
+    pub view: Arc<NetworkView>,
+    /// The port's index in it.
+    pub index: PortIndex,
+}
+
+/// The working space of turns. A worker has one; nothing in it outlives a turn.
+pub struct Turn {
+    burst: Box<Burst>,
+    /// Of each frame of the burst that was admitted.
+    meta: Box<[Option<FrameMeta>; BURST]>,
+    /// For each port index, the frames of the burst that go there.
+    plan: Vec<u32>,
+    /// Indices with a plan.
+    planned: Vec<PortIndex>,
+    counts: Counts,
+}
+
+/// What a turn did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TurnResult {
+    /// Frames taken in.
+    pub frames: u32,
+}
+
+impl Turn {
+    /// Working space for networks of no ports; see [`Turn::make_room`].
+    pub fn new() -> Turn {
+        Turn {
+            burst: Box::default(),
+            meta: Box::new([None; BURST]),
+            plan: Vec::new(),
+            planned: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Prepares for networks of up to `ports` port indices, so that no turn has to allocate.
+    pub fn make_room(&mut self, ports: usize) {
+        if self.plan.len() < ports {
+            self.plan.resize(ports, 0);
+            self.planned.reserve(ports);
+        }
+    }
+
+    /// Takes a burst from `tx`, the transmit side of `slot`, and deals with every frame of it. `now` is in seconds.
+    pub fn run(
+        &mut self,
+        tx: &mut dyn TxSide,
+        slot: &PortSlot,
+        membership: Option<&Membership>,
+        now: u32,
+    ) -> TurnResult {
+        self.burst.clear();
+        tx.gather(&mut self.burst);
+        if self.burst.is_empty() {
+            return TurnResult::default();
+        }
+        self.counts = Counts {
+            frames: self.burst.len() as u64,
+            ..Counts::default()
+        };
+        self.counts.bytes = self
+            .burst
+            .frames()
+            .iter()
+            .map(|frame| u64::from(frame.len()))
+            .sum();
+        match membership {
+            Some(Membership { view, index }) => {
+                self.classify(view, *index, now);
+                self.deliver(view, tx);
+            }
+            None => self
+                .counts
+                .drops
+                .add(DropReason::Disconnected, self.burst.len() as u64),
+        }
+        if tx.complete() {
+            self.counts.notifications += 1;
+        }
+        slot.tx_counts.add(&self.counts);
+        TurnResult {
+            frames: self.burst.len() as u32,
+        }
+    }
+
+    /// Judges every frame and plans where it goes. First the frame's own bytes for all, with the table lines fetched
+    /// ahead; then the table.
+    fn classify(&mut self, view: &NetworkView, from: PortIndex, now: u32) {
+        let Some(port) = view.port(from) else {
+            self.counts
+                .drops
+                .add(DropReason::Disconnected, self.burst.len() as u64);
+            return;
+        };
+        let mut admitted: [Option<Admitted>; BURST] = [None; BURST];
+        for ((frame, admitted), meta) in self
+            .burst
+            .frames()
+            .iter()
+            .zip(&mut admitted)
+            .zip(self.meta.iter_mut())
+        {
+            match frame
+                .refused
+                .map_or_else(|| judge(&port.policy, frame), Err)
+            {
+                Ok((found, known)) => {
+                    classify::prefetch(view, &found);
+                    (*admitted, *meta) = (Some(found), Some(known));
+                }
+                Err(reason) => self.counts.drops.add(reason, 1),
+            }
+        }
+        for (index, frame) in admitted.iter().take(self.burst.len()).enumerate() {
+            let Some(frame) = frame else { continue };
+            match classify::learn(view, from, frame, now) {
+                Learned::Full | Learned::Pinned => self.counts.learn_refused += 1,
+                Learned::Known | Learned::Added | Learned::Busy => {}
+            }
+            let bit = 1 << index;
+            match classify::forward(view, from, frame, now) {
+                Verdict::Drop(reason) => self.counts.drops.add(reason, 1),
+                Verdict::Unicast(to) => self.plan(to, bit),
+                Verdict::Flood => {
+                    let mut copies = 0;
+                    for to in classify::flood(view, from, frame.vid) {
+                        self.plan(to, bit);
+                        copies += 1;
+                    }
+                    match copies {
+                        0 => self.counts.drops.add(DropReason::NoDestination, 1),
+                        _ => self.counts.extra_copies += copies - 1,
+                    }
+                }
+            }
+        }
+    }
+
+    fn plan(&mut self, to: PortIndex, bit: u32) {
+        if let Some(frames) = self.plan.get_mut(usize::from(to)) {
+            if *frames == 0 {
+                self.planned.push(to);
+            }
+            *frames |= bit;
+        }
+    }
+
+    /// Carries out the plan, one destination after the other, each under its lease.
+    fn deliver(&mut self, view: &NetworkView, tx: &dyn TxSide) {
+        let meta = self.meta.get(..self.burst.len()).unwrap_or(&[]);
+        for to in self.planned.drain(..) {
+            let Some(frames) = self.plan.get_mut(usize::from(to)).map(std::mem::take) else {
+                continue;
+            };
+            let mut report = Report::default();
+            let Some(port) = view.port(to) else { continue };
+            let mut lease = port.slot.lease();
+            match &mut lease.side {
+                Some(side) => {
+                    let job = Job {
+                        burst: &self.burst,
+                        source: tx.memory(),
+                        meta,
+                        frames,
+                        vlan: &port.policy.vlan,
+                        mtu: port.policy.mtu,
+                    };
+                    side.deliver(&job, &mut report);
+                    if let Some(fault) = side.fault() {
+                        port.slot.set_fault(fault);
+                    }
+                }
+                None => report.dropped(DropReason::RxNotReady, frames.count_ones()),
+            }
+            port.slot.rx_counts.add(&report.destination);
+            drop(lease);
+            self.counts.merge(&report.source);
+        }
+    }
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Applies the source port's rules to `frame` and validates its request.
+fn judge(policy: &PortPolicy, frame: &Frame) -> Result<(Admitted, FrameMeta), DropReason> {
+    let found = classify::admit(policy, frame.head())?;
+    let checked =
+        validate(&frame.request, frame.head(), frame.len()).map_err(|_| DropReason::BadOffload)?;
+    let tag = found.tag.map(|tci| Tag { tci });
+    let priority = found.tag.unwrap_or(0) & 0xf000;
+    Ok((
+        found,
+        FrameMeta {
+            checked,
+            tag,
+            vid: found.vid,
+            priority,
+        },
+    ))
+}
