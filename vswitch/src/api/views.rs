@@ -16,7 +16,7 @@ pub struct WorkerView {
     /// The core it is pinned to.
     pub core: usize,
     /// Ports it owns.
-    pub ports: usize,
+    pub ports: u64,
     /// Thousandths of its time spent on frames.
     pub busy_permille: u64,
     /// Whether it sleeps for want of frames.
@@ -140,6 +140,8 @@ pub struct PortStats {
     pub rx_bytes: u64,
     /// Copies of frames from this port that were dropped, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Copies of frames for this port that were dropped because of it, by reason; booked on their senders too.
+    pub rx_drops: BTreeMap<String, u64>,
     /// Frames taken in from this port. With `extra_copies` this is `delivered + consumed + dropped`.
     pub taken_frames: u64,
     /// Copies made beyond the first: a flood to n ports makes n - 1.

@@ -1,0 +1,60 @@
+//! What is behind a port, opened on this host and closed again; and what else is asked of the host.
+
+use std::sync::Arc;
+
+use vswitch::api::{IfName, Mtu, PortBackend, PortState};
+use vswitch::control::PortHandle;
+
+/// What becomes of what was made on the host for a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// vswitchd ends, or opens it again: persistent devices stay, with their addresses.
+    Keep,
+    /// The port is deleted, and everything with it.
+    Delete,
+}
+
+/// What to open.
+pub struct Open<'a> {
+    /// What is behind the port.
+    pub backend: &'a PortBackend,
+    /// The port's MTU.
+    pub mtu: Mtu,
+    /// The uplink of the port's network, whose MAC address its host NIC takes.
+    pub uplink: Option<&'a IfName>,
+    /// The port, which the sides are attached to.
+    pub port: Arc<PortHandle>,
+}
+
+/// Something open behind a port.
+pub trait Backend: Send {
+    /// Takes it out of service and closes it. What cannot be closed is logged.
+    fn close(self: Box<Self>, fate: Fate);
+
+    /// Whether it can pass frames, and a word about how.
+    fn status(&self) -> (PortState, Option<String>);
+
+    /// Tells the other end its new MTU, if there is a way to.
+    fn set_mtu(&mut self, mtu: Mtu) -> anyhow::Result<()>;
+}
+
+/// The host, as vswitchd uses it.
+pub trait Host: Send + Sync {
+    /// Checks that `uplink` can be bound: it exists, and neither has a master nor is used otherwise.
+    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()>;
+
+    /// Checks that no interface has the name of a host NIC that is to be made.
+    fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()>;
+
+    /// Opens what is behind a port and attaches it. On failure nothing is left of it.
+    fn open(&self, what: &Open<'_>) -> anyhow::Result<Box<dyn Backend>>;
+
+    /// The addresses and routes that `uplink` has, as a record to move them by; `None` where it has none.
+    fn addresses(&self, uplink: &IfName) -> anyhow::Result<Option<String>>;
+
+    /// Moves what `record` names from one interface to another. On failure everything is as it was.
+    fn move_addresses(&self, record: &str, from: &IfName, to: &IfName) -> anyhow::Result<()>;
+
+    /// Deletes a host NIC that a killed vswitchd left behind; one that is not there is no error.
+    fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()>;
+}
