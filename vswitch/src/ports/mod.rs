@@ -1,3 +1,4 @@
 //! The kinds of ports.
 
 pub mod memory;
+pub mod vhost;

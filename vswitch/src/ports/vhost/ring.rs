@@ -1,0 +1,214 @@
+//! What both formats of a virtqueue have in common: a device takes chains of descriptors and gives them back used.
+//!
+//! The driver can write to its ring at any time. A descriptor is loaded once, into a [`Desc`], and only that copy is
+//! judged and used; indices are checked before they are followed; a chain ends after a bounded number of descriptors.
+
+use std::sync::atomic::Ordering;
+
+use guestmem::{Fault, Memory, Span, Window};
+
+use crate::port::PortFault;
+
+/// Size of a descriptor in bytes, in both formats.
+pub const DESC_LEN: usize = 16;
+
+/// Most descriptors of one chain, indirect ones included. Linux makes none longer (`UIO_MAXIOV`).
+pub const MAX_CHAIN: u32 = 1024;
+
+/// The chain goes on (`VIRTQ_DESC_F_NEXT`).
+pub const NEXT: u16 = 1;
+/// The device writes to the buffer (`VIRTQ_DESC_F_WRITE`).
+pub const WRITE: u16 = 2;
+/// The buffer holds descriptors (`VIRTQ_DESC_F_INDIRECT`).
+pub const INDIRECT: u16 = 4;
+
+/// A private copy of a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Desc {
+    /// Guest physical address of the buffer.
+    pub addr: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// Split: flags. Packed: buffer id.
+    word2: u16,
+    /// Split: next. Packed: flags.
+    word3: u16,
+}
+
+impl Desc {
+    /// Loads descriptor `index` of `table`, its second half first and with acquire: in a packed ring the flags, which
+    /// make the rest valid, are there.
+    #[inline]
+    pub(super) fn load(table: &Window, index: u16) -> Result<Desc, PortFault> {
+        let at = usize::from(index) * DESC_LEN;
+        let high = table.load_u64(at + 8, Ordering::Acquire).map_err(lost)?;
+        let addr = table.load_u64(at, Ordering::Relaxed).map_err(lost)?;
+        Ok(Desc::new(addr, high))
+    }
+
+    #[inline]
+    fn new(addr: u64, high: u64) -> Desc {
+        Desc { addr, len: high as u32, word2: (high >> 32) as u16, word3: (high >> 48) as u16 }
+    }
+
+    /// The flags of a descriptor of a split ring.
+    #[inline]
+    pub(super) fn split_flags(&self) -> u16 {
+        self.word2
+    }
+
+    /// The next descriptor of a split ring.
+    #[inline]
+    pub(super) fn split_next(&self) -> u16 {
+        self.word3
+    }
+
+    /// The flags of a descriptor of a packed ring.
+    #[inline]
+    pub(super) fn packed_flags(&self) -> u16 {
+        self.word3
+    }
+
+    /// The buffer id of a descriptor of a packed ring.
+    #[inline]
+    pub(super) fn packed_id(&self) -> u16 {
+        self.word2
+    }
+}
+
+/// A piece of a chain, as its user sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Guest physical address.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u32,
+    /// Whether it is for the device to write.
+    pub writable: bool,
+}
+
+impl Piece {
+    #[inline]
+    pub(super) fn new(desc: &Desc, flags: u16) -> Piece {
+        Piece { addr: desc.addr, len: desc.len, writable: flags & WRITE != 0 }
+    }
+}
+
+/// A chain that was taken, as it is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Split: index of the head. Packed: buffer id.
+    pub id: u16,
+    /// Descriptors of the ring that it takes up. Split: always 1, the entry of the available ring.
+    pub slots: u16,
+}
+
+/// How a driver and a device use a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Negotiated {
+    /// `VIRTIO_F_INDIRECT_DESC`.
+    pub indirect: bool,
+    /// `VIRTIO_F_EVENT_IDX`.
+    pub event_idx: bool,
+    /// One used entry for a batch of buffers, which must all be read-only (`VIRTIO_F_IN_ORDER`).
+    pub batch_used: bool,
+}
+
+/// A place in a ring: where the next chain is taken. Split: index in the available ring. Packed: bit 15 is the wrap
+/// counter, the rest the descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(pub u16);
+
+/// The device's half of a virtqueue.
+///
+/// Buffers are given back in the order they were taken: so all that is not given back lies between the used and the
+/// available index, and can be taken again from there.
+pub trait Ring: Send {
+    /// Takes the next chain and shows its pieces to `each`. `None` if there is none.
+    ///
+    /// # Errors
+    /// The ring lies, or what `each` said. The chain then counts as not taken.
+    fn take(
+        &mut self,
+        each: impl FnMut(Piece) -> Result<(), PortFault>,
+    ) -> Result<Option<Buffer>, PortFault>;
+
+    /// Where the next chain is taken.
+    fn mark(&self) -> Mark;
+
+    /// Puts back everything taken since `mark`.
+    fn rewind(&mut self, mark: Mark);
+
+    /// The address that a chain to be taken soon probably starts at, for fetching it ahead. Not checked.
+    fn ahead(&self) -> Option<u64>;
+
+    /// Gives the oldest chain back, `written` bytes of it written. Not visible before [`Ring::publish`].
+    fn give(&mut self, buffer: Buffer, written: u32) -> Result<(), PortFault>;
+
+    /// Makes what was given back visible. True if the driver asked for a notification about that.
+    fn publish(&mut self) -> Result<bool, PortFault>;
+
+    /// Asks the driver for a notification on the next chain. True if there is one already.
+    fn arm(&mut self) -> Result<bool, PortFault>;
+
+    /// Tells the driver that notifications are not needed.
+    fn disarm(&mut self) -> Result<(), PortFault>;
+
+    /// Number of descriptors.
+    fn size(&self) -> u16;
+
+    /// The base that the front-end is told when the ring stops (`VHOST_USER_GET_VRING_BASE`).
+    fn base(&self) -> u32;
+}
+
+/// The fault for an access to a ring that guest memory refused.
+#[cold]
+pub(super) fn lost(fault: Fault) -> PortFault {
+    let what = match fault {
+        Fault::Gone => "guest memory (taken away by its owner)",
+        _ => "access to the ring",
+    };
+    PortFault { what, value: 0 }
+}
+
+#[cold]
+pub(super) fn fault<T>(what: &'static str, value: impl Into<u64>) -> Result<T, PortFault> {
+    Err(PortFault { what, value: value.into() })
+}
+
+/// The table that an indirect descriptor points to.
+pub(super) struct Table<'a> {
+    memory: &'a Memory,
+    span: Span,
+    /// Number of descriptors in it.
+    pub(super) len: u16,
+}
+
+impl<'a> Table<'a> {
+    /// The table of `desc`.
+    pub(super) fn open(memory: &'a Memory, desc: &Desc) -> Result<Table<'a>, PortFault> {
+        let len = desc.len / DESC_LEN as u32;
+        if !desc.len.is_multiple_of(DESC_LEN as u32) || len == 0 || len > MAX_CHAIN {
+            return fault("length of an indirect descriptor table", desc.len);
+        }
+        match memory.span(desc.addr, desc.len) {
+            Some(span) => Ok(Table { memory, span, len: len as u16 }),
+            None => fault("address of an indirect descriptor table", desc.addr),
+        }
+    }
+
+    /// Its descriptor `index`. A table may lie at any address.
+    pub(super) fn get(&self, index: u16) -> Result<Desc, PortFault> {
+        let mut bytes = [0; DESC_LEN];
+        let at = self.span.sub(u32::from(index) * DESC_LEN as u32, DESC_LEN as u32);
+        self.memory.read(at.unwrap_or(Span::EMPTY), &mut bytes).map_err(lost)?;
+        let word = u128::from_le_bytes(bytes);
+        Ok(Desc::new(word as u64, (word >> 64) as u64))
+    }
+}
+
+/// Whether the driver that set `event` wants to be told that an index went from `old` to `new`
+/// (`vring_need_event`, virtio 1.2 section 2.7.10.1).
+pub fn need_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}

@@ -1,0 +1,226 @@
+//! A receive queue: frames are written into chains of buffers.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use guestmem::{Memory, Span};
+use offload::{Features, VirtioNetHdr};
+
+use super::ring::{Buffer, Mark, Piece, Ring, fault};
+use super::tx::Events;
+use crate::drops::DropReason;
+use crate::port::{MAX_ROOM, PortFault, Room, RxMeta, RxRing};
+
+/// What was negotiated about received frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RxFormat {
+    /// Length of the virtio header: 12, or 10 for legacy drivers without mergeable buffers.
+    pub header_len: u8,
+    /// A frame may span several buffers (`VIRTIO_NET_F_MRG_RXBUF`).
+    pub mergeable: bool,
+    /// Offloads the driver takes.
+    pub features: Features,
+}
+
+/// Room for one frame: the chains taken for it, and where its header goes.
+struct Reserved {
+    start: Mark,
+    /// Each chain, and the bytes written to it.
+    chains: ArrayVec<(Buffer, u32), MAX_ROOM>,
+    /// Where the header goes: one span, unless the driver split it.
+    header: ArrayVec<Span, { VirtioNetHdr::LEN }>,
+}
+
+/// A receive queue over a ring of either format.
+pub struct RxQueue<R> {
+    ring: R,
+    memory: Arc<Memory>,
+    events: Events,
+    format: RxFormat,
+    reserved: Reserved,
+    fault: Option<PortFault>,
+}
+
+impl<R: Ring> RxQueue<R> {
+    /// A queue over `ring`, whose buffers lie in `memory`.
+    pub fn new(ring: R, memory: Arc<Memory>, events: Events, format: RxFormat) -> RxQueue<R> {
+        let start = ring.mark();
+        let reserved = Reserved { start, chains: ArrayVec::new(), header: ArrayVec::new() };
+        RxQueue { ring, memory, events, format, reserved, fault: None }
+    }
+
+    /// The fault that ended the queue.
+    pub fn fault(&self) -> Option<PortFault> {
+        self.fault
+    }
+
+    /// As [`Ring::base`].
+    pub fn base(&self) -> u32 {
+        self.ring.base()
+    }
+
+    #[cold]
+    fn fail(&mut self, fault: PortFault) {
+        if self.fault.is_none() {
+            self.fault = Some(fault);
+            self.events.error();
+        }
+    }
+
+    /// Takes chains until they hold the header and `len` bytes.
+    fn take(&mut self, len: u32, room: &mut Room) -> Result<Result<(), DropReason>, PortFault> {
+        let mut want = Want { memory: &self.memory, header: u32::from(self.format.header_len), frame: len };
+        let Reserved { chains, header, .. } = &mut self.reserved;
+        let mut slots = 0;
+        loop {
+            let before = want.header + want.frame;
+            let mut fits = true;
+            let taken = self.ring.take(|piece| {
+                fits = fits && want.place(piece, header, room)?;
+                Ok(())
+            })?;
+            let Some(buffer) = taken else {
+                // All that the ring can ever hold was there.
+                let whole = slots >= u32::from(self.ring.size());
+                return Ok(Err(if whole { DropReason::RxTooSmall } else { DropReason::RxFull }));
+            };
+            slots += u32::from(buffer.slots);
+            let left = want.header + want.frame;
+            if !fits || chains.try_push((buffer, before - left)).is_err() {
+                return Ok(Err(DropReason::RxTooSmall));
+            }
+            if left == 0 {
+                return Ok(Ok(()));
+            }
+            if !self.format.mergeable {
+                return Ok(Err(DropReason::RxTooSmall));
+            }
+            if want.header > 0 {
+                return fault("length of a mergeable receive buffer", before - left);
+            }
+        }
+    }
+
+    fn finish(&mut self, meta: &RxMeta) -> Result<(), PortFault> {
+        let mut header = meta.request.to_virtio(meta.header_len);
+        header.num_buffers = self.reserved.chains.len() as u16;
+        let bytes = header.to_bytes();
+        let mut left = bytes.get(..usize::from(self.format.header_len)).unwrap_or(&[]);
+        for span in &self.reserved.header {
+            let Some((now, rest)) = left.split_at_checked(span.len() as usize) else { break };
+            self.memory.write(*span, now).map_err(super::ring::lost)?;
+            left = rest;
+        }
+        for (buffer, written) in self.reserved.chains.drain(..) {
+            self.ring.give(buffer, written)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is still to be placed in buffers.
+struct Want<'a> {
+    memory: &'a Memory,
+    header: u32,
+    frame: u32,
+}
+
+impl Want<'_> {
+    /// Takes what it can of `piece`. False if it comes in more pieces than are kept.
+    #[inline]
+    fn place(
+        &mut self,
+        piece: Piece,
+        header: &mut ArrayVec<Span, { VirtioNetHdr::LEN }>,
+        room: &mut Room,
+    ) -> Result<bool, PortFault> {
+        if !piece.writable {
+            return fault("read-only buffer on a receive queue", piece.addr);
+        }
+        let len = piece.len.min(self.header + self.frame);
+        if let Some(span) = self.memory.span(piece.addr, len) {
+            return Ok(self.place_span(span, header, room));
+        }
+        let mut fits = true;
+        let memory = self.memory;
+        let known = memory.spans(piece.addr, len, |span| {
+            fits = fits && self.place_span(span, header, room);
+            true
+        });
+        if known { Ok(fits) } else { fault("address of a buffer", piece.addr) }
+    }
+
+    #[inline]
+    fn place_span(
+        &mut self,
+        span: Span,
+        header: &mut ArrayVec<Span, { VirtioNetHdr::LEN }>,
+        room: &mut Room,
+    ) -> bool {
+        let Some((front, rest)) = span.split_at(span.len().min(self.header)) else { return false };
+        // Every span of the header has a byte of it at least, so there is a place for each.
+        if !front.is_empty() && header.try_push(front).is_err() {
+            return false;
+        }
+        self.header -= front.len();
+        self.frame -= rest.len();
+        rest.is_empty() || room.try_push(rest).is_ok()
+    }
+}
+
+impl<R: Ring> RxRing for RxQueue<R> {
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn features(&self) -> Features {
+        self.format.features
+    }
+
+    #[inline]
+    fn reserve(&mut self, len: u32, room: &mut Room) -> Result<(), DropReason> {
+        room.clear();
+        if self.fault.is_some() {
+            return Err(DropReason::RxFault);
+        }
+        self.reserved.start = self.ring.mark();
+        self.reserved.chains.clear();
+        self.reserved.header.clear();
+        let result = self.take(len, room).unwrap_or_else(|fault| {
+            self.fail(fault);
+            Err(DropReason::RxFault)
+        });
+        match result {
+            Ok(()) => {
+                if let Some(span) = self.ring.ahead().and_then(|addr| self.memory.span(addr, 1)) {
+                    self.memory.prefetch_write(span);
+                }
+            }
+            Err(_) => self.cancel(),
+        }
+        result
+    }
+
+    #[inline]
+    fn commit(&mut self, meta: &RxMeta) {
+        if let Err(fault) = self.finish(meta) {
+            self.fail(fault);
+        }
+    }
+
+    fn cancel(&mut self) {
+        self.reserved.chains.clear();
+        self.ring.rewind(self.reserved.start);
+    }
+
+    fn publish(&mut self) -> bool {
+        // What was committed before a fault is still published: it was counted as delivered.
+        match self.ring.publish() {
+            Ok(wanted) => wanted && self.events.call(),
+            Err(fault) => {
+                self.fail(fault);
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The split virtqueue, device side (virtio 1.2 section 2.7).
+//!
+//! Available ring: flags u16, idx u16, ring\[size\] u16, used_event u16. Used ring: flags u16, idx u16,
+//! ring\[size\] {id u32, len u32}, avail_event u16. All little-endian, which on x86-64 is native also for legacy guests.
+
+use std::sync::atomic::{Ordering, fence};
+
+use guestmem::Window;
+
+use super::ring::{
+    Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, fault, lost, need_event,
+};
+use crate::port::PortFault;
+
+/// The driver needs no notification (`VIRTQ_AVAIL_F_NO_INTERRUPT`).
+const NO_INTERRUPT: u16 = 1;
+/// The device needs no notification (`VIRTQ_USED_F_NO_NOTIFY`).
+const NO_NOTIFY: u16 = 1;
+/// Entries of the available ring read at once.
+const HEADS: usize = 32;
+
+/// Bytes of the descriptor table of a ring of `size`.
+pub const fn table_len(size: u16) -> usize {
+    size as usize * DESC_LEN
+}
+
+/// Bytes of the available ring, used_event included.
+pub const fn avail_len(size: u16) -> usize {
+    6 + 2 * size as usize
+}
+
+/// Bytes of the used ring, avail_event included.
+pub const fn used_len(size: u16) -> usize {
+    6 + 8 * size as usize
+}
+
+/// The parts of a split ring in guest memory.
+pub struct SplitParts {
+    /// Descriptor table of [`table_len`] bytes.
+    pub table: Window,
+    /// Available ring of [`avail_len`] bytes.
+    pub avail: Window,
+    /// Used ring of [`used_len`] bytes.
+    pub used: Window,
+}
+
+/// A split virtqueue.
+pub struct SplitRing {
+    parts: SplitParts,
+    size: u16,
+    negotiated: Negotiated,
+    /// The driver's index as last loaded.
+    avail_idx: u16,
+    next_avail: u16,
+    next_used: u16,
+    /// The used index as the driver knows it.
+    published: u16,
+    /// With `batch_used`: the last buffer given back and not yet written.
+    batch_last: Option<u16>,
+    /// Entries of the available ring from `heads_first` on.
+    heads: [u8; 2 * HEADS],
+    heads_first: u16,
+    heads_count: u16,
+}
+
+impl SplitRing {
+    /// A ring of `size` descriptors, a power of two up to 32768, for which notifications are off.
+    ///
+    /// It goes on at the index of the used ring, whatever base the front-end named: what was not given back, by a
+    /// process that was killed for instance, is taken again. Front-ends that reconnect name a base of 0 (DPDK) or that
+    /// index (QEMU).
+    pub fn new(parts: SplitParts, size: u16, negotiated: Negotiated) -> Result<SplitRing, PortFault> {
+        if !size.is_power_of_two() || size > 32_768 {
+            return fault("size of a split virtqueue", size);
+        }
+        let base = parts.used.load_u16(2, Ordering::Acquire).map_err(lost)?;
+        let mut ring = SplitRing {
+            parts,
+            size,
+            negotiated,
+            avail_idx: base,
+            next_avail: base,
+            next_used: base,
+            published: base,
+            batch_last: None,
+            heads: [0; 2 * HEADS],
+            heads_first: base,
+            heads_count: 0,
+        };
+        ring.disarm()?;
+        Ok(ring)
+    }
+
+    #[inline]
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
+
+    /// The entry of the available ring at `index`, if it was read.
+    #[inline]
+    fn head(&self, index: u16) -> Option<u16> {
+        let at = index.wrapping_sub(self.heads_first);
+        if at >= self.heads_count {
+            return None;
+        }
+        let at = 2 * usize::from(at);
+        self.heads.get(at..at + 2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_le_bytes)
+    }
+
+    /// Loads the driver's index.
+    fn load_avail_idx(&mut self) -> Result<(), PortFault> {
+        let index = self.parts.avail.load_u16(2, Ordering::Acquire).map_err(lost)?;
+        if index.wrapping_sub(self.next_used) > self.size {
+            return fault("available index", index);
+        }
+        // An index that went back below what was already taken is as bad as one that ran ahead.
+        if index.wrapping_sub(self.next_avail) > self.size {
+            return fault("available index", index);
+        }
+        self.avail_idx = index;
+        Ok(())
+    }
+
+    /// Reads the entries from `next_avail` on, and fetches their descriptors. False if there are none.
+    fn fill(&mut self) -> Result<bool, PortFault> {
+        if self.avail_idx == self.next_avail {
+            self.load_avail_idx()?;
+        }
+        let waiting = self.avail_idx.wrapping_sub(self.next_avail);
+        if waiting == 0 {
+            return Ok(false);
+        }
+        let count = usize::from(waiting).min(HEADS);
+        let slot = self.slot(self.next_avail);
+        let first = count.min(usize::from(self.size) - slot);
+        let bytes = self.heads.get_mut(..2 * count).unwrap_or(&mut []);
+        let (now, wrapped) = bytes.split_at_mut(2 * first);
+        self.parts.avail.read(4 + 2 * slot, now).map_err(lost)?;
+        if !wrapped.is_empty() {
+            self.parts.avail.read(4, wrapped).map_err(lost)?;
+        }
+        self.heads_first = self.next_avail;
+        self.heads_count = count as u16;
+        for head in bytes.as_chunks().0 {
+            self.parts.table.prefetch(usize::from(u16::from_le_bytes(*head)) * DESC_LEN);
+        }
+        Ok(true)
+    }
+
+    fn desc(&self, index: u16) -> Result<Desc, PortFault> {
+        if index >= self.size {
+            return fault("descriptor index", index);
+        }
+        Desc::load(&self.parts.table, index)
+    }
+
+    /// The rest of a chain whose first descriptor is more than a plain buffer.
+    fn walk(
+        &self,
+        first: Desc,
+        each: &mut impl FnMut(Piece) -> Result<(), PortFault>,
+    ) -> Result<(), PortFault> {
+        let (mut desc, mut left) = (first, u32::from(self.size));
+        loop {
+            let flags = desc.split_flags();
+            if flags & INDIRECT != 0 {
+                if !self.negotiated.indirect || flags & NEXT != 0 {
+                    return fault("flags of an indirect descriptor", flags);
+                }
+                return walk_table(&Table::open(self.parts.table.memory(), &desc)?, each);
+            }
+            each(Piece::new(&desc, flags))?;
+            if flags & NEXT == 0 {
+                return Ok(());
+            }
+            left -= 1;
+            if left == 0 {
+                return fault("length of a descriptor chain", self.size);
+            }
+            desc = self.desc(desc.split_next())?;
+        }
+    }
+
+    fn write_used(&self, index: u16, id: u16, len: u32) -> Result<(), PortFault> {
+        let entry = u64::from(id) | u64::from(len) << 32;
+        self.parts.used.write(4 + 8 * self.slot(index), &entry.to_le_bytes()).map_err(lost)
+    }
+}
+
+fn walk_table(table: &Table<'_>, each: &mut impl FnMut(Piece) -> Result<(), PortFault>) -> Result<(), PortFault> {
+    let mut index = 0;
+    for _ in 0..MAX_CHAIN.min(table.len.into()) {
+        if index >= table.len {
+            return fault("index in an indirect descriptor table", index);
+        }
+        let desc = table.get(index)?;
+        let flags = desc.split_flags();
+        if flags & INDIRECT != 0 {
+            return fault("flags of a descriptor in an indirect table", flags);
+        }
+        each(Piece::new(&desc, flags))?;
+        if flags & NEXT == 0 {
+            return Ok(());
+        }
+        index = desc.split_next();
+    }
+    fault("length of an indirect descriptor chain", table.len)
+}
+
+impl Ring for SplitRing {
+    #[inline]
+    fn take(
+        &mut self,
+        mut each: impl FnMut(Piece) -> Result<(), PortFault>,
+    ) -> Result<Option<Buffer>, PortFault> {
+        let head = match self.head(self.next_avail) {
+            Some(head) => head,
+            None if !self.fill()? => return Ok(None),
+            None => self.head(self.next_avail).unwrap_or(u16::MAX),
+        };
+        let desc = self.desc(head)?;
+        let flags = desc.split_flags();
+        if flags & (NEXT | INDIRECT) == 0 {
+            each(Piece::new(&desc, flags))?;
+        } else {
+            self.walk(desc, &mut each)?;
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(Some(Buffer { id: head, slots: 1 }))
+    }
+
+    fn mark(&self) -> Mark {
+        Mark(self.next_avail)
+    }
+
+    fn rewind(&mut self, mark: Mark) {
+        self.next_avail = mark.0;
+    }
+
+    #[inline]
+    fn ahead(&self) -> Option<u64> {
+        let head = self.head(self.next_avail.wrapping_add(2))?;
+        self.parts.table.load_u64(usize::from(head) * DESC_LEN, Ordering::Relaxed).ok()
+    }
+
+    #[inline]
+    fn give(&mut self, buffer: Buffer, written: u32) -> Result<(), PortFault> {
+        if self.negotiated.batch_used {
+            self.batch_last = Some(buffer.id);
+        } else {
+            self.write_used(self.next_used, buffer.id, written)?;
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    fn publish(&mut self) -> Result<bool, PortFault> {
+        let (old, new) = (self.published, self.next_used);
+        if old == new {
+            return Ok(false);
+        }
+        if let Some(last) = self.batch_last.take() {
+            self.write_used(old, last, 0)?;
+        }
+        self.parts.used.store_u16(2, new, Ordering::Release).map_err(lost)?;
+        self.published = new;
+        // The index must be visible before the driver's wish is read: it writes its wish, then looks at the index.
+        fence(Ordering::SeqCst);
+        if self.negotiated.event_idx {
+            let event = self.parts.avail.load_u16(avail_len(self.size) - 2, Ordering::Relaxed).map_err(lost)?;
+            Ok(need_event(event, new, old))
+        } else {
+            let flags = self.parts.avail.load_u16(0, Ordering::Relaxed).map_err(lost)?;
+            Ok(flags & NO_INTERRUPT == 0)
+        }
+    }
+
+    fn arm(&mut self) -> Result<bool, PortFault> {
+        if self.negotiated.event_idx {
+            let at = used_len(self.size) - 2;
+            self.parts.used.store_u16(at, self.next_avail, Ordering::Relaxed).map_err(lost)?;
+        } else {
+            self.parts.used.store_u16(0, 0, Ordering::Relaxed).map_err(lost)?;
+        }
+        // The wish must be visible before the index is read: the driver writes the index, then looks at the wish.
+        fence(Ordering::SeqCst);
+        self.load_avail_idx()?;
+        Ok(self.avail_idx != self.next_avail)
+    }
+
+    fn disarm(&mut self) -> Result<(), PortFault> {
+        // With event index, the driver notifies once when it passes the index that was asked for: nothing to undo.
+        if self.negotiated.event_idx {
+            return Ok(());
+        }
+        self.parts.used.store_u16(0, NO_NOTIFY, Ordering::Relaxed).map_err(lost)
+    }
+
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    fn base(&self) -> u32 {
+        self.published.into()
+    }
+}
