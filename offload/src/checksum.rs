@@ -148,3 +148,92 @@ pub fn finish_checksum(sum: Sum, at: CsumAt) -> u16 {
         checksum => checksum,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Word by word, as RFC 1071 section 1 has it.
+    fn naive(bytes: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    #[test]
+    fn rfc_1071_example() {
+        let mut sum = Sum::new();
+        sum.add_bytes(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        assert_eq!(sum.fold(), 0xddf2);
+        assert_eq!(sum.checksum(), 0x220d);
+        assert_eq!(Sum::new().fold(), 0);
+    }
+
+    #[test]
+    fn rfc_1624_example() {
+        assert_eq!(update(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    #[test]
+    fn pseudo_headers() {
+        let v4 = pseudo_v4([192, 0, 2, 1], [198, 51, 100, 2], 6, 0x1234);
+        let bytes = [192, 0, 2, 1, 198, 51, 100, 2, 0, 6, 0x12, 0x34];
+        assert_eq!(v4.fold(), naive(&bytes));
+        let (source, destination) = ([0x20; 16], [0xfe; 16]);
+        let v6 = pseudo_v6(source, destination, 17, 0x1_2345);
+        let mut bytes = [source, destination].concat();
+        bytes.extend([0, 1, 0x23, 0x45, 0, 0, 0, 17]);
+        assert_eq!(v6.fold(), naive(&bytes));
+    }
+
+    #[test]
+    fn zero_is_kept_except_for_udp() {
+        let mut sum = Sum::new();
+        sum.add_bytes(&[0xff, 0xff]);
+        let at = |offset| CsumAt { start: 34, offset };
+        assert_eq!(finish_checksum(sum, at(6)), 0xffff);
+        assert_eq!(finish_checksum(sum, at(16)), 0);
+        sum.add_bytes(&[0x12, 0x34]);
+        assert_eq!(finish_checksum(sum, at(6)), !0x1234);
+    }
+
+    #[test]
+    fn no_carry_is_lost_in_a_long_run() {
+        let bytes = vec![0xff; 300_001];
+        let mut sum = Sum::new();
+        sum.add_bytes(&bytes);
+        assert_eq!(sum.fold(), naive(&bytes));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_sum_to_the_whole(bytes in prop::collection::vec(any::<u8>(), 0..400), cuts in prop::collection::vec(0usize..400, 0..6)) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let (mut sum, mut partial) = (Sum::new(), Sum::new());
+            for pair in cuts.windows(2) {
+                let piece = &bytes[pair[0]..pair[1]];
+                sum.add_bytes(piece);
+                let words = piece.chunks(2).map(|w| u16::from_ne_bytes([w[0], *w.get(1).unwrap_or(&0)]));
+                partial.add_partial(words.map(u64::from).sum(), piece.len());
+            }
+            prop_assert_eq!(sum.fold(), naive(&bytes));
+            prop_assert_eq!(partial.fold(), naive(&bytes));
+        }
+
+        #[test]
+        fn update_is_as_summing_again(mut bytes in prop::collection::vec(any::<u8>(), 2..64), at in 0usize..31, new: u16) {
+            let at = (at * 2).min((bytes.len() - 2) & !1);
+            let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+            let before = !naive(&bytes);
+            bytes[at..at + 2].copy_from_slice(&new.to_be_bytes());
+            // Zero has two forms, and an update cannot know that all words became zero.
+            prop_assert_eq!(update(before, old, new) % 0xffff, !naive(&bytes) % 0xffff);
+        }
+    }
+}

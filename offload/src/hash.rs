@@ -64,3 +64,103 @@ const fn mix(word: u64) -> u64 {
     let word = (word ^ (word >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     word ^ (word >> 33)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn frame(ethertype: [u8; 2], rest: &[&[u8]]) -> Vec<u8> {
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        frame.extend(ethertype);
+        frame.extend(rest.concat());
+        frame
+    }
+
+    fn hash(frame: &[u8]) -> u32 {
+        flow_hash(frame, frame.len() as u32)
+    }
+
+    fn v4(fragment: u8, source: (u8, u16), destination: (u8, u16)) -> u32 {
+        let ip = [
+            0x45,
+            0,
+            0,
+            28,
+            0,
+            1,
+            fragment,
+            0,
+            64,
+            17,
+            0,
+            0,
+            10,
+            0,
+            0,
+            source.0,
+            10,
+            0,
+            0,
+            destination.0,
+        ];
+        let ports = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
+        hash(&frame([8, 0], &[&ip, &ports, &[0, 8, 0, 0]]))
+    }
+
+    fn v6(source: (u8, u16), destination: (u8, u16)) -> u32 {
+        let addresses = [[source.0; 16], [destination.0; 16]].concat();
+        let ports = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
+        hash(&frame(
+            [0x86, 0xdd],
+            &[
+                &[0x60, 0, 0, 0, 0, 8, 17, 64],
+                &addresses,
+                &ports,
+                &[0, 8, 0, 0],
+            ],
+        ))
+    }
+
+    #[test]
+    fn both_directions_are_one_flow() {
+        assert_eq!(v4(0, (1, 1000), (2, 53)), v4(0, (2, 53), (1, 1000)));
+        assert_eq!(v6((1, 1000), (2, 53)), v6((2, 53), (1, 1000)));
+    }
+
+    #[test]
+    fn ports_count_unless_fragmented() {
+        assert_ne!(v4(0, (1, 1000), (2, 53)), v4(0, (1, 1001), (2, 53)));
+        assert_ne!(v6((1, 1000), (2, 53)), v6((1, 1001), (2, 53)));
+        assert_eq!(v4(0x20, (1, 1000), (2, 53)), v4(0x20, (1, 1001), (2, 53)));
+        assert_eq!(v4(0x20, (1, 1000), (2, 53)), v4(0x01, (1, 1001), (2, 53)));
+        assert_ne!(v4(0x20, (1, 0), (2, 0)), v4(0x20, (1, 0), (3, 0)));
+    }
+
+    #[test]
+    fn other_frames_by_mac() {
+        let mut one = frame([0x90, 0], &[&[1]]);
+        let hash_one = hash(&one);
+        one[14] = 2;
+        assert_eq!(hash(&one), hash_one);
+        one[11] = 3;
+        assert_ne!(hash(&one), hash_one);
+    }
+
+    /// Neighbouring ports, as clients use them, fill all of 8 queues: 4096 flows give each some 512.
+    #[test]
+    fn flows_spread_over_queues() {
+        let mut queues = [0u32; 8];
+        let mut hashes = HashSet::new();
+        for port in 0..4096 {
+            let hash = v4(0, (1, 32768 + port), (2, 80));
+            hashes.insert(hash);
+            queues[(hash % 8) as usize] += 1;
+        }
+        assert!(
+            queues.iter().all(|queue| (400..=620).contains(queue)),
+            "{queues:?}"
+        );
+        assert!(hashes.len() > 4090, "{}", hashes.len());
+    }
+}

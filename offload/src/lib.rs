@@ -13,8 +13,10 @@
 //! 4. [`Segmenter`] cuts a large frame if the plan says so; [`TagEdit`] then changes the 802.1Q tag;
 //!    [`finish_checksum`] closes a checksum once the caller has summed the body.
 //!
-//! Nothing here does I/O, reads a clock, allocates, or can panic, whatever the bytes are.
+//! Nothing here does I/O, reads a clock, allocates, or can panic, whatever the bytes are. `no_std` without `alloc` keeps
+//! the first three so.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), no_std)]
 
 pub mod checksum;
 mod field;
@@ -24,14 +26,18 @@ pub mod plan;
 pub mod request;
 pub mod segment;
 pub mod tag;
+mod unfinished;
+pub mod virtio;
 
 pub use checksum::{Sum, finish_checksum};
 pub use hash::flow_hash;
 pub use parse::{Fragment, Headers, Network, Transport};
 pub use plan::{Action, Features};
-pub use request::{Checked, CsumAt, Gso, Request, RequestError, VirtioNetHdr};
+pub use request::{Checked, CsumAt, Gso, Request, RequestError};
 pub use segment::{Segment, Segmenter};
 pub use tag::{Tag, TagEdit};
+pub use unfinished::unfinished_checksum;
+pub use virtio::VirtioNetHdr;
 
 /// Most bytes of a frame that the switch snapshots and judges.
 pub const SNAPSHOT: usize = 128;

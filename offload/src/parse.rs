@@ -21,6 +21,13 @@ pub const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_ICMPV6: u8 = 58;
 
+// IPv6 extension headers.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+
 /// Length of the fixed IPv6 header.
 pub(crate) const IPV6_LEN: usize = 40;
 
@@ -199,6 +206,28 @@ pub fn parse(head: &[u8], len: u32) -> Headers {
     }
 }
 
+/// Behind this ethertype the parser looks for a network header.
+#[inline]
+pub(crate) const fn is_network(ethertype: u16) -> bool {
+    matches!(ethertype, ETHERTYPE_IPV4 | ETHERTYPE_IPV6 | ETHERTYPE_ARP)
+}
+
+/// Behind an IPv4 header with this protocol the parser looks for a transport header.
+#[inline]
+pub(crate) const fn is_transport_v4(protocol: u8) -> bool {
+    matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMP)
+}
+
+/// Behind an IPv6 header with this next header the parser looks for a transport or an extension header.
+#[inline]
+pub(crate) const fn is_transport_v6(next: u8) -> bool {
+    matches!(next, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMPV6)
+        || matches!(
+            next,
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
+        )
+}
+
 /// `head` without what lies behind the end of the frame, and never longer than a head can be: so offsets stay small.
 #[inline]
 pub(crate) fn clip(head: &[u8], len: u32) -> &[u8] {
@@ -301,11 +330,6 @@ struct Chain {
 /// Steps over the extension headers (RFC 8200 section 4, RFC 4302) that start at `end` and lie wholly in `head`.
 #[inline]
 fn extension_headers(head: &[u8], end: usize, next: u8) -> Chain {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const AUTHENTICATION: u8 = 51;
-    const DESTINATION: u8 = 60;
     let mut chain = Chain {
         end,
         next,
@@ -398,3 +422,6 @@ fn icmpv6(head: &[u8], offset: u16) -> Option<Transport> {
     };
     Some(Transport::Nd { offset, message })
 }
+
+#[cfg(test)]
+mod tests;

@@ -100,3 +100,118 @@ pub fn plan(frame: &Checked, len: u32, dest: &Features, max_frame: u32) -> Actio
         Action::Segment { mss }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{CsumAt, validate};
+
+    const NOTHING: Features = Features {
+        csum: false,
+        tso4: false,
+        tso6: false,
+        ecn: false,
+    };
+    const CSUM: Features = Features {
+        csum: true,
+        ..NOTHING
+    };
+    const TSO4: Features = Features { tso4: true, ..CSUM };
+    const ALL: Features = Features {
+        csum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+    };
+
+    /// Untagged IPv4 and TCP without options: 54 bytes of headers.
+    fn head(flags: u8) -> [u8; 54] {
+        let mut head = [0; 54];
+        head[12] = 8;
+        head[14] = 0x45;
+        head[23] = 6;
+        head[46] = 0x50;
+        head[47] = flags;
+        head
+    }
+
+    fn checked(gso: Gso, flags: u8, len: u32) -> Checked {
+        let csum = (flags != 0).then_some(CsumAt {
+            start: 34,
+            offset: 16,
+        });
+        validate(
+            &Request {
+                csum,
+                gso,
+                csum_valid: false,
+            },
+            &head(flags),
+            len,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn plain_frames() {
+        let table = [
+            (0, 1514, NOTHING, Action::AsIs),
+            (0, 1515, ALL, Action::TooLong),
+            (0x10, 1514, NOTHING, Action::FillChecksum),
+            (0x10, 1514, CSUM, Action::AsIs),
+            (0x10, 1515, CSUM, Action::TooLong),
+        ];
+        for (flags, len, features, expected) in table {
+            let frame = checked(Gso::None, flags, len);
+            assert_eq!(
+                plan(&frame, len, &features, 1514),
+                expected,
+                "{flags:#x} {len} {features:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn tags_do_not_count() {
+        let tagged = [
+            &[0; 12][..],
+            &[0x81, 0, 0, 1, 0x81, 0, 0, 2, 8, 0],
+            &[0; 40],
+        ]
+        .concat();
+        let frame = validate(&Request::default(), &tagged, 1522).unwrap();
+        assert_eq!(plan(&frame, 1522, &NOTHING, 1514), Action::AsIs);
+        assert_eq!(plan(&frame, 1523, &NOTHING, 1514), Action::TooLong);
+    }
+
+    #[test]
+    fn large_frames() {
+        let mss = 1460;
+        let no_tso4 = Features { tso4: false, ..ALL };
+        let no_csum = Features { csum: false, ..ALL };
+        let table = [
+            (0x10, TSO4, 1514, Action::KeepLarge { mss }),
+            (0x10, TSO4, 9014, Action::KeepLarge { mss }),
+            (0x10, TSO4, 1014, Action::KeepLarge { mss: 960 }),
+            (0x10, CSUM, 1514, Action::Segment { mss }),
+            (0x10, NOTHING, 1014, Action::Segment { mss: 960 }),
+            (0x10, no_tso4, 1514, Action::Segment { mss }),
+            (0x10, no_csum, 1514, Action::Segment { mss }),
+            (0x90, TSO4, 1514, Action::Segment { mss }),
+            (0x90, ALL, 1514, Action::KeepLarge { mss }),
+            (0x10, ALL, 14 + 40 + 9, Action::KeepLarge { mss: 9 }),
+            (0x10, ALL, 14 + 40 + 8, Action::TooLong),
+            (0x10, ALL, 14 + 40, Action::TooLong),
+            (0x10, ALL, 0, Action::TooLong),
+        ];
+        for (flags, features, max_frame, expected) in table {
+            let len = 54 + 9 * MAX_SEGMENTS;
+            let frame = checked(Gso::Tcp4 { mss, ecn: false }, flags, len);
+            assert_eq!(
+                plan(&frame, len, &features, max_frame),
+                expected,
+                "{flags:#x} {features:?} {max_frame}"
+            );
+        }
+    }
+}

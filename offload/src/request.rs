@@ -1,8 +1,8 @@
 //! What a sender asks the switch to do for a frame, and whether the frame bears it.
 
+use crate::SNAPSHOT;
 use crate::parse::{self, Fragment, Headers, Network, PROTOCOL_TCP, Transport, tcp_flags};
 use crate::tag::{Link, TagEdit};
-use crate::{ETHER_LEN, SNAPSHOT};
 
 /// Most segments that one frame may stand for. It bounds the work that a frame can cause: a payload of 64 KiB needs a
 /// segment size of at least 64 bytes; the smallest segment size otherwise is 1.
@@ -140,149 +140,6 @@ impl RequestError {
     }
 }
 
-/// `struct virtio_net_hdr_v1` (virtio 1.2 section 5.1.6), 12 bytes, little-endian. The legacy `virtio_net_hdr` is its
-/// first 10 bytes.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub struct VirtioNetHdr {
-    /// `NEEDS_CSUM` 1, `DATA_VALID` 2, `RSC_INFO` 4.
-    pub flags: u8,
-    /// `GSO_NONE` 0, `GSO_TCPV4` 1, `GSO_UDP` 3, `GSO_TCPV6` 4, `GSO_UDP_L4` 5; `GSO_ECN` 0x80 is added to a TCP type.
-    pub gso_type: u8,
-    /// Length of the headers of a large frame. A hint: never trusted.
-    pub hdr_len: u16,
-    /// Most payload bytes in a segment.
-    pub gso_size: u16,
-    /// As [`CsumAt::start`].
-    pub csum_start: u16,
-    /// As [`CsumAt::offset`].
-    pub csum_offset: u16,
-    /// Buffers that a received frame spans.
-    pub num_buffers: u16,
-}
-
-impl VirtioNetHdr {
-    /// Size in bytes.
-    pub const LEN: usize = 12;
-    /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
-    pub const NEEDS_CSUM: u8 = 1;
-    /// `VIRTIO_NET_HDR_F_DATA_VALID`.
-    pub const DATA_VALID: u8 = 2;
-    /// `VIRTIO_NET_HDR_GSO_NONE`.
-    pub const GSO_NONE: u8 = 0;
-    /// `VIRTIO_NET_HDR_GSO_TCPV4`.
-    pub const GSO_TCPV4: u8 = 1;
-    /// `VIRTIO_NET_HDR_GSO_TCPV6`.
-    pub const GSO_TCPV6: u8 = 4;
-    /// `VIRTIO_NET_HDR_GSO_ECN`.
-    pub const GSO_ECN: u8 = 0x80;
-
-    /// Reads the header.
-    #[inline]
-    #[must_use]
-    pub const fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
-        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1] = *bytes;
-        Self {
-            flags,
-            gso_type,
-            hdr_len: u16::from_le_bytes([h0, h1]),
-            gso_size: u16::from_le_bytes([g0, g1]),
-            csum_start: u16::from_le_bytes([s0, s1]),
-            csum_offset: u16::from_le_bytes([o0, o1]),
-            num_buffers: u16::from_le_bytes([n0, n1]),
-        }
-    }
-
-    /// Writes the header.
-    #[inline]
-    #[must_use]
-    pub const fn to_bytes(&self) -> [u8; Self::LEN] {
-        let [h0, h1] = self.hdr_len.to_le_bytes();
-        let [g0, g1] = self.gso_size.to_le_bytes();
-        let [s0, s1] = self.csum_start.to_le_bytes();
-        let [o0, o1] = self.csum_offset.to_le_bytes();
-        let [n0, n1] = self.num_buffers.to_le_bytes();
-        [
-            self.flags,
-            self.gso_type,
-            h0,
-            h1,
-            g0,
-            g1,
-            s0,
-            s1,
-            o0,
-            o1,
-            n0,
-            n1,
-        ]
-    }
-}
-
-impl Request {
-    /// The request in a virtio header (virtio 1.2 section 5.1.6.2). Flags that are not known are ignored, as the
-    /// specification demands of a device, and so are the fields that the flags and the type do not call for.
-    ///
-    /// # Errors
-    /// `GsoType`, `GsoWithoutCsum`, `GsoSize`.
-    #[inline]
-    pub fn from_virtio(header: &VirtioNetHdr) -> Result<Self, RequestError> {
-        let csum = (header.flags & VirtioNetHdr::NEEDS_CSUM != 0).then_some(CsumAt {
-            start: header.csum_start,
-            offset: header.csum_offset,
-        });
-        let mss = header.gso_size;
-        let ecn = header.gso_type & VirtioNetHdr::GSO_ECN != 0;
-        let gso = match header.gso_type & !VirtioNetHdr::GSO_ECN {
-            VirtioNetHdr::GSO_NONE if !ecn => Gso::None,
-            VirtioNetHdr::GSO_TCPV4 => Gso::Tcp4 { mss, ecn },
-            VirtioNetHdr::GSO_TCPV6 => Gso::Tcp6 { mss, ecn },
-            _ => return Err(RequestError::GsoType),
-        };
-        if gso != Gso::None && csum.is_none() {
-            return Err(RequestError::GsoWithoutCsum);
-        }
-        if gso != Gso::None && mss == 0 {
-            return Err(RequestError::GsoSize);
-        }
-        Ok(Self {
-            csum,
-            gso,
-            csum_valid: header.flags & VirtioNetHdr::DATA_VALID != 0,
-        })
-    }
-
-    /// The virtio header of a frame with this request that spans one buffer. `hdr_len` is the length of the headers of
-    /// a large frame ([`Checked::header_len`]).
-    #[inline]
-    #[must_use]
-    pub fn to_virtio(&self, hdr_len: u16) -> VirtioNetHdr {
-        let mut header = VirtioNetHdr {
-            num_buffers: 1,
-            ..VirtioNetHdr::default()
-        };
-        if let Some(at) = self.csum {
-            header.flags = VirtioNetHdr::NEEDS_CSUM;
-            header.csum_start = at.start;
-            header.csum_offset = at.offset;
-        } else if self.csum_valid {
-            header.flags = VirtioNetHdr::DATA_VALID;
-        }
-        let (kind, mss, ecn) = match self.gso {
-            Gso::None => return header,
-            Gso::Tcp4 { mss, ecn } => (VirtioNetHdr::GSO_TCPV4, mss, ecn),
-            Gso::Tcp6 { mss, ecn } => (VirtioNetHdr::GSO_TCPV6, mss, ecn),
-        };
-        header.gso_type = if ecn {
-            kind | VirtioNetHdr::GSO_ECN
-        } else {
-            kind
-        };
-        header.gso_size = mss;
-        header.hdr_len = hdr_len;
-        header
-    }
-}
-
 /// A request that holds for its frame, and where the headers are that it needs. Only [`validate`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checked {
@@ -340,7 +197,8 @@ impl Checked {
 /// Holds `request` against the snapshot `head` of a frame of `len` bytes.
 ///
 /// A partial checksum must lie in the snapshot, and filling it in must not change what the switch judges a frame by: it
-/// is at the checksum field of the transport header, or behind the headers (tunnels). Segmentation is granted to whole
+/// is at the checksum field of the transport header, or behind the headers (tunnels), and where headers are malformed or
+/// cut off there is none. Segmentation is granted to whole
 /// TCP packets with all headers in the snapshot, their checksum partial, at most [`MAX_SEGMENTS`] segments, and a length
 /// that the IP header can say. A large frame that fits one segment becomes a plain one with a partial checksum.
 ///
@@ -366,30 +224,19 @@ pub fn validate(request: &Request, head: &[u8], len: u32) -> Result<Checked, Req
         return Err(RequestError::CsumRange);
     }
     let headers = parse::parse(head, len);
-    if !is_harmless(at, &headers) {
-        return Err(RequestError::CsumPlace);
-    }
     match request.gso {
-        Gso::None => Ok(plain),
+        Gso::None if is_harmless(at, &headers) => Ok(plain),
+        Gso::None => Err(RequestError::CsumPlace),
         Gso::Tcp4 { mss, .. } | Gso::Tcp6 { mss, .. } => large(plain, mss, &headers, len),
     }
 }
 
-/// Filling in the checksum changes a transport checksum or payload, nothing else.
+/// Filling in the checksum changes a transport checksum or payload, nothing else. Where a header that the parser knows
+/// is malformed or cut off, it could make a valid one of it, so there it is refused.
 #[inline]
 fn is_harmless(at: CsumAt, headers: &Headers) -> bool {
-    let network_end = match headers.network {
-        Network::None => headers.l2_len.max(ETHER_LEN as u16),
-        Network::V4 {
-            offset, header_len, ..
-        }
-        | Network::V6 {
-            offset, header_len, ..
-        } => offset + header_len,
-        Network::Arp { .. } => return false,
-    };
     let (l4, field, end) = match headers.transport {
-        Transport::None => return at.start >= network_end,
+        Transport::None => return behind_network(headers).is_some_and(|end| at.start >= end),
         Transport::Tcp {
             offset, header_len, ..
         } => (offset, CsumAt::TCP_OFFSET, offset + header_len),
@@ -400,6 +247,35 @@ fn is_harmless(at: CsumAt, headers: &Headers) -> bool {
         }
     };
     (at.start == l4 && at.offset == field) || (at.start >= l4 && at.field() >= usize::from(end))
+}
+
+/// Where the headers end of a frame without transport header, if what follows is nothing that the parser knows.
+#[inline]
+fn behind_network(headers: &Headers) -> Option<u16> {
+    let (end, known) = match headers.network {
+        Network::None => (headers.l2_len, parse::is_network(headers.ethertype)),
+        Network::Arp { offset, .. } => (offset, true),
+        Network::V4 {
+            offset,
+            header_len,
+            fragment,
+            protocol,
+            ..
+        } => (
+            offset + header_len,
+            fragment != Fragment::Later && parse::is_transport_v4(protocol),
+        ),
+        Network::V6 {
+            offset,
+            header_len,
+            fragment,
+            next,
+        } => (
+            offset + header_len,
+            fragment != Fragment::Later && parse::is_transport_v6(next),
+        ),
+    };
+    (!known).then_some(end)
 }
 
 #[inline]
@@ -472,3 +348,6 @@ fn large(
     checked.header_len = headers_end as u8;
     Ok(checked)
 }
+
+#[cfg(test)]
+mod tests;

@@ -199,3 +199,84 @@ fn v4(header: &[u8]) -> Option<Ip> {
         id: be16(header, V4_ID)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Request;
+    use crate::request::validate;
+
+    /// An untagged IPv4 frame of 54 bytes of headers and 5 of payload, cut into two segments.
+    #[test]
+    fn two_segments() {
+        let frame = [
+            &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0][..],
+            &[
+                0x45, 0, 0, 45, 0xff, 0xff, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+            ],
+            // CWR, ACK, PSH, FIN; the pseudo-header sum of 25 bytes of TCP.
+            &[
+                0, 80, 1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 2, 0x50, 0x99, 1, 0, 0x14, 0x22, 0, 0,
+            ],
+            b"hello",
+        ]
+        .concat();
+        let csum = CsumAt {
+            start: 34,
+            offset: 16,
+        };
+        let request = Request {
+            csum: Some(csum),
+            gso: Gso::Tcp4 { mss: 3, ecn: true },
+            csum_valid: false,
+        };
+        let checked = validate(&request, &frame, 59).unwrap();
+        let mut segments = Segmenter::new(&frame, &checked, 59, 3);
+        let mut out = [0; HEAD_MAX];
+        // Body, IPv4 total length, identification and checksum, sequence number, flags, pseudo-header sum.
+        let expected = [
+            (
+                (54, 3),
+                43u16,
+                0xffffu16,
+                0x26cbu16,
+                0xffff_ffffu32,
+                0x90,
+                0x1420u16,
+            ),
+            ((57, 2), 42, 0x0000, 0x26cc, 2, 0x19, 0x141f),
+        ];
+        for (index, row) in expected.into_iter().enumerate() {
+            let ((body_offset, body_len), total_len, id, checksum, sequence, flags, pseudo) = row;
+            assert_eq!(segments.remaining(), 2 - index as u32);
+            let segment = segments.next(&mut out).unwrap();
+            assert_eq!(
+                segment,
+                Segment {
+                    head_len: 54,
+                    body_offset,
+                    body_len,
+                    csum
+                }
+            );
+            let mut header = frame[..54].to_vec();
+            header[16..18].copy_from_slice(&total_len.to_be_bytes());
+            header[18..20].copy_from_slice(&id.to_be_bytes());
+            header[24..26].copy_from_slice(&checksum.to_be_bytes());
+            header[38..42].copy_from_slice(&sequence.to_be_bytes());
+            header[47] = flags;
+            header[50..52].copy_from_slice(&pseudo.to_be_bytes());
+            assert_eq!(out[..54], header);
+        }
+        assert_eq!(segments.next(&mut out), None);
+    }
+
+    #[test]
+    fn nothing_to_cut() {
+        let frame = [0; 64];
+        let plain = validate(&Request::default(), &frame, 64).unwrap();
+        let mut segments = Segmenter::new(&frame, &plain, 64, 3);
+        assert_eq!(segments.remaining(), 0);
+        assert_eq!(segments.next(&mut [0; HEAD_MAX]), None);
+    }
+}

@@ -157,3 +157,112 @@ impl TagEdit {
         head.len().checked_add_signed(isize::from(self.delta()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    const TAG: Tag = Tag { tci: 0xb064 };
+
+    fn frame(rest: &[u8]) -> Vec<u8> {
+        [&MACS, rest].concat()
+    }
+
+    #[test]
+    fn fields_of_tag() {
+        assert_eq!((TAG.pcp(), TAG.dei(), TAG.vid()), (5, true, 100));
+    }
+
+    #[test]
+    fn links() {
+        let table: [(&[u8], u16, Option<Tag>, u16); 8] = [
+            (&[8, 0], 14, None, 0x800),
+            (&[0x81, 0, 0xb0, 100, 8, 0], 18, Some(TAG), 0x800),
+            (
+                &[0x81, 0, 0xb0, 100, 0x81, 0, 0, 1, 8, 0],
+                22,
+                Some(TAG),
+                0x800,
+            ),
+            (&[0x88, 0xa8, 0xb0, 100, 8, 0], 18, None, 0x800),
+            (
+                &[0x88, 0xa8, 0xb0, 100, 0x81, 0, 0, 1, 8, 0],
+                22,
+                None,
+                0x800,
+            ),
+            (&[0x81, 0, 0xb0, 100, 8], 14, None, 0x8100),
+            (&[0x81, 0, 0xb0, 100, 0x81, 0, 0, 1], 18, Some(TAG), 0x8100),
+            (
+                &[0x81, 0, 0xb0, 100, 0x81, 0, 0, 1, 0x81, 0, 0, 1, 8, 0],
+                22,
+                Some(TAG),
+                0x8100,
+            ),
+        ];
+        for (rest, len, tag, ethertype) in table {
+            assert_eq!(
+                Link::parse(&frame(rest)),
+                Some(Link {
+                    len,
+                    tag,
+                    ethertype
+                }),
+                "{rest:x?}"
+            );
+        }
+        assert_eq!(Link::parse(&frame(&[8])), None);
+    }
+
+    #[test]
+    fn edits() {
+        let plain: &[u8] = &[8, 0, 0x45];
+        let tagged: &[u8] = &[0x81, 0, 0, 1, 8, 0, 0x45];
+        let retagged: &[u8] = &[0x81, 0, 0xb0, 100, 8, 0, 0x45];
+        let service: &[u8] = &[0x88, 0xa8, 0, 1, 8, 0, 0x45];
+        let inserted: &[u8] = &[0x81, 0, 0xb0, 100, 0x88, 0xa8, 0, 1, 8, 0, 0x45];
+        let table = [
+            (TagEdit::Keep, tagged, Some(tagged)),
+            (TagEdit::Strip, tagged, Some(plain)),
+            (TagEdit::Replace(TAG), tagged, Some(retagged)),
+            (TagEdit::Insert(TAG), plain, Some(retagged)),
+            (TagEdit::Insert(TAG), service, Some(inserted)),
+            (TagEdit::Strip, plain, None),
+            (TagEdit::Strip, service, None),
+            (TagEdit::Replace(TAG), service, None),
+            (TagEdit::Strip, &[0x81, 0, 0], None),
+        ];
+        for (edit, rest, expected) in table {
+            let mut out = [0; HEAD_MAX];
+            let len = edit.apply(&frame(rest), &mut out);
+            let expected = expected.map(frame);
+            assert_eq!(
+                len.map(|len| &out[..len]),
+                expected.as_deref(),
+                "{edit:?} {rest:x?}"
+            );
+        }
+    }
+
+    #[test]
+    fn edits_at_the_ends() {
+        let mut out = [0; HEAD_MAX];
+        assert_eq!(TagEdit::Keep.apply(&MACS[..11], &mut out), None);
+        assert_eq!(TagEdit::Insert(TAG).apply(&[7; 128], &mut out), Some(132));
+        assert_eq!(TagEdit::Insert(TAG).apply(&[7; 129], &mut out), None);
+    }
+
+    #[test]
+    fn edit_between_tags() {
+        let other = Tag { tci: 1 };
+        assert_eq!(TagEdit::between(None, None), TagEdit::Keep);
+        assert_eq!(TagEdit::between(Some(TAG), None), TagEdit::Strip);
+        assert_eq!(TagEdit::between(None, Some(TAG)), TagEdit::Insert(TAG));
+        assert_eq!(TagEdit::between(Some(TAG), Some(TAG)), TagEdit::Keep);
+        assert_eq!(
+            TagEdit::between(Some(other), Some(TAG)),
+            TagEdit::Replace(TAG)
+        );
+    }
+}

@@ -5,7 +5,7 @@
 //! time, but not what was judged.
 
 use arrayvec::ArrayVec;
-use guestmem::Span;
+use guestmem::{Memory, Span};
 use offload::Request;
 
 use crate::drops::DropReason;
@@ -153,6 +153,42 @@ impl Burst {
             }
         }
         true
+    }
+
+    /// Takes the frame that lies in `pieces` of `memory`, front to back. A full burst takes nothing and answers false.
+    pub fn take(&mut self, memory: &Memory, pieces: &[Span], request: Request) -> bool {
+        let len = pieces
+            .iter()
+            .fold(0u32, |len, piece| len.saturating_add(piece.len()));
+        let mut body: ArrayVec<Span, MAX_SEGMENTS> = ArrayVec::new();
+        let mut skip = SNAPSHOT as u32;
+        for piece in pieces {
+            let (head, rest) = piece
+                .split_at(piece.len().min(skip))
+                .unwrap_or((Span::EMPTY, *piece));
+            skip -= head.len();
+            if !rest.is_empty() && body.try_push(rest).is_err() {
+                return self.push_refused(DropReason::TooManySegments);
+            }
+        }
+        self.push(len, request, &body, |mut head| {
+            for piece in pieces {
+                let (now, later) = head.split_at_mut(head.len().min(piece.len() as usize));
+                let piece = piece
+                    .sub(0, now.len() as u32)
+                    .ok_or(DropReason::SourceFault)?;
+                memory
+                    .read(piece, now)
+                    .map_err(|_| DropReason::SourceFault)?;
+                head = later;
+            }
+            Ok(())
+        })
+    }
+
+    /// The frame that was taken last, for the port to complete its request.
+    pub fn last_mut(&mut self) -> Option<&mut Frame> {
+        self.frames.last_mut()
     }
 
     /// Takes a frame that the port could not make sense of; it will be dropped for `reason`.

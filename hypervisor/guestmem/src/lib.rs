@@ -9,13 +9,13 @@
 //! * [`DirtyLog`] is the bitmap of written pages that live migration wants.
 //!
 //! # Why this is sound
-//! *No reference to shared memory is ever made.* Bytes move by single `mov` instructions in inline assembly ([`raw`]),
+//! *No reference to shared memory is ever made.* Bytes move by single `mov` instructions in inline assembly (module `raw`),
 //! ring indices by atomics on raw pointers. The compiler may therefore never assume that two loads of a byte agree, nor
 //! load a byte a second time, nor keep one back: another process that writes at the same moment changes which bytes
 //! are copied, and nothing else.
 //!
 //! *Memory that goes away is an error.* A peer can truncate the file behind a mapping, and the next access raises
-//! SIGBUS. The handler of this crate ([`sigbus`]) puts zero pages in place of the whole mapping and marks the
+//! SIGBUS. The handler of this crate (module `sigbus`) puts zero pages in place of the whole mapping and marks the
 //! [`Memory`]; the interrupted access goes on with zeros and its function returns [`Fault::Gone`]. Two duties follow for the process:
 //! no thread that uses a [`Memory`] may block SIGBUS, and a seccomp filter must allow `mmap` and `rt_sigreturn`.
 //!

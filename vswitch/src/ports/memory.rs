@@ -11,7 +11,7 @@ use guestmem::{MapError, Memory, Span};
 use offload::{Features, Request};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::burst::{BURST, Burst, SNAPSHOT};
+use crate::burst::{BURST, Burst};
 use crate::deliver::{Job, Report, deliver};
 use crate::drops::DropReason;
 use crate::port::{PortFault, Room, RxMeta, RxRing, RxSide, Sides, TxSide};
@@ -200,26 +200,8 @@ impl TxSide for MemoryTx {
                 break;
             };
             self.taken.push(full.buffer);
-            let memory = &self.shared.memory;
-            let head = full.len.min(SNAPSHOT as u32);
-            let (Some(start), Some(body)) = (
-                full.buffer.sub(0, head),
-                full.buffer.sub(head, full.len - head),
-            ) else {
-                continue;
-            };
-            let body = [body];
-            let body = if body[0].is_empty() {
-                &[][..]
-            } else {
-                &body[..]
-            };
-            burst.push(full.len, full.meta.request, body, |head| {
-                start
-                    .sub(0, head.len() as u32)
-                    .and_then(|span| memory.read(span, head).ok())
-                    .ok_or(DropReason::SourceFault)
-            });
+            let frame = full.buffer.sub(0, full.len).unwrap_or(Span::EMPTY);
+            burst.take(&self.shared.memory, &[frame], full.meta.request);
         }
     }
 
