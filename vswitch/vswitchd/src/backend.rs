@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vswitch::api::{IfName, Mtu, PortBackend, PortState};
+use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState};
 use vswitch::control::PortHandle;
 
 /// What becomes of what was made on the host for a port.
@@ -20,6 +20,8 @@ pub struct Open<'a> {
     pub backend: &'a PortBackend,
     /// The port's MTU.
     pub mtu: Mtu,
+    /// The port's link.
+    pub link: Link,
     /// The uplink of the port's network, whose MAC address its host NIC takes.
     pub uplink: Option<&'a IfName>,
     /// The port, which the sides are attached to.
@@ -36,11 +38,14 @@ pub trait Backend: Send {
 
     /// Tells the other end its new MTU, if there is a way to.
     fn set_mtu(&mut self, mtu: Mtu) -> anyhow::Result<()>;
+
+    /// Shows the other end its new link, if there is a way to.
+    fn set_link(&mut self, link: Link) -> anyhow::Result<()>;
 }
 
 /// The host, as vswitchd uses it.
 pub trait Host: Send + Sync {
-    /// Checks that `uplink` can be bound: it exists, and neither has a master nor is used otherwise.
+    /// Checks that `uplink` can be bound: it is there, it is Ethernet, and it has no master.
     fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()>;
 
     /// Checks that no interface has the name of a host NIC that is to be made.
@@ -49,11 +54,12 @@ pub trait Host: Send + Sync {
     /// Opens what is behind a port and attaches it. On failure nothing is left of it.
     fn open(&self, what: &Open<'_>) -> anyhow::Result<Box<dyn Backend>>;
 
-    /// The addresses and routes that `uplink` has, as a record to move them by; `None` where it has none.
-    fn addresses(&self, uplink: &IfName) -> anyhow::Result<Option<String>>;
+    /// Moves all addresses and routes from one interface to another, and makes a record of them; `None` if there were
+    /// none. On failure everything is as it was.
+    fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>>;
 
-    /// Moves what `record` names from one interface to another. On failure everything is as it was.
-    fn move_addresses(&self, record: &str, from: &IfName, to: &IfName) -> anyhow::Result<()>;
+    /// Moves what `record` names back to where it was. What is back already is no error.
+    fn give_back(&self, record: &str) -> anyhow::Result<()>;
 
     /// Deletes a host NIC that a killed vswitchd left behind; one that is not there is no error.
     fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()>;

@@ -1,6 +1,7 @@
 //! `vswitchd`: the host daemon. It starts the workers, brings the stored networks back, and serves the API.
 
 mod backend;
+mod host;
 mod http;
 mod manager;
 mod settings;

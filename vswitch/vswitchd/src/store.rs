@@ -173,6 +173,12 @@ impl Change<'_> {
         Ok(self.0.commit()?)
     }
 
+    /// Keeps the record of what was moved to a host NIC.
+    pub fn set_moved(&self, host_nic: &IfName, moved: &str) -> Result<(), StoreError> {
+        self.0.execute("UPDATE host_change SET moved = ? WHERE host_nic = ?", [moved, host_nic.as_str()])?;
+        Ok(())
+    }
+
     /// Adds a network without ports.
     pub fn add_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
         self.0.execute(

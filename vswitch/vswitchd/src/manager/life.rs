@@ -1,7 +1,7 @@
 //! From start to stop: the stored state brought back, what is down tried again, everything closed.
 
 use tracing::{error, info, warn};
-use vswitch::api::{IfName, NetworkName, PortBackend, PortName, Refusal};
+use vswitch::api::{NetworkName, PortBackend, PortName, Refusal};
 use vswitch::port::PortControl;
 
 use super::{Attachment, Manager, Network, Port};
@@ -48,7 +48,11 @@ impl Manager {
         let HostChange { host_nic, uplink, moved } = change;
         let host = &self.plant.host;
         let given_back = match (moved, uplink) {
-            (Some(record), Some(uplink)) => host.move_addresses(record, host_nic, uplink),
+            (Some(record), _) => host.give_back(record),
+            // Killed after the move and before its record was kept: all that the host NIC has came from the uplink.
+            (None, Some(uplink)) if host.check_unused(host_nic).is_err() => {
+                host.move_addresses(host_nic, uplink).map(drop)
+            }
             _ => Ok(()),
         };
         match given_back.and_then(|()| host.delete_host_nic(host_nic)) {
@@ -65,22 +69,16 @@ impl Manager {
     fn settle_addresses(&mut self, name: &NetworkName) {
         let Some(network) = self.networks.get(name) else { return };
         let all_open = network.own_ports().all(|port| matches!(port.attachment, Attachment::Open(_)));
-        let (Some(uplink), Some(host_nic), true) =
-            (network.uplink().cloned(), network.config.kind.host_nic().cloned(), all_open)
-        else {
-            return;
-        };
-        if let Err(reason) = self.take_over(&uplink, &host_nic) {
-            error!(network = %name, "cannot move the addresses of '{uplink}' to '{host_nic}': {reason:#}");
+        let Some(host_nic) = network.config.kind.host_nic().filter(|_| all_open).cloned() else { return };
+        let kept = self.plant.take_over(network).and_then(|moved| {
+            let Some(record) = moved else { return Ok(()) };
+            let change = self.store.change()?;
+            change.set_moved(&host_nic, &record)?;
+            Ok(change.commit()?)
+        });
+        if let Err(reason) = kept {
+            error!(network = %name, "{reason}");
         }
-    }
-
-    fn take_over(&mut self, uplink: &IfName, host_nic: &IfName) -> anyhow::Result<()> {
-        let Some(record) = self.plant.host.addresses(uplink)? else { return Ok(()) };
-        let change =
-            HostChange { host_nic: host_nic.clone(), uplink: Some(uplink.clone()), moved: Some(record.clone()) };
-        self.store.note_host_change(&change)?;
-        self.plant.host.move_addresses(&record, uplink, host_nic)
     }
 
     /// To be called every second or two: reads the workers' load, gives aged entries' places back, and opens again what

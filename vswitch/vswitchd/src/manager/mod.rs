@@ -12,7 +12,7 @@ mod views;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vswitch::api::{ErrorCode, IfName, Mtu, NetworkConfig, NetworkName, PortConfig, PortName, Refusal};
+use vswitch::api::{ErrorCode, IfName, Link, Mtu, NetworkConfig, NetworkName, PortConfig, PortName, Refusal};
 use vswitch::control::{PortHandle, Switch};
 use vswitch::network::NetworkId;
 
@@ -44,6 +44,8 @@ struct Port {
     attachment: Attachment,
     /// The MTU that the back end was last told.
     mtu: Mtu,
+    /// The link that it was last shown.
+    link: Link,
 }
 
 /// What is behind a port.

@@ -26,7 +26,7 @@ impl Manager {
         if let Some(note) = &note {
             self.store.note_host_change(note)?;
         }
-        let built = self.build_network(config, ports, note.as_ref());
+        let built = self.build_network(config, ports);
         if let (Err(_), Some(note)) = (&built, &note) {
             self.store.forget_host_change(&note.host_nic).unwrap_or_else(|error| error!(%error, "a note stays behind"));
         }
@@ -37,51 +37,36 @@ impl Manager {
         Ok(view)
     }
 
-    /// Looks at the host without changing it: what will be made, and what moved.
+    /// Looks at the host without changing it, and says what will be changed.
     fn plan_host_change(&self, config: &NetworkConfig) -> Result<Option<HostChange>, Refusal> {
         let host = &self.plant.host;
-        let refuse = |error| failed(format_args!("cannot create network '{}'", config.name), error);
+        let refuse = |error| Refusal::conflict(format!("cannot create network '{}': {error:#}", config.name));
         if let Some(uplink) = config.kind.uplink() {
             host.check_uplink(uplink).map_err(refuse)?;
         }
         let Some(host_nic) = config.kind.host_nic().cloned() else { return Ok(None) };
         host.check_unused(&host_nic).map_err(refuse)?;
-        let uplink = config.kind.uplink().cloned();
-        let moved = match &uplink {
-            Some(uplink) => host.addresses(uplink).map_err(refuse)?,
-            None => None,
-        };
-        Ok(Some(HostChange { host_nic, uplink, moved }))
+        Ok(Some(HostChange { host_nic, uplink: config.kind.uplink().cloned(), moved: None }))
     }
 
-    fn build_network(
-        &mut self,
-        config: NetworkConfig,
-        ports: Vec<PortConfig>,
-        note: Option<&HostChange>,
-    ) -> Result<Network, Refusal> {
-        let name = config.name.clone();
+    fn build_network(&mut self, config: NetworkConfig, ports: Vec<PortConfig>) -> Result<Network, Refusal> {
         let change = self.store.change()?;
         change.add_network(&config)?;
         for port in &ports {
-            change.add_port(&name, port)?;
+            change.add_port(&config.name, port)?;
         }
         let network = self.plant.build(config, ports)?;
-        let move_addresses = note.and_then(|note| Some((note.moved.as_ref()?, note.uplink.as_ref()?, &note.host_nic)));
-        let host = &self.plant.host;
-        let result = match move_addresses {
-            Some((record, from, to)) => host
-                .move_addresses(record, from, to)
-                .map_err(|error| failed(format_args!("cannot move the addresses of '{from}' to '{to}'"), error))
-                .and_then(|()| {
-                    change.commit().map_err(|refused| {
-                        host.move_addresses(record, to, from)
-                            .unwrap_or_else(|error| error!("addresses stay on '{to}': {error:#}"));
-                        refused.into()
-                    })
-                }),
-            None => change.commit().map_err(Refusal::from),
-        };
+        let result = self.plant.take_over(&network).and_then(|moved| {
+            let kept = match (&moved, network.config.kind.host_nic()) {
+                (Some(record), Some(nic)) => change.set_moved(nic, record),
+                _ => Ok(()),
+            };
+            kept.and_then(|()| change.commit()).map_err(|refused| {
+                let back = moved.map_or(Ok(()), |record| self.plant.host.give_back(&record));
+                back.unwrap_or_else(|error| error!("the uplink did not get its addresses back: {error:#}"));
+                Refusal::from(refused)
+            })
+        });
         match result {
             Ok(()) => Ok(network),
             Err(refusal) => {
@@ -105,25 +90,22 @@ impl Manager {
             return Err(Refusal::conflict(format!("network '{name}' still has ports: '{others}'; remove them first")));
         }
         let host_nic = network.config.kind.host_nic().cloned();
-        let uplink = network.config.kind.uplink().cloned();
         let moved = match &host_nic {
             Some(nic) => self.store.moved(nic)?,
             None => None,
         };
         let change = self.store.change()?;
         change.delete_network(name)?;
-        let host = &self.plant.host;
-        if let (Some(record), Some(nic), Some(uplink)) = (&moved, &host_nic, &uplink) {
-            host.move_addresses(record, nic, uplink)
-                .map_err(|error| failed(format_args!("cannot give '{uplink}' its addresses back"), error))?;
-            change.commit().map_err(|refused| {
-                host.move_addresses(record, uplink, nic)
-                    .unwrap_or_else(|error| error!("addresses stay on '{uplink}': {error:#}"));
-                refused
-            })?;
-        } else {
-            change.commit()?;
+        if let Some(record) = &moved {
+            let what = format_args!("cannot delete network '{name}', as its uplink cannot get its addresses back");
+            self.plant.host.give_back(record).map_err(|error| failed(what, error))?;
         }
+        change.commit().map_err(|refused| {
+            if moved.is_some() {
+                self.plant.take_over(network).map_or_else(|error| error!("{error}"), drop);
+            }
+            refused
+        })?;
         if let Some(network) = self.networks.remove(name) {
             self.plant.dismantle(network, Fate::Delete);
         }
@@ -163,6 +145,14 @@ impl Manager {
 }
 
 impl super::plant::Plant {
+    /// Moves the addresses of a network's uplink to its host NIC, where it has both. On failure they are where they were.
+    pub(super) fn take_over(&self, network: &Network) -> Result<Option<String>, Refusal> {
+        let (Some(uplink), Some(nic)) = (network.uplink(), network.config.kind.host_nic()) else { return Ok(None) };
+        self.host
+            .move_addresses(uplink, nic)
+            .map_err(|error| failed(format_args!("cannot move the addresses of '{uplink}' to '{nic}'"), error))
+    }
+
     /// Settles every port of a network.
     fn settle_all(&self, network: &mut Network) -> Result<(), Refusal> {
         let mut ports = std::mem::take(&mut network.ports);

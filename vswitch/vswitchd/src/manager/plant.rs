@@ -72,7 +72,8 @@ impl Plant {
             .switch
             .add_port(policy(&config, mtu), None)
             .map_err(|error| failed(&what, error))?;
-        let mut port = Port { config, handle, attachment: Attachment::Down("not opened yet".to_owned()), mtu };
+        let link = config.link;
+        let mut port = Port { config, handle, attachment: Attachment::Down("not opened yet".to_owned()), mtu, link };
         match self.settle(network, &mut port) {
             Ok(()) => Ok(port),
             Err(error) => {
@@ -87,6 +88,7 @@ impl Plant {
         let what = Open {
             backend: &port.config.backend,
             mtu: network.mtu_of(&port.config),
+            link: port.config.link,
             uplink: network.uplink(),
             port: port.handle.clone(),
         };
@@ -113,6 +115,13 @@ impl Plant {
                 backend.set_mtu(mtu).map_err(|error| failed(format_args!("cannot set MTU {mtu} of '{name}'"), error))?;
             }
             port.mtu = mtu;
+        }
+        if port.link != port.config.link {
+            let link = port.config.link;
+            if let Attachment::Open(backend) = &mut port.attachment {
+                backend.set_link(link).map_err(|error| failed(format_args!("cannot set link {link} of '{name}'"), error))?;
+            }
+            port.link = link;
         }
         let wanted = policy(&port.config, mtu);
         if port.handle.policy() != wanted {
