@@ -36,6 +36,8 @@ pub struct LinkInfo {
     pub master: Option<u32>,
     /// Kind of a software device: `veth`, `tun`, `bridge`, …. `None` for hardware and loopback.
     pub kind: Option<String>,
+    /// Receive queues that it was made with; see [`rx_queues`] for those in use.
+    pub rx_queues: u32,
     /// More than 0 while somebody wants every frame of the wire.
     pub promiscuity: u32,
     /// What is particular to TUN/TAP devices.
@@ -109,6 +111,7 @@ impl LinkInfo {
             oper_state: String::new(),
             master: None,
             kind: None,
+            rx_queues: 1,
             promiscuity: 0,
             tun: None,
         };
@@ -121,6 +124,7 @@ impl LinkInfo {
                     info.oper_state = format!("{state:?}").to_lowercase()
                 }
                 LinkAttribute::Controller(index) => info.master = Some(*index),
+                LinkAttribute::NumRxQueues(count) => info.rx_queues = *count,
                 LinkAttribute::Promiscuity(count) => info.promiscuity = *count,
                 LinkAttribute::LinkInfo(parts) => info.take_kind(parts),
                 _ => {}
@@ -182,20 +186,16 @@ pub(crate) fn ioctl_socket() -> rustix::io::Result<OwnedFd> {
 
 /// The number of receive queues of `name` that are in use.
 ///
-/// From the driver (`ETHTOOL_GCHANNELS`), or, where the driver can't tell, from `/sys/class/net`.
+/// From the driver (`ETHTOOL_GCHANNELS`); one that has no such call uses all that it has.
 ///
 /// # Errors
 /// `NotFound` or `ENODEV` where there is no such interface.
 pub fn rx_queues(name: &IfName) -> io::Result<u32> {
     match ioctl::ethtool_channels(ioctl_socket()?, name) {
         Ok(channels) => Ok((channels.rx_count + channels.combined_count).max(1)),
-        Err(rustix::io::Errno::OPNOTSUPP) => {
-            let entries = std::fs::read_dir(format!("/sys/class/net/{name}/queues"))?;
-            let rx = entries
-                .filter_map(Result::ok)
-                .filter(|e| e.file_name().to_string_lossy().starts_with("rx-"));
-            Ok(u32::try_from(rx.count()).unwrap_or(u32::MAX).max(1))
-        }
+        Err(rustix::io::Errno::OPNOTSUPP) => LinkInfo::read(name)?
+            .map(|link| link.rx_queues)
+            .ok_or_else(|| io::ErrorKind::NotFound.into()),
         Err(error) => Err(error.into()),
     }
 }

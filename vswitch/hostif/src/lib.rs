@@ -4,6 +4,7 @@
 //! - [`xdp`]: AF_XDP sockets on all receive queues of an interface
 //! - [`packet`]: packet sockets with virtio header
 //! - [`iov`]: pieces of memory to read and write, shared memory among them
+//! - [`links`]: interfaces set up and down, watched, and their addresses and routes moved
 //! - [`info`]: what an interface is like
 //!
 //! Nothing here knows of switch ports. What a worker thread calls for each burst (read, write, receive, transmit)
@@ -13,6 +14,7 @@
 
 pub mod info;
 pub mod iov;
+pub mod links;
 pub mod name;
 pub mod packet;
 pub mod tap;

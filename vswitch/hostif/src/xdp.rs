@@ -11,6 +11,7 @@ mod queue;
 mod wire;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use rustix::io::Errno;
 
 use crate::info::{LinkInfo, rx_queues};
 use crate::name::IfName;
+use crate::sys::packet::hold_promiscuous;
 use program::Program;
 use queue::SocketConfig;
 pub use queue::{Descriptor, XdpQueue, XdpReceiver, XdpSender};
@@ -165,6 +167,7 @@ pub enum XdpError {
 pub struct Xdp {
     _program: Program,
     _wire: Wire,
+    _promiscuous: OwnedFd,
     mode: XdpMode,
 }
 
@@ -178,7 +181,8 @@ impl Xdp {
     /// uses the `frames_per_queue` buffers that begin at `umem_len(q, frames_per_queue)`.
     ///
     /// Zero copy is tried first, and the program is attached in the driver if it can be; [`mode`](Self::mode) tells what
-    /// came out. VLAN tag stripping, LRO and GRO of the interface are off until it is dropped. The MTU decides whether a
+    /// came out. VLAN tag stripping, LRO and GRO of the interface are off, and the interface is promiscuous, until it is
+    /// dropped. The MTU decides whether a
     /// frame may take several buffers: after it was raised above [`FRAME_ROOM`]` - 22` the interface must be opened
     /// anew. Needs `CAP_NET_ADMIN`, `CAP_NET_RAW` and `CAP_BPF`. It may take some seconds: drivers
     /// reset the NIC for it, and a queue that was just closed takes a moment to become free.
@@ -220,6 +224,8 @@ impl Xdp {
                 (call, errno) => call_failed(call, name, errno.into()),
             })?);
         }
+        let promiscuous = hold_promiscuous(link.index)
+            .map_err(|e| call_failed("PACKET_ADD_MEMBERSHIP", name, e.into()))?;
         let wire = Wire::new(name, software);
         let mode = XdpMode {
             attach: program.mode,
@@ -237,6 +243,7 @@ impl Xdp {
             Self {
                 _program: program,
                 _wire: wire,
+                _promiscuous: promiscuous,
                 mode,
             },
             sockets,

@@ -16,8 +16,10 @@ use std::sync::Arc;
 
 use common::{Netns, wait_for};
 use guestmem::Memory;
+use hostif::info::LinkInfo;
 use hostif::xdp::{
-    Descriptor, FRAME_SIZE, Unclaimed, Xdp, XdpConfig, XdpError, XdpMode, XdpQueue, umem_len,
+    AttachMode, Descriptor, FRAME_SIZE, Unclaimed, Xdp, XdpConfig, XdpError, XdpMode, XdpQueue,
+    umem_len,
 };
 
 const FRAMES: u32 = 256;
@@ -362,4 +364,51 @@ fn a_peer_sends_no_superframes_but_leaves_checksums_unfinished() {
     // The field holds the sum of the pseudo header, not complemented: addresses, protocol, length.
     let pseudo = [&frame[26..34], &[0, 17], &frame[38..40]].concat();
     assert_eq!(frame[40..42], (!common::checksum(&pseudo)).to_be_bytes());
+}
+
+#[test]
+fn frames_are_as_on_the_wire_until_it_is_dropped() {
+    let (left, _right) = Netns::pair(1, 1500);
+    left.run("ethtool -K va gro on rxvlan on");
+    let state = || {
+        let features = left.run("ethtool -k va");
+        let on = |feature: &str| features.contains(&format!("{feature}: on"));
+        let link = left.enter(|| LinkInfo::read(&"va".parse().unwrap()).unwrap().unwrap());
+        (
+            on("generic-receive-offload"),
+            on("rx-vlan-offload"),
+            link.promiscuity,
+        )
+    };
+    assert_eq!(state(), (true, true, 0));
+    let mut uplink = left.enter(|| Uplink::open("va", 1));
+    assert_eq!(state(), (false, false, 1));
+    left.enter(|| uplink.xdp = None);
+    wait_for("end of promiscuity", || {
+        (state() == (true, true, 0)).then_some(())
+    });
+}
+
+#[test]
+fn generic_mode_is_taken_only_when_it_is_allowed() {
+    let (left, right) = Netns::pair(1, 1500);
+    left.run("ip link add name sw0 type bridge");
+    left.run("ip link set va master sw0");
+    left.run("ip link set sw0 up");
+    right.run("ip addr add 10.9.0.2/24 dev vb");
+    let umem = Arc::new(Memory::anonymous(umem_len(1, FRAMES)).unwrap());
+    left.enter(|| {
+        let error = Xdp::open(&config("sw0"), &umem).map(drop).unwrap_err();
+        assert!(matches!(error, XdpError::NoDriverSupport { .. }), "{error}");
+        let (xdp, _queues) = Xdp::open(
+            &XdpConfig {
+                generic: true,
+                ..config("sw0")
+            },
+            &umem,
+        )
+        .unwrap();
+        assert_eq!(xdp.mode().attach, AttachMode::Generic);
+        assert!(xdp.mode().unfinished_checksums && !xdp.mode().zero_copy);
+    });
 }

@@ -2,10 +2,11 @@
 #![allow(unsafe_code, reason = "socket calls that take untyped memory")]
 
 use std::mem::zeroed;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::null_mut;
 
 use rustix::io::Result;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::iov::{Iov, IovMut, result};
 
@@ -101,6 +102,19 @@ pub(crate) fn set<T: OptionValue>(socket: BorrowedFd<'_>, value: &T) -> Result<(
     let returned =
         unsafe { libc::setsockopt(socket.as_raw_fd(), T::LEVEL, T::OPTION, pointer, length) };
     result(returned as isize).map(|_| ())
+}
+
+/// Makes an interface receive every frame on its wire until the returned socket is closed, also by the end of the process.
+pub(crate) fn hold_promiscuous(interface: u32) -> Result<OwnedFd> {
+    // Without a protocol the socket itself receives nothing.
+    let socket = socket_with(
+        AddressFamily::PACKET,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    set(socket.as_fd(), &Membership::promiscuous(interface))?;
+    Ok(socket)
 }
 
 /// `struct tpacket_stats`: since the last call, (frames received, of those dropped for want of room).

@@ -78,7 +78,7 @@ impl Manager {
 
     /// Deletes a network that has no ports but its own, and gives the uplink its addresses back.
     pub fn delete_network(&mut self, name: &NetworkName) -> Result<(), Refusal> {
-        let network = self.network(name)?;
+        let network = self.networks.get(name).ok_or_else(|| no_network(name))?;
         let others: Vec<&str> = network
             .ports
             .values()
