@@ -7,7 +7,7 @@ use vswitch::control::PortHandle;
 
 /// What becomes of what was made on the host for a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// vswitchd ends, or opens it again: persistent devices stay, with their addresses.
     Keep,
     /// The port is deleted, and everything with it.
@@ -15,21 +15,21 @@ pub enum Fate {
 }
 
 /// What to open.
-pub struct Open<'a> {
+pub(crate) struct Open<'a> {
     /// What is behind the port.
-    pub backend: &'a PortBackend,
+    pub(crate) backend: &'a PortBackend,
     /// The port's MTU.
-    pub mtu: Mtu,
+    pub(crate) mtu: Mtu,
     /// The port's link.
-    pub link: Link,
+    pub(crate) link: Link,
     /// The uplink of the port's network, whose MAC address its host NIC takes.
-    pub uplink: Option<&'a IfName>,
+    pub(crate) uplink: Option<&'a IfName>,
     /// The port, which the sides are attached to.
-    pub port: Arc<PortHandle>,
+    pub(crate) port: Arc<PortHandle>,
 }
 
 /// Something open behind a port.
-pub trait Backend: Send {
+pub(crate) trait Backend: Send {
     /// Takes it out of service and closes it. What cannot be closed is logged.
     fn close(self: Box<Self>, fate: Fate);
 
@@ -44,7 +44,7 @@ pub trait Backend: Send {
 }
 
 /// The host, as vswitchd uses it.
-pub trait Host: Send + Sync {
+pub(crate) trait Host: Send + Sync {
     /// Checks that `uplink` can be bound: it is there, it is Ethernet, and it has no master.
     fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()>;
 

@@ -20,7 +20,7 @@ Environment:
 /// The command line.
 #[derive(Debug, Default, Parser)]
 #[command(name = "vswitchd", version, about = "The host daemon of the vswitch layer-2 switch", after_help = EXAMPLES)]
-pub struct Args {
+pub(crate) struct Args {
     /// Where the state is kept [default: /var/lib/vswitch]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -50,20 +50,20 @@ struct File {
 
 /// What holds.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where the state is kept.
-    pub state_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
     /// Where the sockets are made.
-    pub run_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
     /// Cores with a worker each, at least one.
-    pub cores: Vec<usize>,
+    pub(crate) cores: Vec<usize>,
     /// The group of the API's socket.
-    pub group: Option<String>,
+    pub(crate) group: Option<String>,
 }
 
 impl Settings {
     /// Joins the command line and the file it names.
-    pub fn new(args: Args) -> anyhow::Result<Settings> {
+    pub(crate) fn new(args: Args) -> anyhow::Result<Settings> {
         let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let cores = match args.cores.or(file.cores) {
             Some(cores) => cores.0,

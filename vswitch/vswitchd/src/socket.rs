@@ -12,7 +12,7 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 
 /// Makes a directory that is not there, and those above it.
-pub fn make_dir(path: &Path, mode: u32) -> anyhow::Result<()> {
+pub(crate) fn make_dir(path: &Path, mode: u32) -> anyhow::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(mode)
@@ -21,7 +21,7 @@ pub fn make_dir(path: &Path, mode: u32) -> anyhow::Result<()> {
 }
 
 /// Locks the state directory for as long as the file lives.
-pub fn lock(state_dir: &Path) -> anyhow::Result<File> {
+pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
     let path = state_dir.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
     match file.try_lock() {
@@ -34,21 +34,21 @@ pub fn lock(state_dir: &Path) -> anyhow::Result<File> {
 }
 
 /// The id of a group.
-pub fn group_id(name: &str) -> anyhow::Result<Gid> {
+pub(crate) fn group_id(name: &str) -> anyhow::Result<Gid> {
     let group = Group::from_name(name).with_context(|| format!("cannot look up group '{name}'"))?;
     Ok(group.with_context(|| format!("there is no group '{name}'; allowed: a group of this host"))?.gid)
 }
 
 /// The socket of the API; its file goes when this is dropped.
-pub struct ApiSocket {
+pub(crate) struct ApiSocket {
     path: PathBuf,
     /// The group whose members may use it.
-    pub group: Gid,
+    pub(crate) group: Gid,
 }
 
 impl ApiSocket {
     /// Makes the socket `path` with mode 0660, in place of one that nobody answers on.
-    pub fn bind(path: PathBuf, group: Option<Gid>) -> anyhow::Result<(ApiSocket, UnixListener)> {
+    pub(crate) fn bind(path: PathBuf, group: Option<Gid>) -> anyhow::Result<(ApiSocket, UnixListener)> {
         let shown = path.display().to_string();
         ensure!(shown.len() <= 107, "socket path '{shown}' is too long; allowed: at most 107 bytes");
         remove_stale(&path)?;

@@ -14,7 +14,7 @@ const SCHEMA: &str = include_str!("schema.sql");
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// It was written by a later vswitchd.
     #[error(
         "{path}: the database has version {found}, and this vswitchd knows versions up to {VERSION}; \
@@ -46,37 +46,37 @@ impl From<StoreError> for Refusal {
 }
 
 /// An address in a VLAN (0: none).
-pub type StaticKey = (StationMac, u16);
+pub(crate) type StaticKey = (StationMac, u16);
 
 /// A network as it is stored.
-pub struct SavedNetwork {
+pub(crate) struct SavedNetwork {
     /// The network.
-    pub config: NetworkConfig,
+    pub(crate) config: NetworkConfig,
     /// Its ports.
-    pub ports: Vec<PortConfig>,
+    pub(crate) ports: Vec<PortConfig>,
     /// Its static entries.
-    pub statics: Vec<(StaticKey, PortName)>,
+    pub(crate) statics: Vec<(StaticKey, PortName)>,
 }
 
 /// What was, or was about to be, changed on the host for a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostChange {
+pub(crate) struct HostChange {
     /// The host NIC that was made.
-    pub host_nic: IfName,
+    pub(crate) host_nic: IfName,
     /// The uplink whose addresses were moved to it.
-    pub uplink: Option<IfName>,
+    pub(crate) uplink: Option<IfName>,
     /// These addresses and routes, in the words of the host module.
-    pub moved: Option<String>,
+    pub(crate) moved: Option<String>,
 }
 
 /// The database.
-pub struct Store {
+pub(crate) struct Store {
     connection: Connection,
 }
 
 impl Store {
     /// Opens the database, or makes it.
-    pub fn open(path: &Path) -> Result<Store, StoreError> {
+    pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
         let failed = |source| StoreError::Open { path: path.to_owned(), source };
         let mut connection = Connection::open(path).map_err(failed)?;
         let found: i64 =
@@ -97,12 +97,12 @@ impl Store {
     }
 
     /// Begins a change: nothing of it is there before [`Change::commit`].
-    pub fn change(&mut self) -> Result<Change<'_>, StoreError> {
+    pub(crate) fn change(&mut self) -> Result<Change<'_>, StoreError> {
         Ok(Change(self.connection.transaction()?))
     }
 
     /// All networks, with what is in them.
-    pub fn load(&self) -> Result<Vec<SavedNetwork>, StoreError> {
+    pub(crate) fn load(&self) -> Result<Vec<SavedNetwork>, StoreError> {
         let mut query = self.connection.prepare("SELECT name, type, uplink, host_nic, mtu FROM network ORDER BY name")?;
         let configs = query.query_map([], read_network)?.collect::<Result<Vec<_>, _>>()?;
         configs
@@ -132,7 +132,7 @@ impl Store {
     }
 
     /// What was changed on the host and not undone.
-    pub fn host_changes(&self) -> Result<Vec<HostChange>, StoreError> {
+    pub(crate) fn host_changes(&self) -> Result<Vec<HostChange>, StoreError> {
         let mut query = self.connection.prepare("SELECT host_nic, uplink, moved FROM host_change")?;
         let rows = query.query_map([], |row| {
             Ok(HostChange { host_nic: parsed(row, 0)?, uplink: parsed_option(row, 1)?, moved: row.get(2)? })
@@ -141,14 +141,14 @@ impl Store {
     }
 
     /// The addresses that were moved to `host_nic`.
-    pub fn moved(&self, host_nic: &IfName) -> Result<Option<String>, StoreError> {
+    pub(crate) fn moved(&self, host_nic: &IfName) -> Result<Option<String>, StoreError> {
         let query = "SELECT moved FROM host_change WHERE host_nic = ?";
         let row = self.connection.query_row(query, [host_nic.as_str()], |row| row.get(0)).optional()?;
         Ok(row.flatten())
     }
 
     /// Notes what is about to be changed on the host.
-    pub fn note_host_change(&mut self, change: &HostChange) -> Result<(), StoreError> {
+    pub(crate) fn note_host_change(&mut self, change: &HostChange) -> Result<(), StoreError> {
         let uplink = change.uplink.as_ref().map(IfName::as_str);
         self.connection.execute(
             "INSERT OR REPLACE INTO host_change (host_nic, uplink, moved) VALUES (?, ?, ?)",
@@ -158,29 +158,29 @@ impl Store {
     }
 
     /// Everything noted for `host_nic` has been undone.
-    pub fn forget_host_change(&mut self, host_nic: &IfName) -> Result<(), StoreError> {
+    pub(crate) fn forget_host_change(&mut self, host_nic: &IfName) -> Result<(), StoreError> {
         self.connection.execute("DELETE FROM host_change WHERE host_nic = ?", [host_nic.as_str()])?;
         Ok(())
     }
 }
 
 /// A change in the making. Dropped without commit, it leaves no trace.
-pub struct Change<'a>(Transaction<'a>);
+pub(crate) struct Change<'a>(Transaction<'a>);
 
 impl Change<'_> {
     /// Makes it so.
-    pub fn commit(self) -> Result<(), StoreError> {
+    pub(crate) fn commit(self) -> Result<(), StoreError> {
         Ok(self.0.commit()?)
     }
 
     /// Keeps the record of what was moved to a host NIC.
-    pub fn set_moved(&self, host_nic: &IfName, moved: &str) -> Result<(), StoreError> {
+    pub(crate) fn set_moved(&self, host_nic: &IfName, moved: &str) -> Result<(), StoreError> {
         self.0.execute("UPDATE host_change SET moved = ? WHERE host_nic = ?", [moved, host_nic.as_str()])?;
         Ok(())
     }
 
     /// Adds a network without ports.
-    pub fn add_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
+    pub(crate) fn add_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
         self.0.execute(
             "INSERT INTO network (name, type, uplink, host_nic, mtu) VALUES (?, ?, ?, ?, ?)",
             params![
@@ -195,20 +195,20 @@ impl Change<'_> {
     }
 
     /// Sets what may change about a network.
-    pub fn set_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
+    pub(crate) fn set_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
         let parameters = params![config.mtu.get(), config.name.as_str()];
         self.0.execute("UPDATE network SET mtu = ? WHERE name = ?", parameters)?;
         Ok(())
     }
 
     /// Deletes a network with everything in it.
-    pub fn delete_network(&self, name: &NetworkName) -> Result<(), StoreError> {
+    pub(crate) fn delete_network(&self, name: &NetworkName) -> Result<(), StoreError> {
         self.0.execute("DELETE FROM network WHERE name = ?", [name.as_str()])?;
         Ok(())
     }
 
     /// Adds a port.
-    pub fn add_port(&self, network: &NetworkName, config: &PortConfig) -> Result<(), StoreError> {
+    pub(crate) fn add_port(&self, network: &NetworkName, config: &PortConfig) -> Result<(), StoreError> {
         let backend = serde_json::to_string(&config.backend)
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         self.0.execute(
@@ -230,13 +230,13 @@ impl Change<'_> {
     }
 
     /// Deletes a port with its static entries.
-    pub fn delete_port(&self, network: &NetworkName, name: &PortName) -> Result<(), StoreError> {
+    pub(crate) fn delete_port(&self, network: &NetworkName, name: &PortName) -> Result<(), StoreError> {
         self.0.execute("DELETE FROM port WHERE network = ? AND name = ?", [network.as_str(), name.as_str()])?;
         Ok(())
     }
 
     /// Sets what may change about a port.
-    pub fn set_port(&self, network: &NetworkName, config: &PortConfig) -> Result<(), StoreError> {
+    pub(crate) fn set_port(&self, network: &NetworkName, config: &PortConfig) -> Result<(), StoreError> {
         self.0.execute(
             "UPDATE port SET vlan = ?, mac_guard = ?, mtu = ?, link = ?, connected = ? WHERE network = ? AND name = ?",
             params![
@@ -253,7 +253,7 @@ impl Change<'_> {
     }
 
     /// Adds a static entry, or moves it to another port.
-    pub fn add_static(&self, network: &NetworkName, key: StaticKey, port: &PortName) -> Result<(), StoreError> {
+    pub(crate) fn add_static(&self, network: &NetworkName, key: StaticKey, port: &PortName) -> Result<(), StoreError> {
         self.0.execute(
             "INSERT OR REPLACE INTO static_entry (network, mac, vlan, port) VALUES (?, ?, ?, ?)",
             params![network.as_str(), key.0.to_string(), key.1, port.as_str()],
@@ -262,7 +262,7 @@ impl Change<'_> {
     }
 
     /// Deletes a static entry.
-    pub fn delete_static(&self, network: &NetworkName, key: StaticKey) -> Result<(), StoreError> {
+    pub(crate) fn delete_static(&self, network: &NetworkName, key: StaticKey) -> Result<(), StoreError> {
         self.0.execute(
             "DELETE FROM static_entry WHERE network = ? AND mac = ? AND vlan = ?",
             params![network.as_str(), key.0.to_string(), key.1],

@@ -13,7 +13,7 @@ use vswitch::api::{IfName, PortBackend};
 use crate::backend::{Backend, Host, Open};
 
 /// The host this process runs on.
-pub struct LinuxHost;
+pub(crate) struct LinuxHost;
 
 impl Host for LinuxHost {
     fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()> {

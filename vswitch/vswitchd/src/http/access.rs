@@ -29,14 +29,14 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 
 /// Who may use the API.
 #[derive(Clone, Copy, Debug)]
-pub struct Access {
+pub(crate) struct Access {
     user: Uid,
     group: Gid,
 }
 
 impl Access {
     /// Root, the user of this process, and members of `group`.
-    pub fn new(group: Gid) -> Access {
+    pub(crate) fn new(group: Gid) -> Access {
         Access { user: Uid::effective(), group }
     }
 

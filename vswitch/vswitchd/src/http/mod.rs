@@ -18,7 +18,7 @@ use vswitch::api::{ErrorBody, ErrorCode, InvalidValue, Refusal};
 
 use crate::manager::Manager;
 
-pub use access::Access;
+pub(crate) use access::Access;
 
 /// Bytes a request's body may have; the longest that is asked for has some 2 KiB.
 const MAX_BODY: usize = 64 * 1024;
@@ -27,17 +27,17 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// The manager, as handlers share it.
 #[derive(Clone)]
-pub struct Shared(Arc<Mutex<Manager>>);
+pub(crate) struct Shared(Arc<Mutex<Manager>>);
 
 impl Shared {
     /// Shares a manager.
-    pub fn new(manager: Manager) -> Shared {
+    pub(crate) fn new(manager: Manager) -> Shared {
         Shared(Arc::new(Mutex::new(manager)))
     }
 
     /// Runs `work` alone with the manager, off the threads that serve connections. It is carried through even if the
     /// caller goes away meanwhile.
-    pub async fn with<T: Send + 'static>(
+    pub(crate) async fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Manager) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
@@ -81,14 +81,14 @@ impl IntoResponse for Failure {
 }
 
 /// All routes, behind the check of who may use them.
-pub fn router(shared: Shared, access: Access) -> Router {
+pub(crate) fn router(shared: Shared, access: Access) -> Router {
     routes::routes(shared)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(axum::middleware::from_fn_with_state(access, access::check))
 }
 
 /// Serves the API until `stop` is done; connections that are busy then have a moment to finish.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: UnixListener,
     router: Router,
     stop: impl Future<Output = ()> + Send + 'static,

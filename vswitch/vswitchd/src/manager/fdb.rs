@@ -13,7 +13,7 @@ use super::{Manager, Network, no_network};
 
 impl Manager {
     /// The MAC table of a network, by address and VLAN.
-    pub fn fdb(&self, network: &NetworkName) -> Result<FdbView, Refusal> {
+    pub(crate) fn fdb(&self, network: &NetworkName) -> Result<FdbView, Refusal> {
         let network = self.network(network)?;
         let names: BTreeMap<u16, &PortName> =
             network.ports.values().filter_map(|port| Some((port.handle.place()?.1, &port.config.name))).collect();
@@ -33,7 +33,7 @@ impl Manager {
     }
 
     /// Pins an address to a port.
-    pub fn add_fdb_entry(&mut self, name: &NetworkName, entry: &AddFdbEntry) -> Result<FdbEntryView, Refusal> {
+    pub(crate) fn add_fdb_entry(&mut self, name: &NetworkName, entry: &AddFdbEntry) -> Result<FdbEntryView, Refusal> {
         let network = self.networks.get_mut(name).ok_or_else(|| no_network(name))?;
         let port = network.port(&entry.port)?;
         let vid = entry.vlan.map_or(0, VlanId::get);
@@ -71,7 +71,7 @@ impl Manager {
     }
 
     /// Forgets an address, static or learned.
-    pub fn delete_fdb_entry(
+    pub(crate) fn delete_fdb_entry(
         &mut self,
         name: &NetworkName,
         mac: StationMac,
@@ -95,7 +95,7 @@ impl Manager {
     }
 
     /// Forgets all learned entries of a network, or those of one port. Static ones stay.
-    pub fn flush_fdb(&self, name: &NetworkName, port: Option<&PortName>) -> Result<(), Refusal> {
+    pub(crate) fn flush_fdb(&self, name: &NetworkName, port: Option<&PortName>) -> Result<(), Refusal> {
         let network = self.network(name)?;
         let fdb = self.table(network)?;
         match port {

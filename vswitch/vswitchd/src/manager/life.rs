@@ -11,7 +11,7 @@ use crate::store::{HostChange, SavedNetwork};
 impl Manager {
     /// Brings the stored networks, ports and static entries back, and cleans up after a vswitchd that was killed in the
     /// middle of a change. What cannot be opened now is down, and tried again by [`Manager::tick`].
-    pub fn restore(&mut self) -> Result<(), Refusal> {
+    pub(crate) fn restore(&mut self) -> Result<(), Refusal> {
         let saved = self.store.load()?;
         for change in self.store.host_changes()? {
             let known = saved.iter().any(|network| network.config.kind.host_nic() == Some(&change.host_nic));
@@ -83,7 +83,7 @@ impl Manager {
 
     /// To be called every second or two: reads the workers' load, gives aged entries' places back, and opens again what
     /// is down.
-    pub fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.sampler.sample(&self.plant.switch.workers());
         self.plant.switch.sweep();
         let mut changed = Vec::new();
@@ -109,7 +109,7 @@ impl Manager {
     }
 
     /// Closes everything. Host NICs stay, with their addresses, for the next start.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         for network in std::mem::take(&mut self.networks).into_values() {
             self.plant.dismantle(network, Fate::Keep);
         }

@@ -22,7 +22,7 @@ use plant::Plant;
 use views::Sampler;
 
 /// The control side of the switch and its state on disk.
-pub struct Manager {
+pub(crate) struct Manager {
     plant: Plant,
     store: Store,
     networks: BTreeMap<NetworkName, Network>,
@@ -58,7 +58,7 @@ enum Attachment {
 
 impl Manager {
     /// A manager with nothing in service yet; [`Manager::restore`] brings the stored state back.
-    pub fn new(switch: Switch, host: Box<dyn Host>, store: Store) -> Manager {
+    pub(crate) fn new(switch: Switch, host: Box<dyn Host>, store: Store) -> Manager {
         Manager { plant: Plant { switch, host }, store, networks: BTreeMap::new(), sampler: Sampler::default() }
     }
 

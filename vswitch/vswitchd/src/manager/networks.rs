@@ -12,7 +12,7 @@ use crate::store::HostChange;
 
 impl Manager {
     /// Makes a network, with its host NIC and uplink.
-    pub fn create_network(&mut self, request: CreateNetwork) -> Result<NetworkView, Refusal> {
+    pub(crate) fn create_network(&mut self, request: CreateNetwork) -> Result<NetworkView, Refusal> {
         let (config, vlan) = request.check()?;
         let name = config.name.clone();
         if self.networks.contains_key(&name) {
@@ -77,7 +77,7 @@ impl Manager {
     }
 
     /// Deletes a network that has no ports but its own, and gives the uplink its addresses back.
-    pub fn delete_network(&mut self, name: &NetworkName) -> Result<(), Refusal> {
+    pub(crate) fn delete_network(&mut self, name: &NetworkName) -> Result<(), Refusal> {
         let network = self.networks.get(name).ok_or_else(|| no_network(name))?;
         let others: Vec<&str> = network
             .ports
@@ -117,7 +117,7 @@ impl Manager {
     }
 
     /// Changes a network under traffic.
-    pub fn set_network(&mut self, name: &NetworkName, patch: &PatchNetwork) -> Result<NetworkView, Refusal> {
+    pub(crate) fn set_network(&mut self, name: &NetworkName, patch: &PatchNetwork) -> Result<NetworkView, Refusal> {
         let network = self.networks.get_mut(name).ok_or_else(|| no_network(name))?;
         patch.check(&network.config)?;
         let before = (network.config.clone(), network.host_vlan());

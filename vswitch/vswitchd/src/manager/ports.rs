@@ -9,7 +9,7 @@ use crate::backend::Fate;
 
 impl Manager {
     /// Makes a port in a network.
-    pub fn create_port(&mut self, network: &NetworkName, request: CreatePort) -> Result<PortView, Refusal> {
+    pub(crate) fn create_port(&mut self, network: &NetworkName, request: CreatePort) -> Result<PortView, Refusal> {
         let config = request.check()?;
         let name = config.name.clone();
         self.check_port_name(network, &name)?;
@@ -29,7 +29,7 @@ impl Manager {
     }
 
     /// Removes a port.
-    pub fn delete_port(&mut self, network: &NetworkName, name: &PortName) -> Result<(), Refusal> {
+    pub(crate) fn delete_port(&mut self, network: &NetworkName, name: &PortName) -> Result<(), Refusal> {
         let port = self.network(network)?.port(name)?;
         if port.config.backend.belongs_to_network() {
             return Err(Refusal::conflict(format!(
@@ -49,7 +49,7 @@ impl Manager {
     }
 
     /// Changes a port under traffic; it may move to another network.
-    pub fn set_port(&mut self, network: &NetworkName, name: &PortName, patch: &PatchPort) -> Result<PortView, Refusal> {
+    pub(crate) fn set_port(&mut self, network: &NetworkName, name: &PortName, patch: &PatchPort) -> Result<PortView, Refusal> {
         let old = self.network(network)?.port(name)?.config.clone();
         let new = patch.apply(network, &old)?;
         match &patch.network {

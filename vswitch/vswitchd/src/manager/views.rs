@@ -46,7 +46,7 @@ impl Sampler {
 
 impl Manager {
     /// Everything at a glance.
-    pub fn status(&self) -> StatusView {
+    pub(crate) fn status(&self) -> StatusView {
         let worker = |status: WorkerStatus| {
             let load = self.sampler.load.get(&status.core).copied().unwrap_or_default();
             WorkerView {
@@ -66,17 +66,17 @@ impl Manager {
     }
 
     /// All networks.
-    pub fn networks(&self) -> NetworkList {
+    pub(crate) fn networks(&self) -> NetworkList {
         NetworkList { networks: self.networks.values().map(Network::view).collect() }
     }
 
     /// One network.
-    pub fn show_network(&self, name: &NetworkName) -> Result<NetworkView, Refusal> {
+    pub(crate) fn show_network(&self, name: &NetworkName) -> Result<NetworkView, Refusal> {
         Ok(self.network(name)?.view())
     }
 
     /// All ports, or those of one network.
-    pub fn ports(&self, network: Option<&NetworkName>) -> Result<PortList, Refusal> {
+    pub(crate) fn ports(&self, network: Option<&NetworkName>) -> Result<PortList, Refusal> {
         if let Some(name) = network {
             self.network(name)?;
         }
@@ -85,13 +85,13 @@ impl Manager {
     }
 
     /// One port.
-    pub fn port(&self, network: &NetworkName, name: &PortName) -> Result<PortView, Refusal> {
+    pub(crate) fn port(&self, network: &NetworkName, name: &PortName) -> Result<PortView, Refusal> {
         let network = self.network(network)?;
         Ok(network.port_view(network.port(name)?))
     }
 
     /// The counters of all ports, those of one network, or those of one port.
-    pub fn stats(&self, network: Option<&NetworkName>, port: Option<&PortName>) -> Result<StatsView, Refusal> {
+    pub(crate) fn stats(&self, network: Option<&NetworkName>, port: Option<&PortName>) -> Result<StatsView, Refusal> {
         match (network, port) {
             (Some(network), Some(port)) => {
                 self.network(network)?.port(port)?;
