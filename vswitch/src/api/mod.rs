@@ -1,0 +1,29 @@
+//! The types of the API that `vswitchd` serves and `vswitchctl` speaks: what may be asked, and what is answered.
+//!
+//! Requests are parsed once, by [`from_json`], into types that hold only what is allowed, then checked across fields
+//! into configurations ([`NetworkConfig`], [`PortConfig`]). The data path knows nothing of this module.
+
+mod error;
+mod network;
+mod policy;
+mod port;
+mod values;
+mod views;
+
+pub use error::{ErrorBody, ErrorCode, Refusal, from_json};
+pub use network::{CreateNetwork, NetworkConfig, NetworkKind, NetworkType, PatchNetwork};
+pub use policy::{MAX_GUARD, MacGuard, StationMac, VlanSpec};
+pub use port::{
+    AddFdbEntry, CreatePort, HOST_PORT, PatchPort, PortBackend, PortConfig, UPLINK_PORT,
+    VhostUserMode,
+};
+pub use values::{
+    IfName, InvalidValue, Link, Mtu, NetworkName, PortName, Queues, SocketPath, VlanId,
+};
+pub use views::{
+    FdbEntryView, FdbView, NetworkList, NetworkView, PortList, PortState, PortStats, PortView,
+    StatsView, StatusView, WorkerView,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,66 @@
+//! What is behind a port, opened on this host and closed again; and what else is asked of the host.
+
+use std::sync::Arc;
+
+use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState};
+use vswitch::control::PortHandle;
+
+/// What becomes of what was made on the host for a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// vswitchd ends, or opens it again: persistent devices stay, with their addresses.
+    Keep,
+    /// The port is deleted, and everything with it.
+    Delete,
+}
+
+/// What to open.
+pub(crate) struct Open<'a> {
+    /// What is behind the port.
+    pub(crate) backend: &'a PortBackend,
+    /// The port's MTU.
+    pub(crate) mtu: Mtu,
+    /// The port's link.
+    pub(crate) link: Link,
+    /// The uplink of the port's network, whose MAC address its host NIC takes.
+    pub(crate) uplink: Option<&'a IfName>,
+    /// The port, which the sides are attached to.
+    pub(crate) port: Arc<PortHandle>,
+}
+
+/// Something open behind a port.
+pub(crate) trait Backend: Send {
+    /// Takes it out of service and closes it. What cannot be closed is logged.
+    fn close(self: Box<Self>, fate: Fate);
+
+    /// Whether it can pass frames, and a word about how.
+    fn status(&self) -> (PortState, Option<String>);
+
+    /// Tells the other end its new MTU, if there is a way to.
+    fn set_mtu(&mut self, mtu: Mtu) -> anyhow::Result<()>;
+
+    /// Shows the other end its new link, if there is a way to.
+    fn set_link(&mut self, link: Link) -> anyhow::Result<()>;
+}
+
+/// The host, as vswitchd uses it.
+pub(crate) trait Host: Send + Sync {
+    /// Checks that `uplink` can be bound: it is there, it is Ethernet, and it has no master.
+    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()>;
+
+    /// Checks that no interface has the name of a host NIC that is to be made.
+    fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()>;
+
+    /// Opens what is behind a port and attaches it. On failure nothing is left of it.
+    fn open(&self, what: &Open<'_>) -> anyhow::Result<Box<dyn Backend>>;
+
+    /// Moves all addresses and routes from one interface to another, and makes a record of them; `None` if there were
+    /// none. On failure everything is as it was.
+    fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>>;
+
+    /// Moves what `record` names back to where it was. What is back already is no error.
+    fn give_back(&self, record: &str) -> anyhow::Result<()>;
+
+    /// Deletes a host NIC that a killed vswitchd left behind; one that is not there is no error.
+    fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()>;
+}

@@ -1,0 +1,80 @@
+//! The Linux host: interfaces opened as ports, and their addresses moved.
+
+mod links;
+mod tap;
+mod uplink;
+mod vhost_user;
+
+use anyhow::{Context, bail, ensure};
+use hostif::info::LinkInfo;
+use hostif::tap::{Tap, TapConfig};
+use vswitch::api::{IfName, PortBackend};
+
+use crate::backend::{Backend, Host, Open};
+
+/// The host this process runs on.
+pub(crate) struct LinuxHost;
+
+impl Host for LinuxHost {
+    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()> {
+        let Some(link) = read(uplink)? else {
+            bail!("there is no interface '{uplink}'; allowed: an Ethernet interface of this host");
+        };
+        ensure!(
+            link.mac.is_some_and(|mac| mac != [0; 6]),
+            "interface '{uplink}' is not Ethernet; allowed: an Ethernet interface"
+        );
+        ensure!(
+            link.master.is_none(),
+            "interface '{uplink}' belongs to a bridge, bond or VRF; allowed: one without a master (ip link set {uplink} nomaster)"
+        );
+        Ok(())
+    }
+
+    fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()> {
+        ensure!(
+            read(host_nic)?.is_none(),
+            "there is an interface '{host_nic}' already; allowed: a name for the host NIC that no interface has"
+        );
+        Ok(())
+    }
+
+    fn open(&self, what: &Open<'_>) -> anyhow::Result<Box<dyn Backend>> {
+        match what.backend {
+            PortBackend::HostNic { interface } => tap::open_host_nic(what, interface),
+            PortBackend::Tap { interface } => tap::open_tap(what, interface),
+            PortBackend::Uplink { interface } => {
+                self.check_uplink(interface)?;
+                uplink::open(what, interface)
+            }
+            PortBackend::VhostUser { path, mode, queues } => vhost_user::open(what, path, *mode, *queues),
+        }
+    }
+
+    fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>> {
+        links::move_addresses(&name(from)?, &name(to)?)
+    }
+
+    fn give_back(&self, record: &str) -> anyhow::Result<()> {
+        links::give_back(record)
+    }
+
+    fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()> {
+        if read(host_nic)?.is_some() {
+            let config = TapConfig { name: name(host_nic)?, queues: 1, persist: false, mac: None };
+            // Opened without persistence, it goes when it is closed.
+            Tap::open(&config).with_context(|| format!("cannot delete '{host_nic}'"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The name as `hostif` takes it; the rules are the same.
+fn name(interface: &IfName) -> anyhow::Result<hostif::IfName> {
+    Ok(interface.as_str().parse()?)
+}
+
+/// What the kernel says about an interface; `None` where there is none.
+fn read(interface: &IfName) -> anyhow::Result<Option<LinkInfo>> {
+    LinkInfo::read(&name(interface)?).with_context(|| format!("cannot ask for interface '{interface}'"))
+}

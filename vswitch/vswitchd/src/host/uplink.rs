@@ -1,0 +1,62 @@
+//! The physical interface of an external network.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tracing::{info, warn};
+use vswitch::api::{IfName, Link, Mtu, PortState};
+use vswitch::control::PortHandle;
+use vswitch::port::PortControl;
+use vswitch::ports::uplink::{Uplink, Way};
+
+use super::{links, name, read};
+use crate::backend::{Backend, Fate, Open};
+
+/// Binds the interface: from now on its frames come to the port.
+pub(super) fn open(what: &Open<'_>, interface: &IfName) -> anyhow::Result<Box<dyn Backend>> {
+    let before = read(interface)?.with_context(|| format!("there is no interface '{interface}'"))?.mtu;
+    links::set_mtu_and_up(interface, what.mtu)?;
+    let (uplink, sides) = Uplink::open(&name(interface)?, Way::Any).inspect_err(|_| restore_mtu(interface, before))?;
+    drop(what.port.attach(sides));
+    info!(%interface, mode = %uplink.mode(), "uplink bound");
+    Ok(Box::new(UplinkPort { uplink, interface: interface.clone(), port: what.port.clone(), mtu_before: before }))
+}
+
+fn restore_mtu(interface: &IfName, mtu: u32) {
+    if let Err(error) = links::set_mtu(interface, mtu) {
+        warn!("'{interface}' keeps its MTU: {error:#}");
+    }
+}
+
+struct UplinkPort {
+    uplink: Uplink,
+    interface: IfName,
+    port: Arc<PortHandle>,
+    /// The interface's MTU when it was bound.
+    mtu_before: u32,
+}
+
+impl Backend for UplinkPort {
+    fn close(self: Box<Self>, fate: Fate) {
+        drop(self.port.detach());
+        let UplinkPort { uplink, interface, mtu_before, .. } = *self;
+        drop(uplink);
+        if fate == Fate::Delete {
+            restore_mtu(&interface, mtu_before);
+        }
+        info!(%interface, "uplink released");
+    }
+
+    fn status(&self) -> (PortState, Option<String>) {
+        (PortState::Up, Some(self.uplink.mode().to_string()))
+    }
+
+    fn set_mtu(&mut self, mtu: Mtu) -> anyhow::Result<()> {
+        links::set_mtu(&self.interface, mtu.get().into())
+    }
+
+    /// The physical link is left alone: the port's link is the switch's matter.
+    fn set_link(&mut self, _: Link) -> anyhow::Result<()> {
+        Ok(())
+    }
+}

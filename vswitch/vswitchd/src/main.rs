@@ -1,0 +1,108 @@
+//! `vswitchd`: the host daemon. It starts the workers, brings the stored networks back, and serves the API.
+
+mod backend;
+mod host;
+mod http;
+mod manager;
+mod settings;
+mod socket;
+mod store;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+use vswitch::control::Switch;
+
+use backend::Host;
+use http::{Access, Shared};
+use manager::Manager;
+use settings::{Args, Settings};
+use socket::ApiSocket;
+use store::Store;
+
+/// How often ports that are down are tried again, and loads are read.
+const TICK: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match start_log().and_then(|()| run(Settings::new(args)?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            error!("{reason:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log() -> anyhow::Result<()> {
+    let filter = std::env::var("VSWITCH_LOG").unwrap_or_else(|_| "info".to_owned());
+    let parsed = tracing_subscriber::EnvFilter::try_new(&filter);
+    let usable = parsed.as_ref().map_or_else(|_| "info".into(), Clone::clone);
+    tracing_subscriber::fmt().with_env_filter(usable).with_writer(std::io::stderr).init();
+    parsed.map(drop).with_context(|| format!("VSWITCH_LOG '{filter}' is no filter; allowed: as info or vswitchd=debug,warn"))
+}
+
+fn run(settings: Settings) -> anyhow::Result<()> {
+    let group = settings.group.as_deref().map(socket::group_id).transpose()?;
+    socket::make_dir(&settings.state_dir, 0o700)?;
+    socket::make_dir(&settings.run_dir, 0o755)?;
+    let _lock = socket::lock(&settings.state_dir)?;
+    let store = Store::open(&settings.state_dir.join("state.db"))?;
+    // Made before any thread starts, as it changes the process' umask for a moment.
+    let (socket, listener) = ApiSocket::bind(settings.run_dir.join("api.sock"), group)?;
+    let switch = Switch::start(&settings.cores)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the control threads")?;
+    let host: Box<dyn Host> = Box::new(host::LinuxHost);
+    runtime.block_on(serve(Manager::new(switch, host, store), listener, Access::new(socket.group)))?;
+    info!("stopped");
+    Ok(())
+}
+
+async fn serve(
+    manager: Manager,
+    listener: std::os::unix::net::UnixListener,
+    access: Access,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let shared = Shared::new(manager);
+    shared.with(Manager::restore).await?;
+    let ticker = tokio::spawn(tick(shared.clone()));
+    let stop = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        info!("stopping");
+        notify(sd_notify::NotifyState::Stopping);
+    };
+    info!("ready");
+    notify(sd_notify::NotifyState::Ready);
+    let served = http::serve(listener, http::router(shared.clone(), access), stop).await;
+    ticker.abort();
+    shared.with(|manager| Ok(manager.stop())).await?;
+    served
+}
+
+/// Tells systemd, where it asked to be told.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(reason) = sd_notify::notify(&[state]) {
+        error!("cannot notify systemd: {reason}");
+    }
+}
+
+async fn tick(shared: Shared) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if let Err(refusal) = shared.with(|manager| Ok(manager.tick())).await {
+            error!("{refusal}");
+        }
+    }
+}

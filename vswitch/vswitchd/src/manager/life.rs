@@ -1,0 +1,137 @@
+//! From start to stop: the stored state brought back, what is down tried again, everything closed.
+
+use tracing::{error, info, warn};
+use vswitch::api::{NetworkName, PortBackend, PortName, Refusal};
+use vswitch::port::PortControl;
+
+use super::{Attachment, Manager, Network, Port};
+use crate::backend::Fate;
+use crate::store::{HostChange, SavedNetwork};
+
+impl Manager {
+    /// Brings the stored networks, ports and static entries back, and cleans up after a vswitchd that was killed in the
+    /// middle of a change. What cannot be opened now is down, and tried again by [`Manager::tick`].
+    pub(crate) fn restore(&mut self) -> Result<(), Refusal> {
+        let saved = self.store.load()?;
+        for change in self.store.host_changes()? {
+            let known = saved.iter().any(|network| network.config.kind.host_nic() == Some(&change.host_nic));
+            if !known {
+                self.undo_host_change(&change);
+            }
+        }
+        for network in saved {
+            self.restore_network(network)?;
+        }
+        let names: Vec<NetworkName> = self.networks.keys().cloned().collect();
+        names.iter().for_each(|name| self.settle_addresses(name));
+        Ok(())
+    }
+
+    fn restore_network(&mut self, saved: SavedNetwork) -> Result<(), Refusal> {
+        let name = saved.config.name.clone();
+        let mut network = self.plant.add_network(saved.config)?;
+        network.statics = saved.statics.into_iter().collect();
+        for config in saved.ports {
+            let mut port = self.plant.add_port(&network, config)?;
+            if let Err(reason) = self.plant.open(&network, &mut port) {
+                warn!(network = %name, port = %port.config.name, "port is down: {reason:#}");
+            }
+            network.ports.insert(port.config.name.clone(), port);
+        }
+        info!(network = %name, ports = network.ports.len(), "network restored");
+        self.networks.insert(name, network);
+        Ok(())
+    }
+
+    /// Undoes what was begun for a network that never came to be, or was all but deleted.
+    fn undo_host_change(&mut self, change: &HostChange) {
+        let HostChange { host_nic, uplink, moved } = change;
+        let host = &self.plant.host;
+        let given_back = match (moved, uplink) {
+            (Some(record), _) => host.give_back(record),
+            // Killed after the move and before its record was kept: all that the host NIC has came from the uplink.
+            (None, Some(uplink)) if host.check_unused(host_nic).is_err() => {
+                host.move_addresses(host_nic, uplink).map(drop)
+            }
+            _ => Ok(()),
+        };
+        match given_back.and_then(|()| host.delete_host_nic(host_nic)) {
+            Ok(()) => {
+                info!(%host_nic, "cleaned up after a change that was cut short");
+                self.store.forget_host_change(host_nic).unwrap_or_else(|error| error!(%error, "a note stays behind"));
+            }
+            Err(reason) => error!(%host_nic, "cannot clean up after a change that was cut short: {reason:#}"),
+        }
+    }
+
+    /// Moves addresses that the uplink of a network has to its host NIC, where both are there: after a reboot the
+    /// host's own configuration may have given it some.
+    fn settle_addresses(&mut self, name: &NetworkName) {
+        let Some(network) = self.networks.get(name) else { return };
+        let all_open = network.own_ports().all(|port| matches!(port.attachment, Attachment::Open(_)));
+        let Some(host_nic) = network.config.kind.host_nic().filter(|_| all_open).cloned() else { return };
+        let kept = self.plant.take_over(network).and_then(|moved| {
+            let Some(record) = moved else { return Ok(()) };
+            let change = self.store.change()?;
+            change.set_moved(&host_nic, &record)?;
+            Ok(change.commit()?)
+        });
+        if let Err(reason) = kept {
+            error!(network = %name, "{reason}");
+        }
+    }
+
+    /// To be called every second or two: reads the workers' load, gives aged entries' places back, and opens again what
+    /// is down.
+    pub(crate) fn tick(&mut self) {
+        self.sampler.sample(&self.plant.switch.workers());
+        self.plant.switch.sweep();
+        let mut changed = Vec::new();
+        for (name, network) in &mut self.networks {
+            let mut ports = std::mem::take(&mut network.ports);
+            for port in ports.values_mut() {
+                close_if_faulted(name, port);
+                let was = match &port.attachment {
+                    Attachment::Open(_) => continue,
+                    Attachment::Down(reason) => reason.clone(),
+                };
+                match self.plant.open(network, port) {
+                    Ok(()) => changed.push(name.clone()),
+                    Err(reason) if format!("{reason:#}") != was => {
+                        warn!(network = %name, port = %port.config.name, "port is down: {reason:#}");
+                    }
+                    Err(_) => {}
+                }
+            }
+            network.ports = ports;
+        }
+        changed.iter().for_each(|name| self.settle_addresses(name));
+    }
+
+    /// Closes everything. Host NICs stay, with their addresses, for the next start.
+    pub(crate) fn stop(&mut self) {
+        for network in std::mem::take(&mut self.networks).into_values() {
+            self.plant.dismantle(network, Fate::Keep);
+        }
+    }
+}
+
+impl Network {
+    fn own_ports(&self) -> impl Iterator<Item = &Port> {
+        self.ports.values().filter(|port| port.config.backend.belongs_to_network())
+    }
+}
+
+/// An interface that failed is closed, to be opened anew. A vhost-user port sees to its peers itself.
+fn close_if_faulted(network: &NetworkName, port: &mut Port) {
+    if matches!(port.config.backend, PortBackend::VhostUser { .. }) {
+        return;
+    }
+    let Some(fault) = port.handle.fault() else { return };
+    let down = Attachment::Down(fault.to_string());
+    if let Attachment::Open(backend) = std::mem::replace(&mut port.attachment, down) {
+        let name: &PortName = &port.config.name;
+        warn!(%network, port = %name, %fault, "port is down");
+        backend.close(Fate::Keep);
+    }
+}
