@@ -3,6 +3,7 @@
     unsafe_code,
     reason = "foreign mappings and handlers, to be left alone"
 )]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use guestmem::{DirtyLog, Fault, MapError, Memory, RegionSpec, Span};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -43,6 +44,15 @@ fn truncated() -> Arc<Memory> {
     ftruncate(&fd, 0).unwrap();
     assert!(!memory.is_faulted());
     memory
+}
+
+/// Ends the other thread of a test, also when the test fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -151,6 +161,7 @@ fn truncation_under_mapping_and_unmapping() {
     steady.write(all, &pattern).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _end = SetOnDrop(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let (kept, _fd) = memory();
@@ -165,7 +176,6 @@ fn truncation_under_mapping_and_unmapping() {
             let bad = truncated();
             assert_eq!(bad.sum(bad.span(0, 8).unwrap()), Err(Fault::Gone));
         }
-        done.store(true, Ordering::Relaxed);
     });
     let mut to = vec![0; LEN as usize];
     steady.read(all, &mut to).unwrap();
