@@ -230,7 +230,9 @@ impl Station {
 
     /// Whether `to` answers one ping within a second.
     pub fn reaches(&mut self, to: Address) -> bool {
-        self.run(&format!("ping -c 1 -W 1 {}", to.ip(false)))
+        // A neighbour that was asked for in vain is asked for again a second later only, which would be too late.
+        let ip = to.ip(false);
+        self.run(&format!("ip neigh flush to {ip}; ping -c 1 -W 1 {ip}"))
             .is_ok()
     }
 
