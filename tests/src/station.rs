@@ -258,8 +258,8 @@ impl Station {
     }
 }
 
-/// A guest on a TAP device that is bridged with `ifname`. What it sends has its checksums filled in and its segments
-/// cut: where `ifname` is a virtual cable, nobody else would.
+/// A guest on a TAP device that is bridged with `ifname`. Where that is a virtual cable, the guest fills in its
+/// checksums and cuts its segments by itself, for nobody else would.
 fn bridged_guest(netns: &Arc<Netns>, ifname: &str, address: Address) -> Result<QemuGuest> {
     netns.ip("link add name br0 type bridge")?;
     netns.run(&[
@@ -272,6 +272,9 @@ fn bridged_guest(netns: &Arc<Netns>, ifname: &str, address: Address) -> Result<Q
         netns.ip(&format!("link set {port} mtu 9000 master br0 up"))?;
     }
     netns.ip("link set br0 up")?;
+    let cable = netns
+        .ip(&format!("-d link show dev {ifname}"))?
+        .contains("veth");
     let off = [
         "csum=off",
         "gso=off",
@@ -280,11 +283,16 @@ fn bridged_guest(netns: &Arc<Netns>, ifname: &str, address: Address) -> Result<Q
         "host_ecn=off",
         "host_ufo=off",
     ];
+    let device = if cable {
+        off.map(str::to_owned).into()
+    } else {
+        Vec::new()
+    };
     let config = GuestConfig {
         attachment: Attachment::Tap("tag0".into()),
         mac: address.mac(),
         addresses: Vec::new(),
-        device: off.map(str::to_owned).into(),
+        device,
     };
     QemuGuest::boot(netns, &config)
 }
