@@ -55,6 +55,8 @@ impl Dpdk {
                 "-i",
                 "--total-num-mbufs=4096",
             ])
+            // Room for a jumbo frame in one buffer.
+            .args(["--mbuf-size=10240", "--max-pkt-len=9022"])
             .arg(format!("--forward-mode={mode}"))
             .env("XDG_RUNTIME_DIR", runtime.path())
             .stdin(Stdio::piped())

@@ -87,7 +87,8 @@ impl Lab {
     }
 
     /// Connects [`UPLINK`] with eth0 of a new namespace that plays the physical LAN, for MTUs up to 9000. What the
-    /// LAN sends has its checksums filled in, as on a real wire; a virtual cable would leave them open.
+    /// LAN sends has its checksums filled in, as on a real wire; a virtual cable would leave them open. What it
+    /// receives is shown as it came, not joined.
     ///
     /// # Errors
     /// When the cable cannot be made.
@@ -97,7 +98,7 @@ impl Lab {
         self.host.ip(&format!("link set {UPLINK} mtu 9000"))?;
         lan.ip("link set eth0 mtu 9000")?;
         lan.run(&[
-            "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off",
+            "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "off",
         ])?;
         Ok(lan)
     }
@@ -186,13 +187,19 @@ impl Lab {
     }
 
     /// What a refused change must leave alone: networks, ports, and the host's interfaces with their addresses.
-    fn snapshot(&self) -> Result<[String; 3]> {
-        let links = self.host.ip("-br addr show")?;
-        let names: Vec<&str> = links.lines().collect();
+    fn snapshot(&self) -> Result<[String; 4]> {
+        // Without states and link-local addresses, which come by themselves a little later than their interface.
+        let links = self.host.ip("-br link show")?;
+        let names: Vec<&str> = links
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        let addresses = self.host.ip("-o addr show scope global")?;
         Ok([
             self.ctl("network list")?.to_string(),
             ports_of(&self.ctl("port list")?),
             names.join("\n"),
+            addresses,
         ])
     }
 }
@@ -204,10 +211,10 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 /// The ports of a `port list` without what changes by itself.
 fn ports_of(list: &Value) -> String {
     let ports = list
-        .as_array()
-        .or_else(|| list.get("ports").and_then(Value::as_array))
+        .get("ports")
+        .and_then(Value::as_array)
         .into_iter()
         .flatten();
-    let names = ports.map(|port| format!("{} {}", text(port, "network"), text(port, "name")));
+    let names = ports.map(|port| format!("{} {}", text(port, "network"), text(port, "port")));
     names.collect::<Vec<_>>().join("\n")
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use vswitch_tests::{
     Lab, Netns, Station, cmd,
     lab::UPLINK,
@@ -33,12 +34,28 @@ fn set_up(lab: &Lab) -> Result<(Station, Station)> {
     Ok((host, lan))
 }
 
+/// The ports without what is not configured: whether somebody is attached, and what the port says of it.
+fn ports(list: &Value) -> String {
+    let mut list = list.clone();
+    for port in list
+        .get_mut("ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if let Some(port) = port.as_object_mut() {
+            port.retain(|key, _| key != "state" && key != "detail");
+        }
+    }
+    list.to_string()
+}
+
 /// What the user has configured, as the command line shows it.
 fn configuration(lab: &Lab) -> Result<[String; 4]> {
     Ok([
         lab.ctl("network show office")?.to_string(),
         lab.ctl("network show inner")?.to_string(),
-        lab.ctl("config export")?.to_string(),
+        ports(&lab.ctl("port list")?),
         lab.host.ip("-br addr show dev vsw-office")?,
     ])
 }

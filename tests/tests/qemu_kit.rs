@@ -1,11 +1,12 @@
 //! The guests of the kit itself, without a switch: on a TAP device, and by vhost-user against DPDK's own back end.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use vswitch_tests::{
-    Dpdk, Netns, QemuGuest, cmd,
+    Capture, Dpdk, Netns, QemuGuest, Station, cmd,
     dpdk::{vhost_backend, virtio_user},
     guest::{Attachment, GuestConfig},
+    station::{Address, Transport},
 };
 
 fn config(attachment: Attachment) -> GuestConfig {
@@ -66,4 +67,27 @@ fn a_dpdk_peer_sends_by_vhost_user() {
     })
     .unwrap();
     assert!(peer.frames().unwrap().1 > 1000);
+}
+
+#[test]
+fn stations_tag_whatever_the_kernel_of_the_host_knows() {
+    let (left, right) = (
+        Arc::new(Netns::new("left").unwrap()),
+        Arc::new(Netns::new("right").unwrap()),
+    );
+    left.cable("eth0", &right, "eth0").unwrap();
+    let at = |host| Address { net: 69, host };
+    let mut alice = Station::inside("alice", &left, "eth0", Some(10), at(1)).unwrap();
+    let mut bob = Station::inside("bob", &right, "eth0", Some(10), at(2)).unwrap();
+    let capture = Capture::start(&right, "eth0", "in", "").unwrap();
+    for mtu in [1500, 9000] {
+        alice.set_mtu(mtu).unwrap();
+        bob.set_mtu(mtu).unwrap();
+        alice.ping(at(2), true, mtu - 48).unwrap();
+        alice.bytes(at(2), false, Transport::Tcp, 100_000).unwrap();
+    }
+    let frames = capture.finish().unwrap();
+    assert!(frames.count("vlan.id==10 && tcp").unwrap() > 50);
+    assert_eq!(frames.count("tcp && !vlan").unwrap(), 0);
+    assert_eq!(frames.bad_checksums().unwrap(), Vec::<String>::new());
 }

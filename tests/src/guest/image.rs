@@ -20,8 +20,8 @@ use crate::{cmd, paths};
 const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Modules the guest loads; what they need comes along.
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "8021q"];
-/// Programs beyond busybox that guests are given, with the libraries they need.
-const PROGRAMS: [&str; 2] = ["iperf3", "ethtool"];
+/// Programs that busybox has not, or only in part, and that guests are given, with the libraries they need.
+const PROGRAMS: [&str; 4] = ["iperf3", "ethtool", "ip", "ping"];
 const DOWNLOAD_LIMIT: Duration = Duration::from_secs(300);
 
 /// What QEMU boots.
@@ -116,7 +116,7 @@ fn archive(modules: &Path) -> Result<Vec<u8>> {
     archive.file("bin/busybox", &fs::read(&busybox)?);
     for applet in cmd::run(&[&busybox, "--list"])?
         .lines()
-        .filter(|applet| *applet != "busybox")
+        .filter(|applet| *applet != "busybox" && !PROGRAMS.contains(applet))
     {
         archive.link(&format!("bin/{applet}"), "busybox");
     }

@@ -19,10 +19,12 @@ ip link set eth0 up
 addresses=$(sed -n 's/.*addresses=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
 for address in $addresses; do ip addr add "$address" dev eth0; done
 stty -F /dev/ttyS1 raw -echo
+# This shell prefers its own, lesser ip and ping to programs of that name.
+real='ip() { /usr/bin/ip "$@"; }; ping() { /usr/bin/ping "$@"; }'
 exec 3<>/dev/ttyS1
 echo "agent ready" >&3
 while read -r number command <&3; do
-    sh -c "$command" >/tmp/.said 2>&1 </dev/null
+    sh -c "$real; $command" >/tmp/.said 2>&1 </dev/null
     echo "$number $? $(stat -c %s /tmp/.said)" >&3
     cat /tmp/.said >&3
 done
