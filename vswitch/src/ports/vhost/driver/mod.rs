@@ -376,6 +376,21 @@ impl Guest {
         Ok(taken)
     }
 
+    /// The first 64 bytes of the buffer that chain `id` of ring `index` is, or was last.
+    pub fn first_bytes(&self, index: usize, id: u16) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        if let Some(span) = self.memory.span(self.buffer_addr(index, id), 64) {
+            let _ = self.memory.read(span, &mut bytes);
+        }
+        bytes
+    }
+
+    /// Address of the buffer that chain `id` of ring `index` is, or was last.
+    pub fn buffer_addr(&self, index: usize, id: u16) -> u64 {
+        let ring = self.rings.get(index);
+        ring.and_then(|ring| ring.posted.get(usize::from(id))).map_or(0, |posted| posted.buffer)
+    }
+
     /// Whether the device has notified the driver of ring `index` since the last call.
     pub fn was_called(&mut self, index: usize) -> bool {
         let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
