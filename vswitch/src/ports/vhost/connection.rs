@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use super::message::{Code, HEADER_LEN, Header, MAX_BODY, MAX_TABLE, Message, MessageError, flags};
@@ -74,7 +74,9 @@ pub struct Connection {
 impl Connection {
     /// Takes a connected socket, and makes it not block.
     pub fn new(stream: UnixStream) -> Result<Connection, ConnectionError> {
-        stream.set_nonblocking(true).map_err(ConnectionError::Socket)?;
+        stream
+            .set_nonblocking(true)
+            .map_err(ConnectionError::Socket)?;
         Ok(Connection { stream })
     }
 
@@ -93,11 +95,19 @@ impl Connection {
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
-            let mut fired = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>().into_iter();
+            let mut fired = fds
+                .iter()
+                .map(|fd| !fd.revents().is_empty())
+                .collect::<Vec<_>>()
+                .into_iter();
             let socket = fired.next().unwrap_or(false);
             let mut stop = false;
             watched.retain(|(name, _)| {
-                let next = if fired.next().unwrap_or(false) { ready(*name) } else { Next::Wait };
+                let next = if fired.next().unwrap_or(false) {
+                    ready(*name)
+                } else {
+                    Next::Wait
+                };
                 stop |= next == Next::Stop;
                 next != Next::Forget
             });
@@ -140,11 +150,20 @@ impl Connection {
     }
 
     /// Reads what is there, and adds the descriptors to `fds`. `None` if nothing is there, 0 at the end.
-    fn read_some(&self, to: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Option<usize>, ConnectionError> {
+    fn read_some(
+        &self,
+        to: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Option<usize>, ConnectionError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TABLE))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let result = match recvmsg(&self.stream, &mut [IoSliceMut::new(to)], &mut ancillary, flags) {
+        let result = match recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(to)],
+            &mut ancillary,
+            flags,
+        ) {
             Ok(result) => result,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Err(Errno::CONNRESET) => return Ok(Some(0)),
@@ -171,7 +190,11 @@ impl Connection {
         mut ready: impl FnMut(T) -> Next,
     ) -> Result<(), ConnectionError> {
         let mut bytes = Vec::with_capacity(HEADER_LEN + reply.body.len());
-        for field in [code as u32, flags::VERSION | flags::REPLY, reply.body.len() as u32] {
+        for field in [
+            code as u32,
+            flags::VERSION | flags::REPLY,
+            reply.body.len() as u32,
+        ] {
             bytes.extend(field.to_ne_bytes());
         }
         bytes.extend(&reply.body);
@@ -179,7 +202,11 @@ impl Connection {
         let mut left = bytes.as_slice();
         while !left.is_empty() {
             self.wait(PollFlags::OUT, &mut watched, &mut ready)?;
-            match send_some(&self.stream, left, fd.as_ref().map_or(&[], |fd| fd.as_slice())) {
+            match send_some(
+                &self.stream,
+                left,
+                fd.as_ref().map_or(&[], |fd| fd.as_slice()),
+            ) {
                 Ok(sent) => {
                     left = left.get(sent..).unwrap_or(&[]);
                     // It goes with the first byte.
@@ -194,11 +221,20 @@ impl Connection {
 }
 
 /// Sends what the socket takes of `bytes`, and `fds` with the first of them.
-pub(super) fn send_some(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+pub(super) fn send_some(
+    stream: &UnixStream,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TABLE))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::INVAL);
     }
-    sendmsg(stream, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
+    sendmsg(
+        stream,
+        &[std::io::IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
 }

@@ -31,7 +31,6 @@ pub mod driver;
 #[cfg(test)]
 mod tests;
 
-
 /// Feature bits (virtio 1.2 sections 5.1.3 and 6; vhost-user specification, "Feature bits").
 pub mod feature {
     /// The device handles frames with a partial checksum.

@@ -145,17 +145,29 @@ impl VhostPort {
             link_down: AtomicBool::new(false),
             status: Mutex::default(),
         });
-        let server = Server { config, control, shared: Arc::clone(&shared), listener };
+        let server = Server {
+            config,
+            control,
+            shared: Arc::clone(&shared),
+            listener,
+        };
         let thread = std::thread::Builder::new()
             .name("vhost-user".into())
             .spawn(move || server.run())
             .map_err(StartError::Thread)?;
-        Ok(VhostPort { shared, thread: Some(thread) })
+        Ok(VhostPort {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// What is known of the peer.
     pub fn status(&self) -> Status {
-        self.shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Link down ends the connection, and no peer is let in until the link is up again.
@@ -212,11 +224,16 @@ impl Server {
                 Ok(Some(stream)) => self.serve(stream),
                 Ok(None) => continue,
                 Err(error) => {
-                    self.shared.update(|status| status.last_error = Some(describe(&error)));
+                    self.shared
+                        .update(|status| status.last_error = Some(describe(&error)));
                     false
                 }
             };
-            pause = if worked { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+            pause = if worked {
+                MIN_PAUSE
+            } else {
+                (pause * 2).min(MAX_PAUSE)
+            };
             self.wait(Some(pause));
         }
     }
@@ -224,7 +241,10 @@ impl Server {
     /// Waits until the handle wakes the thread, or `timeout` is over.
     fn wait(&self, timeout: Option<Duration>) {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let _ = poll(&mut [PollFd::new(&self.shared.wake, PollFlags::IN)], timeout.as_ref());
+        let _ = poll(
+            &mut [PollFd::new(&self.shared.wake, PollFlags::IN)],
+            timeout.as_ref(),
+        );
         notify::drain(self.shared.wake.as_fd());
     }
 
@@ -236,9 +256,13 @@ impl Server {
         if self.listener.is_none() {
             self.listener = Some(Listener::bind(&self.config.path)?);
         }
-        let Some(Listener { socket, .. }) = &self.listener else { return Ok(None) };
-        let mut fds =
-            [PollFd::new(&self.shared.wake, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
+        let Some(Listener { socket, .. }) = &self.listener else {
+            return Ok(None);
+        };
+        let mut fds = [
+            PollFd::new(&self.shared.wake, PollFlags::IN),
+            PollFd::new(socket, PollFlags::IN),
+        ];
         let _ = poll(&mut fds, None);
         notify::drain(self.shared.wake.as_fd());
         // Not there any more, or not there yet: look again.
@@ -248,7 +272,11 @@ impl Server {
     /// Talks to a peer until the connection ends. True if its rings came into service.
     fn serve(&self, stream: UnixStream) -> bool {
         self.shared.update(|status| {
-            *status = Status { connected: true, connections: status.connections + 1, ..Status::default() };
+            *status = Status {
+                connected: true,
+                connections: status.connections + 1,
+                ..Status::default()
+            };
         });
         let mut peer = Peer {
             session: Session::new(self.config.offer),
@@ -265,7 +293,11 @@ impl Server {
         let reason = describe(&error);
         tracing::info!(%path, reason, "vhost-user peer gone");
         self.shared.update(|status| {
-            *status = Status { connections: status.connections, last_error: Some(reason), ..Status::default() };
+            *status = Status {
+                connections: status.connections,
+                last_error: Some(reason),
+                ..Status::default()
+            };
         });
         peer.worked
     }
@@ -301,12 +333,16 @@ impl Server {
             };
             let (reply, result) = peer.handle(&header, message);
             if let Some(reply) = reply
-                && let Err(error) = connection.reply(header.code, &reply, vec![wake], |_| self.stay())
+                && let Err(error) =
+                    connection.reply(header.code, &reply, vec![wake], |_| self.stay())
             {
                 return error.into();
             }
             if let Err(source) = result {
-                return PeerError::Session { code: header.code, source };
+                return PeerError::Session {
+                    code: header.code,
+                    source,
+                };
             }
         }
     }
@@ -314,7 +350,11 @@ impl Server {
     /// The thread was woken: whether it goes on with its peer.
     fn stay(&self) -> Next {
         notify::drain(self.shared.wake.as_fd());
-        if self.shared.closed() { Next::Stop } else { Next::Wait }
+        if self.shared.closed() {
+            Next::Stop
+        } else {
+            Next::Wait
+        }
     }
 }
 
@@ -332,11 +372,18 @@ struct Peer<'a> {
 
 impl Peer<'_> {
     /// Handles a message; gives the reply, if one is due, and how it went.
-    fn handle(&mut self, header: &Header, message: Message) -> (Option<Reply>, Result<(), SessionError>) {
+    fn handle(
+        &mut self,
+        header: &Header,
+        message: Message,
+    ) -> (Option<Reply>, Result<(), SessionError>) {
         if self.attached && self.session.disturbs(&message) {
             self.detach();
         }
-        let result = self.session.handle(message).and_then(|reply| self.attach().map(|()| reply));
+        let result = self
+            .session
+            .handle(message)
+            .and_then(|reply| self.attach().map(|()| reply));
         self.shared.update(|status| {
             status.running = self.attached;
             status.features = self.session.features();
@@ -371,7 +418,11 @@ impl Peer<'_> {
         self.attached = false;
         let fault = self.session.fault();
         if let Some(fault) = fault.filter(|fault| self.told != Some(*fault)) {
-            tracing::warn!(what = fault.what, value = fault.value, "vhost-user port is out of service");
+            tracing::warn!(
+                what = fault.what,
+                value = fault.value,
+                "vhost-user port is out of service"
+            );
         }
         self.told = fault;
         self.shared.update(|status| {
@@ -382,7 +433,10 @@ impl Peer<'_> {
 }
 
 fn acknowledgement(value: u64) -> Reply {
-    Reply { body: value.to_ne_bytes().to_vec(), fd: None }
+    Reply {
+        body: value.to_ne_bytes().to_vec(),
+        fd: None,
+    }
 }
 
 /// An error and its sources, in one line.

@@ -9,7 +9,9 @@ use guestmem::RegionSpec;
 
 use super::Guest;
 use crate::ports::vhost::connection::send_some;
-use crate::ports::vhost::message::{Code, HEADER_LEN, InflightDesc, Message, VringAddr, VringFd, VringState, flags};
+use crate::ports::vhost::message::{
+    Code, HEADER_LEN, InflightDesc, Message, VringAddr, VringFd, VringState, flags,
+};
 
 /// Why a front-end gave up.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +50,9 @@ impl Frontend {
     /// # Errors
     /// Nobody listens there.
     pub fn connect(path: &Path) -> Result<Frontend, FrontendError> {
-        Ok(Frontend { stream: UnixStream::connect(path)? })
+        Ok(Frontend {
+            stream: UnixStream::connect(path)?,
+        })
     }
 
     /// The socket.
@@ -68,7 +72,11 @@ impl Frontend {
         }
         bytes.extend(body);
         let sent = send_some(&self.stream, &bytes, &fds).map_err(io::Error::from)?;
-        if sent == bytes.len() { Ok(code) } else { Err(io::Error::from(io::ErrorKind::WriteZero).into()) }
+        if sent == bytes.len() {
+            Ok(code)
+        } else {
+            Err(io::Error::from(io::ErrorKind::WriteZero).into())
+        }
     }
 
     /// Receives the reply to `code`: its body.
@@ -78,9 +86,16 @@ impl Frontend {
     pub fn reply(&self, code: Code) -> Result<Vec<u8>, FrontendError> {
         let mut header = [0; HEADER_LEN];
         (&self.stream).read_exact(&mut header)?;
-        let mut fields = header.as_chunks().0.iter().map(|field| u32::from_ne_bytes(*field));
+        let mut fields = header
+            .as_chunks()
+            .0
+            .iter()
+            .map(|field| u32::from_ne_bytes(*field));
         let (request, flag, size) = (fields.next(), fields.next(), fields.next().unwrap_or(0));
-        if request != Some(code as u32) || flag != Some(flags::VERSION | flags::REPLY) || size > 4096 {
+        if request != Some(code as u32)
+            || flag != Some(flags::VERSION | flags::REPLY)
+            || size > 4096
+        {
             return Err(FrontendError::Reply(code));
         }
         let mut body = vec![0; size as usize];
@@ -121,7 +136,9 @@ impl Frontend {
         for message in guest.messages()? {
             // Replies to all can be asked for once that is negotiated.
             match message {
-                Message::SetOwner | Message::SetProtocolFeatures(_) => self.send(&message, 0).map(drop)?,
+                Message::SetOwner | Message::SetProtocolFeatures(_) => {
+                    self.send(&message, 0).map(drop)?
+                }
                 message => self.tell(&message)?,
             }
         }
@@ -135,11 +152,17 @@ pub(crate) fn number(body: &[u8]) -> Option<u64> {
 }
 
 fn words(values: &[u64]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect()
 }
 
 fn state(VringState { index, num }: &VringState) -> Vec<u8> {
-    [u32::from(*index), *num].iter().flat_map(|value| value.to_ne_bytes()).collect()
+    [u32::from(*index), *num]
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect()
 }
 
 fn region(spec: &RegionSpec) -> Vec<u8> {
@@ -149,16 +172,31 @@ fn region(spec: &RegionSpec) -> Vec<u8> {
 fn vring_fd<'a>(code: Code, vring: &'a VringFd) -> Outgoing<'a> {
     let no_fd = if vring.fd.is_none() { 1 << 8 } else { 0 };
     let fds = vring.fd.iter().map(|fd: &OwnedFd| fd.as_fd()).collect();
-    Outgoing { code, body: words(&[u64::from(vring.index) | no_fd]), fds }
+    Outgoing {
+        code,
+        body: words(&[u64::from(vring.index) | no_fd]),
+        fds,
+    }
 }
 
 fn mem_table(regions: &[RegionSpec]) -> Outgoing<'_> {
     let mut body = words(&[regions.len() as u64]);
     body.extend(regions.iter().flat_map(region));
-    Outgoing { code: Code::SetMemTable, body, fds: regions.iter().map(|spec| spec.fd.as_fd()).collect() }
+    Outgoing {
+        code: Code::SetMemTable,
+        body,
+        fds: regions.iter().map(|spec| spec.fd.as_fd()).collect(),
+    }
 }
 
-fn vring_addr(VringAddr { index, table, used, avail }: &VringAddr) -> Vec<u8> {
+fn vring_addr(
+    VringAddr {
+        index,
+        table,
+        used,
+        avail,
+    }: &VringAddr,
+) -> Vec<u8> {
     let mut body = u32::from(*index).to_ne_bytes().to_vec();
     body.extend([0; 4]);
     body.extend(words(&[*table, *used, *avail, 0]));
@@ -184,7 +222,9 @@ fn encode(message: &Message) -> Outgoing<'_> {
         Message::SetVringCall(vring) => return vring_fd(Code::SetVringCall, vring),
         Message::SetVringErr(vring) => return vring_fd(Code::SetVringErr, vring),
         Message::GetProtocolFeatures => (Code::GetProtocolFeatures, Vec::new(), Vec::new()),
-        Message::SetProtocolFeatures(bits) => (Code::SetProtocolFeatures, words(&[*bits]), Vec::new()),
+        Message::SetProtocolFeatures(bits) => {
+            (Code::SetProtocolFeatures, words(&[*bits]), Vec::new())
+        }
         Message::GetQueueNum => (Code::GetQueueNum, Vec::new(), Vec::new()),
         Message::SetVringEnable(vring) => (Code::SetVringEnable, state(vring), Vec::new()),
         Message::SendRarp(mac) => {
@@ -201,9 +241,11 @@ fn encode(message: &Message) -> Outgoing<'_> {
             body.extend(region(spec));
             (Code::AddMemReg, body, vec![spec.fd.as_fd()])
         }
-        Message::RemMemReg(key) => {
-            (Code::RemMemReg, words(&[0, key.guest_addr, key.len, key.user_addr, 0]), Vec::new())
-        }
+        Message::RemMemReg(key) => (
+            Code::RemMemReg,
+            words(&[0, key.guest_addr, key.len, key.user_addr, 0]),
+            Vec::new(),
+        ),
         Message::SetStatus(status) => (Code::SetStatus, words(&[*status]), Vec::new()),
         Message::GetStatus => (Code::GetStatus, Vec::new(), Vec::new()),
     };

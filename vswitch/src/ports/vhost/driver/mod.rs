@@ -3,23 +3,23 @@
 //! It can lay frames and buffers out over descriptors in any way, and is fast enough to measure the switch with:
 //! [`Guest::send_burst`] and [`Guest::receive_burst`] allocate nothing.
 
+mod buffers;
 mod frontend;
 mod ring;
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use guestmem::{Fault, MapError, Memory, RegionSpec, Span};
+use guestmem::{Fault, MapError, Memory, RegionSpec};
 use offload::VirtioNetHdr;
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
+pub use buffers::{GuestRing, Layout};
 pub use frontend::{Frontend, FrontendError};
 pub use ring::{DriverRing, RingAddr, RingSetup};
 
 use super::message::{Message, VringAddr, VringFd, VringState};
-use super::ring::{DESC_LEN, Piece};
+use super::ring::DESC_LEN;
 use super::session::{Session, SessionError};
 use super::{feature, notify, protocol};
 use crate::port::Sides;
@@ -53,7 +53,14 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let features = feature::VERSION_1 | feature::MRG_RXBUF | feature::PROTOCOL_FEATURES;
-        Setup { features, queue_size: 256, pairs: 1, buffer_len: 2048, order: Vec::new(), regions: 1 }
+        Setup {
+            features,
+            queue_size: 256,
+            pairs: 1,
+            buffer_len: 2048,
+            order: Vec::new(),
+            regions: 1,
+        }
     }
 }
 
@@ -77,40 +84,6 @@ pub enum GuestError {
     Setup,
 }
 
-/// How a frame or a buffer is laid out over descriptors.
-#[derive(Clone, Debug, Default)]
-pub struct Layout {
-    /// Lengths of the first pieces; the last takes the rest. Empty for one piece.
-    pub cuts: Vec<u32>,
-    /// By an indirect descriptor.
-    pub indirect: bool,
-}
-
-/// A buffer that the device has.
-#[derive(Clone, Copy, Default)]
-struct Posted {
-    buffer: u64,
-    count: u16,
-}
-
-/// A ring of a guest, its events and buffers.
-pub struct GuestRing {
-    /// The ring itself.
-    pub ring: DriverRing,
-    addr: RingAddr,
-    kick: OwnedFd,
-    call: OwnedFd,
-    free: VecDeque<u64>,
-    /// By head or id.
-    posted: Vec<Posted>,
-    pieces: Vec<[Piece; MAX_PIECES]>,
-    /// Address of the first indirect table; there is one for each buffer.
-    tables: u64,
-    /// Address of the first buffer, and bytes from one to the next.
-    buffers: u64,
-    stride: u64,
-}
-
 /// A guest: its memory and its rings.
 pub struct Guest {
     setup: Setup,
@@ -130,7 +103,7 @@ pub struct Received {
     pub frame: Vec<u8>,
 }
 
-fn round_up(len: u64) -> u64 {
+pub(super) fn round_up(len: u64) -> u64 {
     len.next_multiple_of(64)
 }
 
@@ -145,7 +118,11 @@ impl Setup {
     }
 
     fn header_len(&self) -> usize {
-        if self.features & (feature::VERSION_1 | feature::MRG_RXBUF) != 0 { 12 } else { 10 }
+        if self.features & (feature::VERSION_1 | feature::MRG_RXBUF) != 0 {
+            12
+        } else {
+            10
+        }
     }
 }
 
@@ -156,17 +133,31 @@ impl Guest {
     /// [`GuestError`].
     pub fn new(setup: Setup) -> Result<Guest, GuestError> {
         let size = u64::from(setup.queue_size);
-        let parts: u64 = setup.ring().part_lens().iter().map(|&len| round_up(len as u64)).sum();
+        let parts: u64 = setup
+            .ring()
+            .part_lens()
+            .iter()
+            .map(|&len| round_up(len as u64))
+            .sum();
         let tables = TABLE_LEN * size;
         let per_ring = parts + tables + round_up(setup.buffer_len.into()) * size;
-        let len = (per_ring * 2 * u64::from(setup.pairs)).next_multiple_of(4096 * setup.regions.max(1));
+        let len =
+            (per_ring * 2 * u64::from(setup.pairs)).next_multiple_of(4096 * setup.regions.max(1));
         let fd = memfd_create("guest", MemfdFlags::CLOEXEC)?;
         ftruncate(&fd, len)?;
-        let memory = Arc::new(Memory::map(regions(&fd, len, 1).map_err(|_| GuestError::Setup)?)?);
+        let memory = Arc::new(Memory::map(
+            regions(&fd, len, 1).map_err(|_| GuestError::Setup)?,
+        )?);
         let rings = (0..2 * u64::from(setup.pairs))
             .map(|index| GuestRing::new(&memory, &setup, GUEST_BASE + index * per_ring))
             .collect::<Result<_, _>>()?;
-        Ok(Guest { setup, memory, fd, len, rings })
+        Ok(Guest {
+            setup,
+            memory,
+            fd,
+            len,
+            rings,
+        })
     }
 
     /// The guest's memory.
@@ -197,7 +188,8 @@ impl Guest {
     /// # Errors
     /// No more file descriptors.
     pub fn messages(&self) -> std::io::Result<Vec<Message>> {
-        let protocol = protocol::MQ | protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS | protocol::NET_MTU;
+        let protocol =
+            protocol::MQ | protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS | protocol::NET_MTU;
         let mut messages = vec![
             Message::SetOwner,
             Message::SetProtocolFeatures(protocol),
@@ -215,17 +207,37 @@ impl Guest {
     /// # Errors
     /// No more file descriptors.
     pub fn ring_messages(&self, index: u16) -> std::io::Result<Vec<Message>> {
-        let Some(ring) = self.rings.get(usize::from(index)) else { return Ok(Vec::new()) };
+        let Some(ring) = self.rings.get(usize::from(index)) else {
+            return Ok(Vec::new());
+        };
         let user = |guest: u64| guest - GUEST_BASE + USER_BASE;
         let RingAddr { table, avail, used } = ring.addr;
         // Packed rings start with both wrap counters at 1.
-        let base = if self.setup.ring().packed { 0x8000_8000 } else { 0 };
+        let base = if self.setup.ring().packed {
+            0x8000_8000
+        } else {
+            0
+        };
         Ok(vec![
-            Message::SetVringNum(VringState { index, num: self.setup.queue_size.into() }),
+            Message::SetVringNum(VringState {
+                index,
+                num: self.setup.queue_size.into(),
+            }),
             Message::SetVringBase(VringState { index, num: base }),
-            Message::SetVringAddr(VringAddr { index, table: user(table), avail: user(avail), used: user(used) }),
-            Message::SetVringKick(VringFd { index, fd: Some(ring.kick.try_clone()?) }),
-            Message::SetVringCall(VringFd { index, fd: Some(ring.call.try_clone()?) }),
+            Message::SetVringAddr(VringAddr {
+                index,
+                table: user(table),
+                avail: user(avail),
+                used: user(used),
+            }),
+            Message::SetVringKick(VringFd {
+                index,
+                fd: Some(ring.kick.try_clone()?),
+            }),
+            Message::SetVringCall(VringFd {
+                index,
+                fd: Some(ring.call.try_clone()?),
+            }),
             Message::SetVringEnable(VringState { index, num: 1 }),
         ])
     }
@@ -266,11 +278,20 @@ impl Guest {
         bytes.extend(frame);
         let ring = self.ring(2 * pair + 1)?;
         ring.reclaim()?;
-        let Some(id) = ring.post(bytes.len() as u32, layout, false)? else { return Ok(false) };
+        let Some(id) = ring.post(bytes.len() as u32, layout, false)? else {
+            return Ok(false);
+        };
         let mut left = bytes.as_slice();
         for piece in ring.pieces_of(id) {
-            let (now, rest) = left.split_at_checked(piece.len as usize).ok_or(GuestError::Setup)?;
-            memory.write(memory.span(piece.addr, piece.len).ok_or(GuestError::Setup)?, now)?;
+            let (now, rest) = left
+                .split_at_checked(piece.len as usize)
+                .ok_or(GuestError::Setup)?;
+            memory.write(
+                memory
+                    .span(piece.addr, piece.len)
+                    .ok_or(GuestError::Setup)?,
+                now,
+            )?;
             left = rest;
         }
         Ok(true)
@@ -281,7 +302,12 @@ impl Guest {
     ///
     /// # Errors
     /// [`GuestError`].
-    pub fn post_receive(&mut self, pair: usize, len: u32, layout: &Layout) -> Result<bool, GuestError> {
+    pub fn post_receive(
+        &mut self,
+        pair: usize,
+        len: u32,
+        layout: &Layout,
+    ) -> Result<bool, GuestError> {
         Ok(self.ring(2 * pair)?.post(len, layout, true)?.is_some())
     }
 
@@ -313,14 +339,20 @@ impl Guest {
         }
         let mut fixed = [0; VirtioNetHdr::LEN];
         let header = bytes.get(..header_len).ok_or(GuestError::Setup)?;
-        fixed.get_mut(..header_len).ok_or(GuestError::Setup)?.copy_from_slice(header);
+        fixed
+            .get_mut(..header_len)
+            .ok_or(GuestError::Setup)?
+            .copy_from_slice(header);
         let header = VirtioNetHdr::from_bytes(&fixed);
         for _ in 1..if mergeable { header.num_buffers } else { 1 } {
             if !ring.take_into(&memory, &mut bytes)? {
                 return Err(GuestError::Setup);
             }
         }
-        Ok(Some(Received { header, frame: bytes.split_off(header_len) }))
+        Ok(Some(Received {
+            header,
+            frame: bytes.split_off(header_len),
+        }))
     }
 
     /// Fills every transmit buffer of pair `pair` with `frame` behind an empty header, for [`Guest::send_burst`].
@@ -333,7 +365,12 @@ impl Guest {
         let mut bytes = vec![0; header_len];
         bytes.extend(frame);
         for buffer in &self.ring(2 * pair + 1)?.free {
-            memory.write(memory.span(*buffer, bytes.len() as u32).ok_or(GuestError::Setup)?, &bytes)?;
+            memory.write(
+                memory
+                    .span(*buffer, bytes.len() as u32)
+                    .ok_or(GuestError::Setup)?,
+                &bytes,
+            )?;
         }
         Ok(())
     }
@@ -388,14 +425,23 @@ impl Guest {
     /// Address of the buffer that chain `id` of ring `index` is, or was last.
     pub fn buffer_addr(&self, index: usize, id: u16) -> u64 {
         let ring = self.rings.get(index);
-        ring.and_then(|ring| ring.posted.get(usize::from(id))).map_or(0, |posted| posted.buffer)
+        ring.and_then(|ring| ring.posted.get(usize::from(id)))
+            .map_or(0, |posted| posted.buffer)
     }
 
     /// Whether the device has notified the driver of ring `index` since the last call.
     pub fn was_called(&mut self, index: usize) -> bool {
-        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let Some(ring) = self.rings.get(index) else { return false };
-        let mut fds = [rustix::event::PollFd::new(&ring.call, rustix::event::PollFlags::IN)];
+        let zero = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let Some(ring) = self.rings.get(index) else {
+            return false;
+        };
+        let mut fds = [rustix::event::PollFd::new(
+            &ring.call,
+            rustix::event::PollFlags::IN,
+        )];
         let called = rustix::event::poll(&mut fds, Some(&zero)).is_ok_and(|ready| ready > 0);
         notify::drain(ring.call.as_fd());
         called
@@ -407,128 +453,13 @@ fn regions(fd: &OwnedFd, len: u64, count: u64) -> std::io::Result<Vec<RegionSpec
     let part = len / count;
     let region = |index: u64| {
         let (guest_addr, user_addr) = (GUEST_BASE + index * part, USER_BASE + index * part);
-        Ok(RegionSpec { guest_addr, user_addr, len: part, fd: fd.try_clone()?, fd_offset: index * part })
+        Ok(RegionSpec {
+            guest_addr,
+            user_addr,
+            len: part,
+            fd: fd.try_clone()?,
+            fd_offset: index * part,
+        })
     };
     (0..count).map(region).collect()
-}
-
-const NO_PIECE: Piece = Piece { addr: 0, len: 0, writable: false };
-
-impl GuestRing {
-    fn new(memory: &Arc<Memory>, setup: &Setup, start: u64) -> Result<GuestRing, GuestError> {
-        let ring = setup.ring();
-        let [table, avail, used] = ring.part_lens().map(|len| round_up(len as u64));
-        let addr = RingAddr { table: start, avail: start + table, used: start + table + avail };
-        let order = if setup.order.is_empty() { (0..setup.queue_size).collect() } else { setup.order.clone() };
-        let tables = start + table + avail + used;
-        let size = u64::from(setup.queue_size);
-        let buffers = tables + TABLE_LEN * size;
-        let stride = round_up(setup.buffer_len.into());
-        let buffer = |index| buffers + index * stride;
-        Ok(GuestRing {
-            ring: DriverRing::new(memory, ring, addr, order).ok_or(GuestError::Setup)?,
-            addr,
-            kick: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            call: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            free: (0..size).map(buffer).collect(),
-            posted: vec![Posted::default(); setup.queue_size.into()],
-            pieces: vec![[NO_PIECE; MAX_PIECES]; setup.queue_size.into()],
-            tables,
-            buffers,
-            stride,
-        })
-    }
-
-    /// Where the parts of the ring are.
-    pub fn addr(&self) -> RingAddr {
-        self.addr
-    }
-
-    /// The eventfd by which the device is notified.
-    pub fn kick(&self) -> &OwnedFd {
-        &self.kick
-    }
-
-    fn pieces_of(&self, id: u16) -> &[Piece] {
-        let count = self.posted.get(usize::from(id)).map_or(0, |posted| usize::from(posted.count));
-        self.pieces.get(usize::from(id)).and_then(|pieces| pieces.get(..count)).unwrap_or(&[])
-    }
-
-    /// Adds a buffer of `len` bytes, laid out by `layout` back to front, so that no piece follows the one before.
-    fn post(&mut self, len: u32, layout: &Layout, writable: bool) -> Result<Option<u16>, GuestError> {
-        let Some(&buffer) = self.free.front() else { return Ok(None) };
-        let mut pieces = Vec::new();
-        let mut left = len;
-        for &cut in layout.cuts.iter().take(MAX_PIECES - 1) {
-            let cut = cut.min(left);
-            left -= cut;
-            pieces.push(Piece { addr: buffer + u64::from(left), len: cut, writable });
-        }
-        if left > 0 || pieces.is_empty() {
-            pieces.push(Piece { addr: buffer, len: left, writable });
-        }
-        let index = (buffer - self.buffers) / self.stride;
-        let indirect = layout.indirect.then_some(self.tables + index * TABLE_LEN);
-        let Some(id) = self.ring.add(&pieces, indirect)? else { return Ok(None) };
-        self.free.pop_front();
-        if let (Some(posted), Some(kept)) =
-            (self.posted.get_mut(usize::from(id)), self.pieces.get_mut(usize::from(id)))
-        {
-            *posted = Posted { buffer, count: pieces.len() as u16 };
-            kept.iter_mut().zip(pieces).for_each(|(to, from)| *to = from);
-        }
-        Ok(Some(id))
-    }
-
-    /// Adds a buffer by one descriptor. False if there is no room.
-    #[inline]
-    fn post_plain(&mut self, len: u32, writable: bool) -> Result<bool, GuestError> {
-        let Some(&addr) = self.free.front() else { return Ok(false) };
-        let Some(id) = self.ring.add(&[Piece { addr, len, writable }], None)? else { return Ok(false) };
-        self.free.pop_front();
-        if let Some(posted) = self.posted.get_mut(usize::from(id)) {
-            *posted = Posted { buffer: addr, count: 0 };
-        }
-        Ok(true)
-    }
-
-    /// Takes one used buffer back.
-    #[inline]
-    fn reclaim_one(&mut self) -> Result<bool, GuestError> {
-        let Some((id, _)) = self.ring.take_used()? else { return Ok(false) };
-        if let Some(posted) = self.posted.get(usize::from(id)) {
-            self.free.push_back(posted.buffer);
-        }
-        Ok(true)
-    }
-
-    /// Takes all used buffers back. How many there were.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn reclaim(&mut self) -> Result<usize, GuestError> {
-        let mut count = 0;
-        while self.reclaim_one()? {
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// Takes one used buffer, and appends what the device wrote to it. False if there is none.
-    fn take_into(&mut self, memory: &Memory, bytes: &mut Vec<u8>) -> Result<bool, GuestError> {
-        let Some((id, mut left)) = self.ring.take_used()? else { return Ok(false) };
-        for piece in self.pieces_of(id) {
-            let now = piece.len.min(left);
-            let at = bytes.len();
-            bytes.resize(at + now as usize, 0);
-            let span: Span = memory.span(piece.addr, now).ok_or(GuestError::Setup)?;
-            memory.read(span, bytes.get_mut(at..).unwrap_or(&mut []))?;
-            left -= now;
-        }
-        if let Some(posted) = self.posted.get(usize::from(id)) {
-            self.free.push_back(posted.buffer);
-        }
-        // The device claims to have written more than the buffer holds.
-        if left > 0 { Err(GuestError::Setup) } else { Ok(true) }
-    }
 }

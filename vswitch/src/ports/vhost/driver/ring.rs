@@ -6,7 +6,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use guestmem::{Fault, Memory, Window};
 
-use crate::ports::vhost::packed::{AVAIL, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_LEN, Place, USED};
+use crate::ports::vhost::packed::{
+    AVAIL, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_LEN, Place, USED,
+};
 use crate::ports::vhost::ring::{DESC_LEN, INDIRECT, NEXT, Piece, WRITE, need_event};
 use crate::ports::vhost::split::{avail_len, table_len, used_len};
 
@@ -40,7 +42,11 @@ impl RingSetup {
         if self.packed {
             [table_len(self.size), EVENT_LEN, EVENT_LEN]
         } else {
-            [table_len(self.size), avail_len(self.size), used_len(self.size)]
+            [
+                table_len(self.size),
+                avail_len(self.size),
+                used_len(self.size),
+            ]
         }
     }
 }
@@ -77,9 +83,17 @@ pub struct DriverRing {
 impl DriverRing {
     /// An empty ring at `addr`, which is zeroed. Descriptors are taken in the order of `order`, which names each of
     /// them once.
-    pub fn new(memory: &Arc<Memory>, setup: RingSetup, addr: RingAddr, order: Vec<u16>) -> Option<DriverRing> {
+    pub fn new(
+        memory: &Arc<Memory>,
+        setup: RingSetup,
+        addr: RingAddr,
+        order: Vec<u16>,
+    ) -> Option<DriverRing> {
         let [table, avail, used] = setup.part_lens();
-        let start = Place { index: 0, wrap: true };
+        let start = Place {
+            index: 0,
+            wrap: true,
+        };
         Some(DriverRing {
             setup,
             table: memory.window(addr.table, table)?,
@@ -118,7 +132,11 @@ impl DriverRing {
         }
         if let Some(table) = indirect {
             self.write_table(pieces, table)?;
-            let piece = Piece { addr: table, len: (pieces.len() * DESC_LEN) as u32, writable: false };
+            let piece = Piece {
+                addr: table,
+                len: (pieces.len() * DESC_LEN) as u32,
+                writable: false,
+            };
             self.add_chain(&[piece], INDIRECT)
         } else {
             self.add_chain(pieces, 0)
@@ -126,7 +144,11 @@ impl DriverRing {
     }
 
     fn write_table(&self, pieces: &[Piece], table: u64) -> Result<(), Fault> {
-        let window = self.table.memory().window(table, pieces.len() * DESC_LEN).ok_or(Fault::Range)?;
+        let window = self
+            .table
+            .memory()
+            .window(table, pieces.len() * DESC_LEN)
+            .ok_or(Fault::Range)?;
         for (index, piece) in pieces.iter().enumerate() {
             let last = index + 1 == pieces.len();
             let next = if last || self.setup.packed { 0 } else { NEXT };
@@ -144,8 +166,14 @@ impl DriverRing {
 
     #[inline]
     fn add_chain(&mut self, pieces: &[Piece], extra: u16) -> Result<Option<u16>, Fault> {
-        let Some(&head) = self.free.front() else { return Ok(None) };
-        if self.setup.packed { self.add_packed(pieces, extra)? } else { self.add_split(pieces, extra)? }
+        let Some(&head) = self.free.front() else {
+            return Ok(None);
+        };
+        if self.setup.packed {
+            self.add_packed(pieces, extra)?
+        } else {
+            self.add_split(pieces, extra)?
+        }
         if let Some(slots) = self.slots.get_mut(usize::from(head)) {
             *slots = pieces.len() as u16;
         }
@@ -161,16 +189,23 @@ impl DriverRing {
             let desc = self.free.pop_front().unwrap_or(0);
             head = head.or(Some(desc));
             let next = (index + 1 < pieces.len()).then(|| self.free.front().copied().unwrap_or(0));
-            let flags = extra | if next.is_some() { NEXT } else { 0 } | if piece.writable { WRITE } else { 0 };
+            let flags = extra
+                | if next.is_some() { NEXT } else { 0 }
+                | if piece.writable { WRITE } else { 0 };
             let at = usize::from(desc) * DESC_LEN;
             self.table.store_u64(at, piece.addr, Ordering::Relaxed)?;
-            self.table.store_u64(at + 8, word(piece.len, flags, next.unwrap_or(0)), Ordering::Relaxed)?;
+            self.table.store_u64(
+                at + 8,
+                word(piece.len, flags, next.unwrap_or(0)),
+                Ordering::Relaxed,
+            )?;
             if let Some(link) = self.links.get_mut(usize::from(desc)) {
                 *link = next.unwrap_or(0);
             }
         }
         let slot = usize::from(self.avail_idx & (self.setup.size - 1));
-        self.avail.store_u16(4 + 2 * slot, head.unwrap_or(0), Ordering::Relaxed)?;
+        self.avail
+            .store_u16(4 + 2 * slot, head.unwrap_or(0), Ordering::Relaxed)?;
         self.avail_idx = self.avail_idx.wrapping_add(1);
         Ok(())
     }
@@ -190,7 +225,8 @@ impl DriverRing {
                 self.table.store_u16(at + 12, id, Ordering::Relaxed)?;
                 self.first = Some((place.index, flags));
             } else {
-                self.table.store_u64(at + 8, word(piece.len, id, flags), Ordering::Release)?;
+                self.table
+                    .store_u64(at + 8, word(piece.len, id, flags), Ordering::Release)?;
             }
             self.next_avail = place.advance(1, self.setup.size);
         }
@@ -213,7 +249,9 @@ impl DriverRing {
         self.published = new;
         fence(Ordering::SeqCst);
         if self.setup.event_idx {
-            let event = self.used.load_u16(used_len(self.setup.size) - 2, Ordering::Relaxed)?;
+            let event = self
+                .used
+                .load_u16(used_len(self.setup.size) - 2, Ordering::Relaxed)?;
             Ok(need_event(event, new, old))
         } else {
             Ok(self.used.load_u16(0, Ordering::Relaxed)? == 0)
@@ -221,8 +259,11 @@ impl DriverRing {
     }
 
     fn publish_packed(&mut self) -> Result<bool, Fault> {
-        let Some((index, flags)) = self.first.take() else { return Ok(false) };
-        self.table.store_u16(usize::from(index) * DESC_LEN + 14, flags, Ordering::Release)?;
+        let Some((index, flags)) = self.first.take() else {
+            return Ok(false);
+        };
+        self.table
+            .store_u16(usize::from(index) * DESC_LEN + 14, flags, Ordering::Release)?;
         let (old, new) = (self.old_avail, self.next_avail);
         self.old_avail = new;
         fence(Ordering::SeqCst);
@@ -232,7 +273,13 @@ impl DriverRing {
             EVENT_ENABLE => true,
             EVENT_DESC => {
                 let size = self.setup.size;
-                let seen = |at: Place| if at.wrap == new.wrap { at.index } else { at.index.wrapping_sub(size) };
+                let seen = |at: Place| {
+                    if at.wrap == new.wrap {
+                        at.index
+                    } else {
+                        at.index.wrapping_sub(size)
+                    }
+                };
                 need_event(seen(place), seen(new), seen(old))
             }
             _ => false,
@@ -246,11 +293,21 @@ impl DriverRing {
     #[inline]
     pub fn take_used(&mut self) -> Result<Option<(u16, u32)>, Fault> {
         if self.batch.is_none() {
-            self.batch = if self.setup.packed { self.used_packed()? } else { self.used_split()? };
+            self.batch = if self.setup.packed {
+                self.used_packed()?
+            } else {
+                self.used_split()?
+            };
         }
-        let Some((id, len)) = self.batch else { return Ok(None) };
+        let Some((id, len)) = self.batch else {
+            return Ok(None);
+        };
         let oldest = self.outstanding.front().copied();
-        let taken = if self.setup.in_order && oldest != Some(id) { oldest.unwrap_or(id) } else { id };
+        let taken = if self.setup.in_order && oldest != Some(id) {
+            oldest.unwrap_or(id)
+        } else {
+            id
+        };
         if taken == id {
             self.batch = None;
         }
@@ -264,12 +321,17 @@ impl DriverRing {
         }
         let at = 4 + 8 * usize::from(self.used_idx & (self.setup.size - 1));
         let id = self.used.load_u32(at, Ordering::Relaxed)?;
-        Ok(Some((id as u16, self.used.load_u32(at + 4, Ordering::Relaxed)?)))
+        Ok(Some((
+            id as u16,
+            self.used.load_u32(at + 4, Ordering::Relaxed)?,
+        )))
     }
 
     fn used_packed(&self) -> Result<Option<(u16, u32)>, Fault> {
         let Place { index, wrap } = self.next_used;
-        let word = self.table.load_u64(usize::from(index) * DESC_LEN + 8, Ordering::Acquire)?;
+        let word = self
+            .table
+            .load_u64(usize::from(index) * DESC_LEN + 8, Ordering::Acquire)?;
         let flags = (word >> 48) as u16;
         if (flags & AVAIL != 0) != wrap || (flags & USED != 0) != wrap {
             return Ok(None);
@@ -304,16 +366,28 @@ impl DriverRing {
     /// The ring is not in guest memory.
     pub fn arm(&mut self) -> Result<bool, Fault> {
         if self.setup.packed {
-            let flags = if self.setup.event_idx { EVENT_DESC } else { EVENT_ENABLE };
+            let flags = if self.setup.event_idx {
+                EVENT_DESC
+            } else {
+                EVENT_ENABLE
+            };
             let event = u32::from(self.next_used.to_bits()) | u32::from(flags) << 16;
             self.avail.store_u32(0, event, Ordering::Relaxed)?;
         } else if self.setup.event_idx {
-            self.avail.store_u16(avail_len(self.setup.size) - 2, self.used_idx, Ordering::Relaxed)?;
+            self.avail.store_u16(
+                avail_len(self.setup.size) - 2,
+                self.used_idx,
+                Ordering::Relaxed,
+            )?;
         } else {
             self.avail.store_u16(0, 0, Ordering::Relaxed)?;
         }
         fence(Ordering::SeqCst);
-        let used = if self.setup.packed { self.used_packed()? } else { self.used_split()? };
+        let used = if self.setup.packed {
+            self.used_packed()?
+        } else {
+            self.used_split()?
+        };
         Ok(used.is_some())
     }
 
@@ -323,11 +397,13 @@ impl DriverRing {
     /// The ring is not in guest memory.
     pub fn disarm(&mut self) -> Result<(), Fault> {
         if self.setup.packed {
-            self.avail.store_u32(0, u32::from(EVENT_DISABLE) << 16, Ordering::Relaxed)
+            self.avail
+                .store_u32(0, u32::from(EVENT_DISABLE) << 16, Ordering::Relaxed)
         } else if self.setup.event_idx {
             // One that lies behind is not reached for a whole round of the index.
             let behind = self.used_idx.wrapping_sub(1);
-            self.avail.store_u16(avail_len(self.setup.size) - 2, behind, Ordering::Relaxed)
+            self.avail
+                .store_u16(avail_len(self.setup.size) - 2, behind, Ordering::Relaxed)
         } else {
             self.avail.store_u16(0, 1, Ordering::Relaxed)
         }

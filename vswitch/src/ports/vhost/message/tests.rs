@@ -5,20 +5,37 @@ use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
 
 fn fds(count: usize) -> Vec<OwnedFd> {
-    (0..count).map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()).collect()
+    (0..count)
+        .map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap())
+        .collect()
 }
 
 fn parse(code: Code, body: &[u8], count: usize) -> Result<Message, MessageError> {
-    Message::parse(&Header { code, need_reply: false, size: body.len() }, body, fds(count))
+    Message::parse(
+        &Header {
+            code,
+            need_reply: false,
+            size: body.len(),
+        },
+        body,
+        fds(count),
+    )
 }
 
 fn words(values: &[u64]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect()
 }
 
 fn header(code: u32, flags: u32, size: u32) -> Result<Header, MessageError> {
     let mut bytes = [0; HEADER_LEN];
-    for (to, from) in bytes.iter_mut().zip([code, flags, size].iter().flat_map(|value| value.to_ne_bytes())) {
+    for (to, from) in bytes.iter_mut().zip(
+        [code, flags, size]
+            .iter()
+            .flat_map(|value| value.to_ne_bytes()),
+    ) {
         *to = from;
     }
     Header::parse(&bytes)
@@ -26,14 +43,24 @@ fn header(code: u32, flags: u32, size: u32) -> Result<Header, MessageError> {
 
 #[test]
 fn headers() {
-    assert_eq!(header(5, 9, 40), Ok(Header { code: Code::SetMemTable, need_reply: true, size: 40 }));
+    assert_eq!(
+        header(5, 9, 40),
+        Ok(Header {
+            code: Code::SetMemTable,
+            need_reply: true,
+            size: 40
+        })
+    );
     assert_eq!(header(5, 0, 40), Err(MessageError::Flags(0)));
     assert_eq!(header(5, 5, 40), Err(MessageError::Flags(5)));
     // GET_CONFIG was not offered.
     assert_eq!(header(24, 1, 0), Err(MessageError::Request(24)));
     assert_eq!(header(0, 1, 0), Err(MessageError::Request(0)));
     let too_long = MAX_BODY as u32 + 1;
-    assert!(matches!(header(5, 1, too_long), Err(MessageError::Size { .. })));
+    assert!(matches!(
+        header(5, 1, too_long),
+        Err(MessageError::Size { .. })
+    ));
 }
 
 #[test]
@@ -73,29 +100,61 @@ fn every_request_is_read_and_refuses_other_sizes_and_descriptors() {
         assert!(parse(code, &body, count).is_ok(), "{code:?}");
         let mut longer = body.clone();
         longer.push(0);
-        assert!(matches!(parse(code, &longer, count), Err(MessageError::Size { .. })), "{code:?}");
+        assert!(
+            matches!(parse(code, &longer, count), Err(MessageError::Size { .. })),
+            "{code:?}"
+        );
         if let Some((_, shorter)) = body.split_first() {
-            assert!(matches!(parse(code, shorter, count), Err(MessageError::Size { .. })), "{code:?}");
+            assert!(
+                matches!(parse(code, shorter, count), Err(MessageError::Size { .. })),
+                "{code:?}"
+            );
         }
         if code != RemMemReg {
-            assert!(matches!(parse(code, &body, count + 1), Err(MessageError::Fds { .. })), "{code:?}");
+            assert!(
+                matches!(parse(code, &body, count + 1), Err(MessageError::Fds { .. })),
+                "{code:?}"
+            );
         }
         if count > 0 {
-            assert!(matches!(parse(code, &body, count - 1), Err(MessageError::Fds { .. })), "{code:?}");
+            assert!(
+                matches!(parse(code, &body, count - 1), Err(MessageError::Fds { .. })),
+                "{code:?}"
+            );
         }
     }
 }
 
 #[test]
 fn fields_are_where_the_specification_has_them() {
-    let Ok(Message::SetVringAddr(addr)) = parse(Code::SetVringAddr, &words(&[3 | 1 << 32, 10, 20, 30, 40]), 0) else {
+    let Ok(Message::SetVringAddr(addr)) = parse(
+        Code::SetVringAddr,
+        &words(&[3 | 1 << 32, 10, 20, 30, 40]),
+        0,
+    ) else {
         panic!("no address");
     };
-    assert_eq!(addr, VringAddr { index: 3, table: 10, used: 20, avail: 30 });
+    assert_eq!(
+        addr,
+        VringAddr {
+            index: 3,
+            table: 10,
+            used: 20,
+            avail: 30
+        }
+    );
     let Ok(Message::AddMemReg(region)) = parse(Code::AddMemReg, &words(&[0, 1, 2, 3, 4]), 1) else {
         panic!("no region");
     };
-    assert_eq!((region.guest_addr, region.len, region.user_addr, region.fd_offset), (1, 2, 3, 4));
+    assert_eq!(
+        (
+            region.guest_addr,
+            region.len,
+            region.user_addr,
+            region.fd_offset
+        ),
+        (1, 2, 3, 4)
+    );
     let Ok(Message::SetVringCall(call)) = parse(Code::SetVringCall, &words(&[0x105]), 0) else {
         panic!("no call");
     };
@@ -116,7 +175,10 @@ fn bad_values_are_refused() {
         (Code::SetMemTable, words(&[9]), 0),
     ];
     for (code, body, count) in cases {
-        assert!(matches!(parse(code, &body, count), Err(MessageError::Value { .. })), "{code:?}");
+        assert!(
+            matches!(parse(code, &body, count), Err(MessageError::Value { .. })),
+            "{code:?}"
+        );
     }
 }
 

@@ -12,8 +12,14 @@ fn value(reply: Option<Reply>) -> u64 {
 #[test]
 fn offers() {
     let mut session = Session::new(offer(4));
-    assert_eq!(value(session.handle(Message::GetFeatures).unwrap()), FEATURES);
-    assert_eq!(value(session.handle(Message::GetProtocolFeatures).unwrap()), PROTOCOL_FEATURES);
+    assert_eq!(
+        value(session.handle(Message::GetFeatures).unwrap()),
+        FEATURES
+    );
+    assert_eq!(
+        value(session.handle(Message::GetProtocolFeatures).unwrap()),
+        PROTOCOL_FEATURES
+    );
     assert_eq!(value(session.handle(Message::GetQueueNum).unwrap()), 4);
     assert_eq!(value(session.handle(Message::GetMaxMemSlots).unwrap()), 509);
     session.handle(Message::SetStatus(15)).unwrap();
@@ -23,19 +29,47 @@ fn offers() {
 #[test]
 fn refusals_name_the_value() {
     let bad: Vec<(Message, &str)> = vec![
-        (Message::SetFeatures(1 << 63), "features 0x8000000000000000 were not offered"),
-        (Message::SetProtocolFeatures(1 << 9), "protocol features 0x200 were not offered"),
-        (Message::SetVringNum(VringState { index: 2, num: 8 }), "ring 2: the port has 2"),
-        (Message::SetVringNum(VringState { index: 0, num: 32_769 }), "ring size 0x8001"),
-        (Message::SetVringNum(VringState { index: 0, num: 0 }), "ring size 0x0"),
+        (
+            Message::SetFeatures(1 << 63),
+            "features 0x8000000000000000 were not offered",
+        ),
+        (
+            Message::SetProtocolFeatures(1 << 9),
+            "protocol features 0x200 were not offered",
+        ),
+        (
+            Message::SetVringNum(VringState { index: 2, num: 8 }),
+            "ring 2: the port has 2",
+        ),
+        (
+            Message::SetVringNum(VringState {
+                index: 0,
+                num: 32_769,
+            }),
+            "ring size 0x8001",
+        ),
+        (
+            Message::SetVringNum(VringState { index: 0, num: 0 }),
+            "ring size 0x0",
+        ),
         (Message::NetSetMtu(67), "MTU 0x43"),
         (Message::NetSetMtu(9001), "MTU 0x2329"),
         (Message::SendRarp(Mac::BROADCAST), "announced address"),
         (Message::SetStatus(256), "device status 0x100"),
-        (Message::RemMemReg(RegionKey { guest_addr: 1, user_addr: 2, len: 3 }), "guest address 0x1 of 0x3 bytes"),
+        (
+            Message::RemMemReg(RegionKey {
+                guest_addr: 1,
+                user_addr: 2,
+                len: 3,
+            }),
+            "guest address 0x1 of 0x3 bytes",
+        ),
     ];
     for (message, text) in bad {
-        let error = Session::new(offer(1)).handle(message).unwrap_err().to_string();
+        let error = Session::new(offer(1))
+            .handle(message)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(text), "{error}");
     }
 }
@@ -47,10 +81,23 @@ fn a_ring_outside_memory_does_not_start() {
     for message in guest.messages().unwrap() {
         session.handle(message).unwrap();
     }
-    let addr = VringAddr { index: 1, table: 0x1234_0000, used: 0, avail: 0 };
+    let addr = VringAddr {
+        index: 1,
+        table: 0x1234_0000,
+        used: 0,
+        avail: 0,
+    };
     session.handle(Message::SetVringAddr(addr)).unwrap();
-    let Err(SessionError::Ring { index: 1, source }) = session.start() else { panic!("started") };
-    assert_eq!(source, PortFault { what: "address of the descriptor table", value: 0x1234_0000 });
+    let Err(SessionError::Ring { index: 1, source }) = session.start() else {
+        panic!("started")
+    };
+    assert_eq!(
+        source,
+        PortFault {
+            what: "address of the descriptor table",
+            value: 0x1234_0000
+        }
+    );
 }
 
 #[test]
@@ -74,7 +121,16 @@ fn rings_run_only_when_everything_was_said() {
 /// Sends `count` frames that tell their number from `first` on.
 fn send(guest: &mut Guest, first: u32, count: u32) {
     for seed in first..first + count {
-        assert!(guest.send(0, &VirtioNetHdr::default(), &frame(seed, 64), &Layout::default()).unwrap());
+        assert!(
+            guest
+                .send(
+                    0,
+                    &VirtioNetHdr::default(),
+                    &frame(seed, 64),
+                    &Layout::default()
+                )
+                .unwrap()
+        );
     }
     guest.publish(1).unwrap();
 }
@@ -82,7 +138,11 @@ fn send(guest: &mut Guest, first: u32, count: u32) {
 fn gathered(sides: &mut Sides) -> Vec<Vec<u8>> {
     let mut burst = Burst::new();
     sides.tx.gather(&mut burst);
-    burst.frames().iter().map(|frame| frame.head().to_vec()).collect()
+    burst
+        .frames()
+        .iter()
+        .map(|frame| frame.head().to_vec())
+        .collect()
 }
 
 fn frames(first: u32, count: u32) -> Vec<Vec<u8>> {
@@ -92,7 +152,10 @@ fn frames(first: u32, count: u32) -> Vec<Vec<u8>> {
 #[test]
 fn a_stopped_ring_goes_on_where_it_stood() {
     for packed in [0, feature::RING_PACKED] {
-        let (mut guest, mut session, mut sides) = started(Setup { features: BASE | packed, ..Setup::default() });
+        let (mut guest, mut session, mut sides) = started(Setup {
+            features: BASE | packed,
+            ..Setup::default()
+        });
         send(&mut guest, 0, 5);
         assert_eq!(gathered(&mut sides), frames(0, 5));
         sides.tx.complete();
@@ -100,13 +163,18 @@ fn a_stopped_ring_goes_on_where_it_stood() {
         send(&mut guest, 5, 3);
         assert_eq!(gathered(&mut sides), frames(5, 3));
         session.take_back(sides);
-        let reply = session.handle(Message::GetVringBase(VringState { index: 1, num: 0 })).unwrap().unwrap();
+        let reply = session
+            .handle(Message::GetVringBase(VringState { index: 1, num: 0 }))
+            .unwrap()
+            .unwrap();
         let base = u32::from_ne_bytes(reply.body[4..].try_into().unwrap());
         assert_eq!(base, if packed == 0 { 5 } else { 0x8005_8005 });
         assert_eq!(session.ready_rings(), 1);
         for message in guest.ring_messages(1).unwrap() {
             let message = match message {
-                Message::SetVringBase(state) => Message::SetVringBase(VringState { num: base, ..state }),
+                Message::SetVringBase(state) => {
+                    Message::SetVringBase(VringState { num: base, ..state })
+                }
                 message => message,
             };
             session.handle(message).unwrap();
@@ -119,15 +187,30 @@ fn a_stopped_ring_goes_on_where_it_stood() {
 #[test]
 fn a_killed_back_end_is_resumed_from_the_in_flight_region() {
     for packed in [0, feature::RING_PACKED] {
-        let setup = Setup { features: BASE | packed, queue_size: 8, ..Setup::default() };
+        let setup = Setup {
+            features: BASE | packed,
+            queue_size: 8,
+            ..Setup::default()
+        };
         let mut guest = Guest::new(setup).unwrap();
-        let asked = InflightDesc { mmap_size: 0, mmap_offset: 0, num_queues: 2, queue_size: 8 };
+        let asked = InflightDesc {
+            mmap_size: 0,
+            mmap_offset: 0,
+            num_queues: 2,
+            queue_size: 8,
+        };
         let mut first = Session::new(offer(1));
         first.handle(Message::SetFeatures(BASE | packed)).unwrap();
-        let reply = first.handle(Message::GetInflightFd(asked)).unwrap().unwrap();
+        let reply = first
+            .handle(Message::GetInflightFd(asked))
+            .unwrap()
+            .unwrap();
         let region = reply.fd.unwrap();
         assert_eq!(reply.body.len(), 24);
-        let given = InflightDesc { mmap_size: u64::from_ne_bytes(reply.body[..8].try_into().unwrap()), ..asked };
+        let given = InflightDesc {
+            mmap_size: u64::from_ne_bytes(reply.body[..8].try_into().unwrap()),
+            ..asked
+        };
         let pass = || Message::SetInflightFd(given, region.try_clone().unwrap());
         first.handle(pass()).unwrap();
         let mut sides = guest.start_in(&mut first).unwrap();
@@ -155,7 +238,12 @@ fn a_killed_back_end_is_resumed_from_the_in_flight_region() {
 #[test]
 fn a_torn_packed_batch_is_resumed_before_or_behind() {
     use crate::ports::vhost::packed::Place;
-    let desc = InflightDesc { mmap_size: 4096, mmap_offset: 0, num_queues: 1, queue_size: 8 };
+    let desc = InflightDesc {
+        mmap_size: 4096,
+        mmap_offset: 0,
+        num_queues: 1,
+        queue_size: 8,
+    };
     for published in [false, true] {
         let (given, fd) = Inflight::create(&desc, true, 1).unwrap();
         let inflight = Inflight::map(&given, fd, true, 1).unwrap();
@@ -163,7 +251,12 @@ fn a_torn_packed_batch_is_resumed_before_or_behind() {
         let old = place(0x8006);
         let new = place(0x0001);
         let record = inflight.place(0, 8).unwrap();
-        assert_eq!(record.resume(old, 8, |_| panic!("nothing to decide")).unwrap(), old);
+        assert_eq!(
+            record
+                .resume(old, 8, |_| panic!("nothing to decide"))
+                .unwrap(),
+            old
+        );
         record.begin(new, old).unwrap();
         let resumed = record.resume(place(0), 8, |index| {
             assert_eq!(index, 6);
@@ -171,7 +264,12 @@ fn a_torn_packed_batch_is_resumed_before_or_behind() {
         });
         assert_eq!(resumed.unwrap(), if published { new } else { old });
         record.forget().unwrap();
-        assert_eq!(record.resume(place(3), 8, |_| panic!("nothing to decide")).unwrap(), place(3));
+        assert_eq!(
+            record
+                .resume(place(3), 8, |_| panic!("nothing to decide"))
+                .unwrap(),
+            place(3)
+        );
     }
 }
 
@@ -180,7 +278,10 @@ fn written_pages_are_logged_while_migrating() {
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use std::os::unix::fs::FileExt as _;
     for packed in [0, feature::RING_PACKED] {
-        let (mut guest, mut session, mut sides) = started(Setup { features: BASE | packed, ..Setup::default() });
+        let (mut guest, mut session, mut sides) = started(Setup {
+            features: BASE | packed,
+            ..Setup::default()
+        });
         guest.receive_burst(0, 0).unwrap();
         let fd = memfd_create("log", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&fd, 4096).unwrap();
@@ -191,8 +292,16 @@ fn written_pages_are_logged_while_migrating() {
             bytes
         };
         session.take_back(sides);
-        session.handle(Message::SetFeatures(BASE | packed | feature::LOG_ALL)).unwrap();
-        session.handle(Message::SetLogBase { size: 4096, offset: 0, fd }).unwrap();
+        session
+            .handle(Message::SetFeatures(BASE | packed | feature::LOG_ALL))
+            .unwrap();
+        session
+            .handle(Message::SetLogBase {
+                size: 4096,
+                offset: 0,
+                fd,
+            })
+            .unwrap();
         sides = session.start().unwrap().unwrap();
         let before = bits();
         send(&mut guest, 0, 1);
@@ -206,7 +315,10 @@ fn written_pages_are_logged_while_migrating() {
         };
         assert_ne!(before, after);
         let addr = guest.rings[0].addr();
-        assert!(dirty(if packed == 0 { addr.used } else { addr.table }), "ring");
+        assert!(
+            dirty(if packed == 0 { addr.used } else { addr.table }),
+            "ring"
+        );
         let id = guest.rings[0].ring.take_used().unwrap().unwrap().0;
         assert!(dirty(guest.buffer_addr(0, id)), "buffer");
     }
@@ -223,7 +335,10 @@ fn an_announcement_is_sent_once() {
     let frames = gathered(&mut sides);
     let frame = &frames[0];
     assert_eq!((frames.len(), frame.len()), (1, 60));
-    assert_eq!((&frame[..6], &frame[6..12], &frame[12..14]), (&[0xff; 6][..], &mac.0[..], &[0x80, 0x35][..]));
+    assert_eq!(
+        (&frame[..6], &frame[6..12], &frame[12..14]),
+        (&[0xff; 6][..], &mac.0[..], &[0x80, 0x35][..])
+    );
     assert_eq!((&frame[22..28], &frame[32..38]), (&mac.0[..], &mac.0[..]));
     session.take_back(sides);
     assert_eq!(gathered(&mut session.start().unwrap().unwrap()).len(), 0);
@@ -232,12 +347,25 @@ fn an_announcement_is_sent_once() {
 #[test]
 fn a_fault_keeps_the_port_out_until_the_ring_is_stopped() {
     let (guest, mut session, mut sides) = started(Setup::default());
-    guest.memory().window(guest.rings[1].addr().avail, 4).unwrap().store_u16(2, 999, std::sync::atomic::Ordering::Release).unwrap();
+    guest
+        .memory()
+        .window(guest.rings[1].addr().avail, 4)
+        .unwrap()
+        .store_u16(2, 999, std::sync::atomic::Ordering::Release)
+        .unwrap();
     assert_eq!(gathered(&mut sides).len(), 0);
     session.take_back(sides);
-    assert_eq!(session.fault(), Some(PortFault { what: "available index", value: 999 }));
+    assert_eq!(
+        session.fault(),
+        Some(PortFault {
+            what: "available index",
+            value: 999
+        })
+    );
     assert!(session.start().unwrap().is_none());
-    session.handle(Message::GetVringBase(VringState { index: 1, num: 0 })).unwrap();
+    session
+        .handle(Message::GetVringBase(VringState { index: 1, num: 0 }))
+        .unwrap();
     assert_eq!(session.fault(), None);
     assert!(session.start().unwrap().is_some());
 }

@@ -11,7 +11,8 @@ use crate::ports::vhost::driver::{Guest, Layout, Setup};
 use crate::ports::vhost::feature;
 
 fn layout() -> impl Strategy<Value = Layout> {
-    (prop::collection::vec(1u32..200, 0..6), any::<bool>()).prop_map(|(cuts, indirect)| Layout { cuts, indirect })
+    (prop::collection::vec(1u32..200, 0..6), any::<bool>())
+        .prop_map(|(cuts, indirect)| Layout { cuts, indirect })
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
@@ -21,21 +22,37 @@ fn setup() -> impl Strategy<Value = Setup> {
         feature::IN_ORDER,
         feature::MRG_RXBUF,
     ];
-    (prop::sample::subsequence(bits.to_vec(), 0..=bits.len()), 3u32..7, any::<bool>(), 1u64..4, any::<bool>()).prop_map(
-        |(bits, size, shuffled, regions, legacy)| {
-            let mut features = bits.into_iter().fold(BASE | feature::INDIRECT_DESC, |all, bit| all | bit);
+    (
+        prop::sample::subsequence(bits.to_vec(), 0..=bits.len()),
+        3u32..7,
+        any::<bool>(),
+        1u64..4,
+        any::<bool>(),
+    )
+        .prop_map(|(bits, size, shuffled, regions, legacy)| {
+            let mut features = bits
+                .into_iter()
+                .fold(BASE | feature::INDIRECT_DESC, |all, bit| all | bit);
             if legacy && features & feature::RING_PACKED == 0 {
                 features &= !feature::VERSION_1;
             }
             let size = 1u16 << size;
             let order = match shuffled && features & feature::IN_ORDER == 0 {
                 // 5 has no common factor with a power of two.
-                true => (0..size).map(|index| index.wrapping_mul(5) % size).collect(),
+                true => (0..size)
+                    .map(|index| index.wrapping_mul(5) % size)
+                    .collect(),
                 false => Vec::new(),
             };
-            Setup { features, queue_size: size, pairs: 1, buffer_len: 4096, order, regions }
-        },
-    )
+            Setup {
+                features,
+                queue_size: size,
+                pairs: 1,
+                buffer_len: 4096,
+                order,
+                regions,
+            }
+        })
 }
 
 /// Receives everything there is.
@@ -108,12 +125,22 @@ proptest! {
 }
 
 fn pair_of(features: u64, size: u16) -> Setup {
-    Setup { features: BASE | features, queue_size: size, ..Setup::default() }
+    Setup {
+        features: BASE | features,
+        queue_size: size,
+        ..Setup::default()
+    }
 }
 
 #[test]
 fn indices_wrap_and_nothing_is_lost() {
-    for features in [0, feature::EVENT_IDX, feature::RING_PACKED, feature::IN_ORDER, feature::RING_PACKED | feature::IN_ORDER] {
+    for features in [
+        0,
+        feature::EVENT_IDX,
+        feature::RING_PACKED,
+        feature::IN_ORDER,
+        feature::RING_PACKED | feature::IN_ORDER,
+    ] {
         let setup = pair_of(features, 128);
         let (mut from, _session, mut from_sides) = started(setup.clone());
         let (mut to, _other, mut to_sides) = started(setup);
@@ -143,7 +170,13 @@ fn without_merging_a_short_buffer_drops_by_name_and_stays() {
         to.post_receive(0, 500, &Layout::default()).unwrap();
         to.publish(0).unwrap();
         for len in [1000, 400, 400] {
-            from.send(0, &VirtioNetHdr::default(), &frame(len, len as usize), &Layout::default()).unwrap();
+            from.send(
+                0,
+                &VirtioNetHdr::default(),
+                &frame(len, len as usize),
+                &Layout::default(),
+            )
+            .unwrap();
         }
         from.publish(1).unwrap();
         turn(&mut from_sides, &mut to_sides, &mut burst, &mut report);
@@ -158,8 +191,14 @@ fn without_merging_a_short_buffer_drops_by_name_and_stays() {
 #[test]
 fn offload_requests_travel() {
     let offloads = feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::MRG_RXBUF;
-    let setup = Setup { buffer_len: 4096, ..pair_of(offloads, 64) };
-    let (mut from, _session, mut from_sides) = started(Setup { buffer_len: 70_000, ..setup.clone() });
+    let setup = Setup {
+        buffer_len: 4096,
+        ..pair_of(offloads, 64)
+    };
+    let (mut from, _session, mut from_sides) = started(Setup {
+        buffer_len: 70_000,
+        ..setup.clone()
+    });
     let (mut to, _other, mut to_sides) = started(setup);
     let (mut burst, mut report) = (Burst::new(), Report::default());
     // IPv4 and TCP headers in front of 60000 bytes.
@@ -179,18 +218,41 @@ fn offload_requests_travel() {
     };
     while to.post_receive(0, 4096, &Layout::default()).unwrap() {}
     to.publish(0).unwrap();
-    from.send(0, &header, &bytes, &Layout { cuts: vec![12, 54, 3000], indirect: false }).unwrap();
+    from.send(
+        0,
+        &header,
+        &bytes,
+        &Layout {
+            cuts: vec![12, 54, 3000],
+            indirect: false,
+        },
+    )
+    .unwrap();
     from.publish(1).unwrap();
     turn(&mut from_sides, &mut to_sides, &mut burst, &mut report);
-    assert_eq!(report.source.delivered, 1, "{:?}", report.source.drops.iter().collect::<Vec<_>>());
+    assert_eq!(
+        report.source.delivered,
+        1,
+        "{:?}",
+        report.source.drops.iter().collect::<Vec<_>>()
+    );
     let got = to.receive(0).unwrap().unwrap();
-    assert_eq!(got.header, VirtioNetHdr { num_buffers: 15, ..header });
+    assert_eq!(
+        got.header,
+        VirtioNetHdr {
+            num_buffers: 15,
+            ..header
+        }
+    );
     assert!(got.frame == bytes);
 }
 
 #[test]
 fn flows_spread_over_queues_and_keep_to_theirs() {
-    let setup = Setup { pairs: 4, ..pair_of(feature::MQ, 64) };
+    let setup = Setup {
+        pairs: 4,
+        ..pair_of(feature::MQ, 64)
+    };
     let (mut from, _session, mut from_sides) = started(setup.clone());
     let (mut to, _other, mut to_sides) = started(setup);
     let (mut burst, mut report) = (Burst::new(), Report::default());
@@ -202,7 +264,13 @@ fn flows_spread_over_queues_and_keep_to_theirs() {
         for flow in 0..32u8 {
             let mut bytes = frame(flow.into(), 100);
             bytes[5] = flow;
-            from.send(usize::from(flow) % 4, &VirtioNetHdr::default(), &bytes, &Layout::default()).unwrap();
+            from.send(
+                usize::from(flow) % 4,
+                &VirtioNetHdr::default(),
+                &bytes,
+                &Layout::default(),
+            )
+            .unwrap();
         }
         for pair in 0..4 {
             from.publish(2 * pair + 1).unwrap();

@@ -8,16 +8,30 @@ use crate::deliver::Report;
 use crate::ports::vhost::driver::{Layout, Setup};
 use crate::ports::vhost::feature;
 
-const FORMATS: [u64; 4] =
-    [0, feature::EVENT_IDX, feature::RING_PACKED, feature::RING_PACKED | feature::EVENT_IDX];
+const FORMATS: [u64; 4] = [
+    0,
+    feature::EVENT_IDX,
+    feature::RING_PACKED,
+    feature::RING_PACKED | feature::EVENT_IDX,
+];
 
 #[test]
 fn device_asks_for_kicks_only_while_armed() {
     for features in FORMATS {
-        let (mut guest, _session, mut sides) = started(Setup { features: BASE | features, ..Setup::default() });
+        let (mut guest, _session, mut sides) = started(Setup {
+            features: BASE | features,
+            ..Setup::default()
+        });
         let mut burst = Burst::new();
         let send = |guest: &mut crate::ports::vhost::driver::Guest| {
-            guest.send(0, &VirtioNetHdr::default(), &frame(0, 60), &Layout::default()).unwrap();
+            guest
+                .send(
+                    0,
+                    &VirtioNetHdr::default(),
+                    &frame(0, 60),
+                    &Layout::default(),
+                )
+                .unwrap();
             guest.publish(1).unwrap()
         };
         // An event index of 0 stands in fresh memory: the first one may kick.
@@ -42,14 +56,23 @@ fn device_asks_for_kicks_only_while_armed() {
 #[test]
 fn driver_is_called_only_while_armed() {
     for features in FORMATS {
-        let setup = Setup { features: BASE | features, ..Setup::default() };
+        let setup = Setup {
+            features: BASE | features,
+            ..Setup::default()
+        };
         let (mut from, _session, mut from_sides) = started(setup.clone());
         let (mut to, _other, mut to_sides) = started(setup);
         let (mut burst, mut report) = (Burst::new(), Report::default());
         to.receive_burst(0, 0).unwrap();
         let mut pass = |count: usize| {
             for _ in 0..count {
-                from.send(0, &VirtioNetHdr::default(), &frame(0, 60), &Layout::default()).unwrap();
+                from.send(
+                    0,
+                    &VirtioNetHdr::default(),
+                    &frame(0, 60),
+                    &Layout::default(),
+                )
+                .unwrap();
             }
             from.publish(1).unwrap();
             turn(&mut from_sides, &mut to_sides, &mut burst, &mut report);
@@ -57,7 +80,10 @@ fn driver_is_called_only_while_armed() {
         to.rings[0].ring.disarm().unwrap();
         pass(3);
         assert!(!to.was_called(0), "{features:#x}: call while polling");
-        assert!(to.rings[0].ring.arm().unwrap(), "{features:#x}: frames are waiting");
+        assert!(
+            to.rings[0].ring.arm().unwrap(),
+            "{features:#x}: frames are waiting"
+        );
         assert_eq!(to.receive_burst(0, 64).unwrap(), 3);
         assert!(!to.rings[0].ring.arm().unwrap());
         pass(2);
@@ -69,7 +95,10 @@ fn driver_is_called_only_while_armed() {
 #[test]
 fn no_wake_up_is_lost() {
     for features in FORMATS {
-        let (mut guest, _session, mut sides) = started(Setup { features: BASE | features, ..Setup::default() });
+        let (mut guest, _session, mut sides) = started(Setup {
+            features: BASE | features,
+            ..Setup::default()
+        });
         const FRAMES: usize = 20_000;
         let device = std::thread::spawn(move || {
             let mut burst = Burst::new();
@@ -102,9 +131,19 @@ fn no_wake_up_is_lost() {
 
 /// Waits for one of the descriptors that `fds` gives.
 fn sleep(fds: impl Fn(&mut dyn FnMut(std::os::fd::BorrowedFd<'_>))) {
-    let timeout = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+    let timeout = rustix::event::Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
     fds(&mut |fd| {
-        let mut poll = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
-        assert_eq!(rustix::event::poll(&mut poll, Some(&timeout)).unwrap(), 1, "a wake-up was lost");
+        let mut poll = [rustix::event::PollFd::new(
+            &fd,
+            rustix::event::PollFlags::IN,
+        )];
+        assert_eq!(
+            rustix::event::poll(&mut poll, Some(&timeout)).unwrap(),
+            1,
+            "a wake-up was lost"
+        );
     });
 }
