@@ -216,7 +216,7 @@ impl VhostRx {
             if job.frames & bit != 0 {
                 let hash = flow_hash(frame.head(), frame.len());
                 // The hash as a fraction of 2^32, scaled to the number of queues.
-                let queue = (u64::from(hash) * queues >> 32) as usize;
+                let queue = ((u64::from(hash) * queues) >> 32) as usize;
                 if let Some(share) = shares.get_mut(queue) {
                     *share |= bit;
                 }

@@ -35,7 +35,9 @@ impl Events {
 
     /// Tells the front-end about a fault.
     pub(super) fn error(&self) {
-        self.err.as_deref().map(notify::signal);
+        if let Some(err) = &self.err {
+            notify::signal(err);
+        }
     }
 }
 

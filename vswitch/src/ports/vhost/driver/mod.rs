@@ -3,23 +3,23 @@
 //! It can lay frames and buffers out over descriptors in any way, and is fast enough to measure the switch with:
 //! [`Guest::send_burst`] and [`Guest::receive_burst`] allocate nothing.
 
+mod buffers;
 mod frontend;
 mod ring;
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use guestmem::{Fault, MapError, Memory, RegionSpec, Span};
+use guestmem::{Fault, MapError, Memory, RegionSpec};
 use offload::VirtioNetHdr;
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
+pub use buffers::{GuestRing, Layout};
 pub use frontend::{Frontend, FrontendError};
 pub use ring::{DriverRing, RingAddr, RingSetup};
 
 use super::message::{Message, VringAddr, VringFd, VringState};
-use super::ring::{DESC_LEN, Piece};
+use super::ring::DESC_LEN;
 use super::session::{Session, SessionError};
 use super::{feature, notify, protocol};
 use crate::port::Sides;
@@ -84,40 +84,6 @@ pub enum GuestError {
     Setup,
 }
 
-/// How a frame or a buffer is laid out over descriptors.
-#[derive(Clone, Debug, Default)]
-pub struct Layout {
-    /// Lengths of the first pieces; the last takes the rest. Empty for one piece.
-    pub cuts: Vec<u32>,
-    /// By an indirect descriptor.
-    pub indirect: bool,
-}
-
-/// A buffer that the device has.
-#[derive(Clone, Copy, Default)]
-struct Posted {
-    buffer: u64,
-    count: u16,
-}
-
-/// A ring of a guest, its events and buffers.
-pub struct GuestRing {
-    /// The ring itself.
-    pub ring: DriverRing,
-    addr: RingAddr,
-    kick: OwnedFd,
-    call: OwnedFd,
-    free: VecDeque<u64>,
-    /// By head or id.
-    posted: Vec<Posted>,
-    pieces: Vec<[Piece; MAX_PIECES]>,
-    /// Address of the first indirect table; there is one for each buffer.
-    tables: u64,
-    /// Address of the first buffer, and bytes from one to the next.
-    buffers: u64,
-    stride: u64,
-}
-
 /// A guest: its memory and its rings.
 pub struct Guest {
     setup: Setup,
@@ -137,7 +103,7 @@ pub struct Received {
     pub frame: Vec<u8>,
 }
 
-fn round_up(len: u64) -> u64 {
+pub(super) fn round_up(len: u64) -> u64 {
     len.next_multiple_of(64)
 }
 
@@ -447,6 +413,22 @@ impl Guest {
         Ok(taken)
     }
 
+    /// The first 64 bytes of the buffer that chain `id` of ring `index` is, or was last.
+    pub fn first_bytes(&self, index: usize, id: u16) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        if let Some(span) = self.memory.span(self.buffer_addr(index, id), 64) {
+            let _ = self.memory.read(span, &mut bytes);
+        }
+        bytes
+    }
+
+    /// Address of the buffer that chain `id` of ring `index` is, or was last.
+    pub fn buffer_addr(&self, index: usize, id: u16) -> u64 {
+        let ring = self.rings.get(index);
+        ring.and_then(|ring| ring.posted.get(usize::from(id)))
+            .map_or(0, |posted| posted.buffer)
+    }
+
     /// Whether the device has notified the driver of ring `index` since the last call.
     pub fn was_called(&mut self, index: usize) -> bool {
         let zero = rustix::event::Timespec {
@@ -480,189 +462,4 @@ fn regions(fd: &OwnedFd, len: u64, count: u64) -> std::io::Result<Vec<RegionSpec
         })
     };
     (0..count).map(region).collect()
-}
-
-const NO_PIECE: Piece = Piece {
-    addr: 0,
-    len: 0,
-    writable: false,
-};
-
-impl GuestRing {
-    fn new(memory: &Arc<Memory>, setup: &Setup, start: u64) -> Result<GuestRing, GuestError> {
-        let ring = setup.ring();
-        let [table, avail, used] = ring.part_lens().map(|len| round_up(len as u64));
-        let addr = RingAddr {
-            table: start,
-            avail: start + table,
-            used: start + table + avail,
-        };
-        let order = if setup.order.is_empty() {
-            (0..setup.queue_size).collect()
-        } else {
-            setup.order.clone()
-        };
-        let tables = start + table + avail + used;
-        let size = u64::from(setup.queue_size);
-        let buffers = tables + TABLE_LEN * size;
-        let stride = round_up(setup.buffer_len.into());
-        let buffer = |index| buffers + index * stride;
-        Ok(GuestRing {
-            ring: DriverRing::new(memory, ring, addr, order).ok_or(GuestError::Setup)?,
-            addr,
-            kick: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            call: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            free: (0..size).map(buffer).collect(),
-            posted: vec![Posted::default(); setup.queue_size.into()],
-            pieces: vec![[NO_PIECE; MAX_PIECES]; setup.queue_size.into()],
-            tables,
-            buffers,
-            stride,
-        })
-    }
-
-    /// Where the parts of the ring are.
-    pub fn addr(&self) -> RingAddr {
-        self.addr
-    }
-
-    /// The eventfd by which the device is notified.
-    pub fn kick(&self) -> &OwnedFd {
-        &self.kick
-    }
-
-    fn pieces_of(&self, id: u16) -> &[Piece] {
-        let count = self
-            .posted
-            .get(usize::from(id))
-            .map_or(0, |posted| usize::from(posted.count));
-        self.pieces
-            .get(usize::from(id))
-            .and_then(|pieces| pieces.get(..count))
-            .unwrap_or(&[])
-    }
-
-    /// Adds a buffer of `len` bytes, laid out by `layout` back to front, so that no piece follows the one before.
-    fn post(
-        &mut self,
-        len: u32,
-        layout: &Layout,
-        writable: bool,
-    ) -> Result<Option<u16>, GuestError> {
-        let Some(&buffer) = self.free.front() else {
-            return Ok(None);
-        };
-        let mut pieces = Vec::new();
-        let mut left = len;
-        for &cut in layout.cuts.iter().take(MAX_PIECES - 1) {
-            let cut = cut.min(left);
-            left -= cut;
-            pieces.push(Piece {
-                addr: buffer + u64::from(left),
-                len: cut,
-                writable,
-            });
-        }
-        if left > 0 || pieces.is_empty() {
-            pieces.push(Piece {
-                addr: buffer,
-                len: left,
-                writable,
-            });
-        }
-        let index = (buffer - self.buffers) / self.stride;
-        let indirect = layout.indirect.then_some(self.tables + index * TABLE_LEN);
-        let Some(id) = self.ring.add(&pieces, indirect)? else {
-            return Ok(None);
-        };
-        self.free.pop_front();
-        if let (Some(posted), Some(kept)) = (
-            self.posted.get_mut(usize::from(id)),
-            self.pieces.get_mut(usize::from(id)),
-        ) {
-            *posted = Posted {
-                buffer,
-                count: pieces.len() as u16,
-            };
-            kept.iter_mut()
-                .zip(pieces)
-                .for_each(|(to, from)| *to = from);
-        }
-        Ok(Some(id))
-    }
-
-    /// Adds a buffer by one descriptor. False if there is no room.
-    #[inline]
-    fn post_plain(&mut self, len: u32, writable: bool) -> Result<bool, GuestError> {
-        let Some(&addr) = self.free.front() else {
-            return Ok(false);
-        };
-        let Some(id) = self.ring.add(
-            &[Piece {
-                addr,
-                len,
-                writable,
-            }],
-            None,
-        )?
-        else {
-            return Ok(false);
-        };
-        self.free.pop_front();
-        if let Some(posted) = self.posted.get_mut(usize::from(id)) {
-            *posted = Posted {
-                buffer: addr,
-                count: 0,
-            };
-        }
-        Ok(true)
-    }
-
-    /// Takes one used buffer back.
-    #[inline]
-    fn reclaim_one(&mut self) -> Result<bool, GuestError> {
-        let Some((id, _)) = self.ring.take_used()? else {
-            return Ok(false);
-        };
-        if let Some(posted) = self.posted.get(usize::from(id)) {
-            self.free.push_back(posted.buffer);
-        }
-        Ok(true)
-    }
-
-    /// Takes all used buffers back. How many there were.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn reclaim(&mut self) -> Result<usize, GuestError> {
-        let mut count = 0;
-        while self.reclaim_one()? {
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// Takes one used buffer, and appends what the device wrote to it. False if there is none.
-    fn take_into(&mut self, memory: &Memory, bytes: &mut Vec<u8>) -> Result<bool, GuestError> {
-        let Some((id, mut left)) = self.ring.take_used()? else {
-            return Ok(false);
-        };
-        for piece in self.pieces_of(id) {
-            let now = piece.len.min(left);
-            let at = bytes.len();
-            bytes.resize(at + now as usize, 0);
-            let span: Span = memory.span(piece.addr, now).ok_or(GuestError::Setup)?;
-            memory.read(span, bytes.get_mut(at..).unwrap_or(&mut []))?;
-            left -= now;
-        }
-        if let Some(posted) = self.posted.get(usize::from(id)) {
-            self.free.push_back(posted.buffer);
-        }
-        // The device claims to have written more than the buffer holds.
-        if left > 0 {
-            Err(GuestError::Setup)
-        } else {
-            Ok(true)
-        }
-    }
 }
