@@ -198,9 +198,14 @@ impl Xdp {
         let queues = rx_queues(name).map_err(|e| call_failed("ETHTOOL_GCHANNELS", name, e))?;
         check(config, queues, umem)?;
         let software = link.kind.is_some();
-        let multi_buffer = link.mtu > FRAME_ROOM - FRAME_OVERHEAD;
+        let needs_several = link.mtu > FRAME_ROOM - FRAME_OVERHEAD;
         let wire = Wire::new(name, software);
-        let program = Program::attach(config, link.index, queues, multi_buffer, !wire.vlan_tags)?;
+        let attach = |several| Program::attach(config, link.index, queues, several, !wire.vlan_tags);
+        let (program, multi_buffer) = match attach(needs_several) {
+            // The other end of a veth pair may have a larger MTU, and send frames of that length.
+            Err(XdpError::NoDriverSupport { .. }) if !needs_several => (attach(true)?, true),
+            attached => (attached?, needs_several),
+        };
         let mut socket = SocketConfig {
             interface: link.index,
             frames: config.frames_per_queue,
