@@ -46,7 +46,7 @@ async fn networks() {
     for name in ["lan", "int", "nohost"] {
         rig.ok("DELETE", &format!("{NETWORKS}/{name}"), "").await;
     }
-    let world = rig.world().clone();
+    let world = rig.world();
     assert!(world.open.is_empty() && world.interfaces.len() == 2, "{world:?}");
     assert_eq!(world.interfaces["eth0"], ["192.0.2.1/24", "2001:db8::1/64"]);
     assert_eq!(rig.rows(), 0);

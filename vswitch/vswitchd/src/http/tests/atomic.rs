@@ -7,7 +7,7 @@ use super::{EXTERNAL, NETWORKS, lab};
 
 /// Everything that can be seen from outside.
 async fn picture(rig: &Rig) -> (Value, Value, super::rig::World, i64) {
-    let mut world = rig.world().clone();
+    let mut world = rig.world();
     world.broken.clear();
     world.addresses_stuck = false;
     let networks = rig.ok("GET", NETWORKS, "").await;
@@ -24,7 +24,7 @@ async fn fails_cleanly(rig: &Rig, sabotage: impl FnOnce(&Rig), call: (&str, &str
 
 fn break_it(target: &'static str) -> impl FnOnce(&Rig) {
     move |rig| {
-        rig.world().broken.insert(target.to_owned());
+        rig.change_world(|world| world.broken.extend([target.to_owned()]));
     }
 }
 
@@ -34,7 +34,7 @@ async fn a_network_whose_ports_do_not_open() {
         let rig = lab().await;
         let why = format!("'{target}' is broken");
         fails_cleanly(&rig, break_it(target), ("POST", NETWORKS, EXTERNAL), &why).await;
-        rig.world().broken.clear();
+        rig.change_world(|world| world.broken.clear());
         rig.ok("POST", NETWORKS, EXTERNAL).await;
     }
 }
@@ -42,12 +42,12 @@ async fn a_network_whose_ports_do_not_open() {
 #[tokio::test]
 async fn a_network_whose_addresses_do_not_move() {
     let rig = lab().await;
-    let stuck = |rig: &Rig| rig.world().addresses_stuck = true;
+    let stuck = |rig: &Rig| rig.change_world(|world| world.addresses_stuck = true);
     fails_cleanly(&rig, stuck, ("POST", NETWORKS, EXTERNAL), "cannot move the addresses of 'eth0'").await;
-    rig.world().addresses_stuck = false;
+    rig.change_world(|world| world.addresses_stuck = false);
     rig.ok("POST", NETWORKS, EXTERNAL).await;
     fails_cleanly(&rig, stuck, ("DELETE", "/v1/networks/lan", ""), "cannot get its addresses back").await;
-    rig.world().addresses_stuck = false;
+    rig.change_world(|world| world.addresses_stuck = false);
     rig.ok("DELETE", "/v1/networks/lan", "").await;
 }
 
@@ -69,7 +69,7 @@ async fn changes_that_cannot_be_committed() {
         ("DELETE ON static_entry", ("DELETE", "/v1/networks/lab/fdb/02:00:00:00:00:01", "")),
     ] {
         let rig = lab().await;
-        rig.world().interfaces.insert("eth2".into(), vec!["198.51.100.1/24".into()]);
+        rig.change_world(|world| drop(world.interfaces.insert("eth2".into(), vec!["198.51.100.1/24".into()])));
         rig.ok("POST", NETWORKS, super::INTERNAL).await;
         rig.ok("POST", NETWORKS, r#"{"name":"ext","type":"external","uplink":"eth2"}"#).await;
         rig.ok("POST", "/v1/networks/lab/fdb", r#"{"mac":"02:00:00:00:00:01","port":"a"}"#).await;

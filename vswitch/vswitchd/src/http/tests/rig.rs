@@ -169,8 +169,14 @@ impl Rig {
         Rig { dir, host, shared }
     }
 
-    pub(super) fn world(&self) -> MutexGuard<'_, World> {
-        self.host.world()
+    /// The host as it is now.
+    pub(super) fn world(&self) -> World {
+        self.host.world().clone()
+    }
+
+    /// Changes the host behind vswitchd's back.
+    pub(super) fn change_world(&self, change: impl FnOnce(&mut World)) {
+        change(&mut self.host.world());
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
