@@ -8,6 +8,7 @@ mod settings;
 mod socket;
 mod store;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ fn start_log() -> anyhow::Result<()> {
     let filter = std::env::var("VSWITCH_LOG").unwrap_or_else(|_| "info".to_owned());
     let parsed = tracing_subscriber::EnvFilter::try_new(&filter);
     let usable = parsed.as_ref().map_or_else(|_| "info".into(), Clone::clone);
-    tracing_subscriber::fmt().with_env_filter(usable).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(usable).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     parsed.map(drop).with_context(|| format!("VSWITCH_LOG '{filter}' is no filter; allowed: as info or vswitchd=debug,warn"))
 }
 

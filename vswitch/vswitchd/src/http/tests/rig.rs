@@ -1,0 +1,261 @@
+//! The API driven in process: the real switch, manager and store, and a host that is only pretended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use anyhow::{bail, ensure};
+use axum::body::{Body, to_bytes};
+use axum::extract::ConnectInfo;
+use axum::http::Request;
+use nix::unistd::Gid;
+use serde_json::Value;
+use tempfile::TempDir;
+use tower::ServiceExt;
+use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState};
+use vswitch::control::Switch;
+
+use super::super::access::Peer;
+use super::super::{Access, Shared, router};
+use crate::backend::{Backend, Fate, Host, Open};
+use crate::manager::Manager;
+use crate::store::Store;
+
+/// What the pretended host has.
+#[derive(Debug, Default, PartialEq, Eq, Clone)]
+pub(super) struct World {
+    /// Interfaces, and the addresses they have.
+    pub(super) interfaces: BTreeMap<String, Vec<String>>,
+    /// What is open: targets with their MTU and link.
+    pub(super) open: BTreeMap<String, (u16, Link)>,
+    /// Targets that cannot be opened, or whose settings cannot be changed.
+    pub(super) broken: BTreeSet<String>,
+    /// Addresses cannot be moved.
+    pub(super) addresses_stuck: bool,
+}
+
+#[derive(Clone)]
+struct FakeHost(Arc<Mutex<World>>);
+
+impl FakeHost {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Host for FakeHost {
+    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()> {
+        ensure!(self.world().interfaces.contains_key(uplink.as_str()), "there is no interface '{uplink}'");
+        Ok(())
+    }
+
+    fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()> {
+        ensure!(!self.world().interfaces.contains_key(host_nic.as_str()), "there is an interface '{host_nic}' already");
+        Ok(())
+    }
+
+    fn open(&self, what: &Open<'_>) -> anyhow::Result<Box<dyn Backend>> {
+        let target = what.backend.target().to_owned();
+        if let PortBackend::Uplink { interface } = what.backend {
+            self.check_uplink(interface)?;
+        }
+        let mut world = self.world();
+        ensure!(!world.broken.contains(&target), "'{target}' is broken");
+        ensure!(!world.open.contains_key(&target), "'{target}' is busy");
+        let is_host_nic = matches!(what.backend, PortBackend::HostNic { .. });
+        if is_host_nic {
+            world.interfaces.entry(target.clone()).or_default();
+        }
+        world.open.insert(target.clone(), (what.mtu.get(), what.link));
+        Ok(Box::new(FakeBackend { host: self.clone(), target, is_host_nic }))
+    }
+
+    fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>> {
+        let mut world = self.world();
+        if world.addresses_stuck {
+            bail!("the kernel refuses");
+        }
+        let moved = std::mem::take(world.interfaces.get_mut(from.as_str()).unwrap());
+        let record = serde_json::to_string(&(from, to, &moved))?;
+        let any = !moved.is_empty();
+        world.interfaces.get_mut(to.as_str()).unwrap().extend(moved);
+        Ok(any.then_some(record))
+    }
+
+    fn give_back(&self, record: &str) -> anyhow::Result<()> {
+        let (from, to, moved): (String, String, Vec<String>) = serde_json::from_str(record)?;
+        let mut world = self.world();
+        if world.addresses_stuck {
+            bail!("the kernel refuses");
+        }
+        world.interfaces.get_mut(&to).unwrap().retain(|address| !moved.contains(address));
+        let back = world.interfaces.get_mut(&from).unwrap();
+        back.extend(moved);
+        Ok(())
+    }
+
+    fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()> {
+        self.world().interfaces.remove(host_nic.as_str());
+        Ok(())
+    }
+}
+
+struct FakeBackend {
+    host: FakeHost,
+    target: String,
+    is_host_nic: bool,
+}
+
+impl FakeBackend {
+    fn set(&self, change: impl FnOnce(&mut (u16, Link))) -> anyhow::Result<()> {
+        let mut world = self.host.world();
+        ensure!(!world.broken.contains(&self.target), "'{}' is broken", self.target);
+        change(world.open.get_mut(&self.target).unwrap());
+        Ok(())
+    }
+}
+
+impl Backend for FakeBackend {
+    fn close(self: Box<Self>, fate: Fate) {
+        let mut world = self.host.world();
+        world.open.remove(&self.target);
+        if self.is_host_nic && fate == Fate::Delete {
+            world.interfaces.remove(&self.target);
+        }
+    }
+
+    fn status(&self) -> (PortState, Option<String>) {
+        (PortState::Up, None)
+    }
+
+    fn set_mtu(&mut self, mtu: Mtu) -> anyhow::Result<()> {
+        self.set(|settings| settings.0 = mtu.get())
+    }
+
+    fn set_link(&mut self, link: Link) -> anyhow::Result<()> {
+        self.set(|settings| settings.1 = link)
+    }
+}
+
+/// A vswitchd without sockets.
+pub(super) struct Rig {
+    dir: TempDir,
+    host: FakeHost,
+    pub(super) shared: Shared,
+}
+
+impl Rig {
+    /// With interfaces eth0, which has addresses, and eth1, which has none.
+    pub(super) fn new() -> Rig {
+        let host = FakeHost(Arc::default());
+        host.world().interfaces.insert("eth0".into(), vec!["192.0.2.1/24".into(), "2001:db8::1/64".into()]);
+        host.world().interfaces.insert("eth1".into(), Vec::new());
+        let dir = tempfile::tempdir().unwrap();
+        let shared = start(&dir.path().join("state.db"), &host);
+        Rig { dir, host, shared }
+    }
+
+    /// As after SIGTERM, or after SIGKILL: without the orderly stop, the kernel closes what was open.
+    pub(super) async fn restart(self, orderly: bool, between: impl FnOnce(&mut World)) -> Rig {
+        let Rig { dir, host, shared } = self;
+        if orderly {
+            shared.with(|manager| Ok(manager.stop())).await.unwrap();
+        }
+        drop(shared);
+        host.world().open.clear();
+        between(&mut host.world());
+        let shared = start(&dir.path().join("state.db"), &host);
+        shared.with(Manager::restore).await.unwrap();
+        Rig { dir, host, shared }
+    }
+
+    /// The host as it is now.
+    pub(super) fn world(&self) -> World {
+        self.host.world().clone()
+    }
+
+    /// Changes the host behind vswitchd's back.
+    pub(super) fn change_world(&self, change: impl FnOnce(&mut World)) {
+        change(&mut self.host.world());
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs SQL on the store behind vswitchd's back.
+    pub(super) fn sql(&self, sql: &str) {
+        let connection = rusqlite::Connection::open(self.path("state.db")).unwrap();
+        connection.execute_batch(sql).unwrap();
+    }
+
+    /// From now on a transaction that does `what` (as `INSERT ON network`) cannot be committed.
+    pub(super) fn spoil_commit(&self, what: &str) {
+        self.sql(&format!(
+            "CREATE TABLE spoilt (x TEXT REFERENCES network (name) DEFERRABLE INITIALLY DEFERRED);
+             CREATE TRIGGER spoil AFTER {what} BEGIN INSERT INTO spoilt VALUES ('nobody'); END;"
+        ));
+    }
+
+    /// The rows of all tables.
+    pub(super) fn rows(&self) -> i64 {
+        let connection = rusqlite::Connection::open(self.path("state.db")).unwrap();
+        let count = "SELECT (SELECT count(*) FROM network) + (SELECT count(*) FROM port) \
+                     + (SELECT count(*) FROM static_entry) + (SELECT count(*) FROM host_change)";
+        connection.query_row(count, [], |row| row.get(0)).unwrap()
+    }
+
+    /// A request of root.
+    pub(super) async fn call(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        self.call_as(Some((0, 0)), method, path, body).await
+    }
+
+    pub(super) async fn call_as(
+        &self,
+        ids: Option<(u32, u32)>,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> (u16, Value) {
+        let (status, bytes) = self.bytes(ids, method, path, body).await;
+        let value = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
+        (status, value)
+    }
+
+    pub(super) async fn bytes(
+        &self,
+        ids: Option<(u32, u32)>,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> (u16, Vec<u8>) {
+        let mut request = Request::builder().method(method).uri(path).body(Body::from(body.to_owned())).unwrap();
+        request.extensions_mut().insert(ConnectInfo(Peer { ids }));
+        let router = router(self.shared.clone(), Access::new(Gid::from_raw(60_001)));
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        (status, to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec())
+    }
+
+    /// A request that must succeed.
+    pub(super) async fn ok(&self, method: &str, path: &str, body: &str) -> Value {
+        let (status, answer) = self.call(method, path, body).await;
+        assert!((200..300).contains(&status), "{method} {path} {body}: {status} {answer}");
+        answer
+    }
+
+    /// A request that must be refused with `status`; the message must contain `why`.
+    pub(super) async fn refused(&self, call: (&str, &str, &str), status: u16, why: &str) {
+        let (method, path, body) = call;
+        let (found, answer) = self.call(method, path, body).await;
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        assert_eq!(found, status, "{method} {path} {body}: {answer}");
+        assert!(message.contains(why), "{method} {path} {body}: {message}");
+        assert!(answer["error"]["code"].is_string());
+    }
+}
+
+fn start(database: &std::path::Path, host: &FakeHost) -> Shared {
+    let switch = Switch::start(&[0]).unwrap();
+    Shared::new(Manager::new(switch, Box::new(host.clone()), Store::open(database).unwrap()))
+}
