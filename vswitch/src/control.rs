@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::counters::Counts;
+pub use crate::counters::PortCounters;
 use crate::fdb::{Fdb, FdbError, PortIndex};
 use crate::network::{NetworkId, NetworkView, PortPolicy, PortView};
 use crate::port::{PortControl, PortFault, Sides};
@@ -416,15 +416,6 @@ pub struct PortHandle {
     state: Mutex<PortState>,
 }
 
-/// One reading of a port's counters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PortCounters {
-    /// Of frames that came from the port.
-    pub tx: Counts,
-    /// Of frames that went to it.
-    pub rx: Counts,
-}
-
 impl PortHandle {
     /// Which port.
     pub fn id(&self) -> PortId {
@@ -533,10 +524,7 @@ impl PortHandle {
 
     /// The counters as they stand.
     pub fn counters(&self) -> PortCounters {
-        PortCounters {
-            tx: self.slot.tx_counts.read(),
-            rx: self.slot.rx_counts.read(),
-        }
+        self.slot.counters()
     }
 
     /// Takes the port out of the switch. Its sides are returned.
@@ -560,7 +548,7 @@ impl PortControl for PortHandle {
         let before = self.detach();
         let core = self.core.upgrade()?;
         self.slot.clear_fault();
-        self.slot.lease().side = Some(sides.rx);
+        self.slot.set_rx(Some(sides.rx));
         core.call(self.owner, |to| Command::Attach(self.id(), sides.tx, to));
         before
     }
@@ -570,7 +558,7 @@ impl PortControl for PortHandle {
         let tx = core
             .call(self.owner, |to| Command::Detach(self.id(), to))
             .tx;
-        let rx = self.slot.lease().side.take();
+        let rx = self.slot.set_rx(None);
         Some(Sides { tx: tx?, rx: rx? })
     }
 

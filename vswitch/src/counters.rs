@@ -54,6 +54,15 @@ impl Counts {
     }
 }
 
+/// One reading of a port's counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Of frames that came from the port.
+    pub tx: Counts,
+    /// Of frames that went to it.
+    pub rx: Counts,
+}
+
 /// A block of counters that one thread at a time adds to, and that readers see whole: a reading never falls between
 /// two additions of one turn.
 pub struct CounterBlock {

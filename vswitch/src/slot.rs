@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::counters::CounterBlock;
+use crate::counters::{CounterBlock, PortCounters};
 use crate::port::{PortFault, RxSide};
 
 /// Identifies a port for the life of the switch; never reused.
@@ -36,7 +36,10 @@ const SPINS: u32 = 1000;
 
 impl PortSlot {
     /// An empty slot.
-    pub(crate) fn new(id: PortId) -> rustix::io::Result<PortSlot> {
+    ///
+    /// # Errors
+    /// The kernel refuses an event file descriptor.
+    pub fn new(id: PortId) -> rustix::io::Result<PortSlot> {
         Ok(PortSlot {
             id,
             rx: Mutex::default(),
@@ -50,6 +53,19 @@ impl PortSlot {
     /// Which port.
     pub fn id(&self) -> PortId {
         self.id
+    }
+
+    /// The counters as they stand.
+    pub fn counters(&self) -> PortCounters {
+        PortCounters {
+            tx: self.tx_counts.read(),
+            rx: self.rx_counts.read(),
+        }
+    }
+
+    /// Puts a receive side into service, or with `None` takes it out; gives the one that was there before.
+    pub fn set_rx(&self, side: Option<Box<dyn RxSide>>) -> Option<Box<dyn RxSide>> {
+        std::mem::replace(&mut self.lease().side, side)
     }
 
     /// Takes the receive lease. Held for one burst at a time, so it is waited for by spinning.
