@@ -11,10 +11,14 @@ use offload::{
 };
 
 use crate::burst::{Burst, Frame};
+use crate::classify::TPID_8021Q;
 use crate::counters::Counts;
 use crate::drops::DropReason;
 use crate::port::{Room, RxMeta, RxRing};
 use crate::vlan::{Egress, Vid, VlanMode};
+
+/// The first two bytes of an 802.1Q tag.
+const TAGGED: [u8; 2] = TPID_8021Q.to_be_bytes();
 
 /// What classifying found out about a frame that a destination needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +122,11 @@ impl Job<'_> {
                     match edit.apply(frame.head(), &mut head) {
                         Some(len) => {
                             let head = head.get(..len).unwrap_or(&[]);
+                            // The frame would come out as one of the VLAN that its second tag names.
+                            if edit == TagEdit::Strip && head.get(12..14) == Some(&TAGGED) {
+                                report.dropped(DropReason::VlanTagged, 1);
+                                continue;
+                            }
                             each(
                                 report,
                                 &self.outgoing(

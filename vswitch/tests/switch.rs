@@ -87,7 +87,11 @@ fn learns_floods_and_keeps_networks_apart() {
     let answer = frame(mac(1), mac(2), b"learned: to one port");
     at_b.send(&answer);
     assert_eq!(expect(&at_a), answer);
-    at_c.send(&frame(mac(9), mac(3), b"nobody knows the destination: flooded"));
+    at_c.send(&frame(
+        mac(9),
+        mac(3),
+        b"nobody knows the destination: flooded",
+    ));
     expect(&at_a);
     expect(&at_b);
 
@@ -146,6 +150,33 @@ fn vlans_tag_and_separate() {
         (1, 1)
     );
     balanced(&[&ten, &trunk]);
+}
+
+/// An untagged port of a VLAN must not reach another VLAN behind a trunk by a second tag under one that is stripped.
+#[test]
+fn a_second_tag_does_not_hop_into_another_vlan() {
+    let switch = Switch::start(&[0]).unwrap();
+    let network = switch.create_network(&NetworkSpec::default()).unwrap();
+    let (access, at_access) = port(&switch, network, VlanMode::Access(10));
+    let mut allowed = vswitch::vlan::VidSet::empty();
+    allowed.insert(20);
+    let (_trunk, at_trunk) = port(
+        &switch,
+        network,
+        VlanMode::Trunk {
+            allowed,
+            native: Some(10),
+        },
+    );
+    // A priority tag, which a port without VLANs takes, and VLAN 20 under it.
+    let tags = [0x81, 0, 0, 0, 0x81, 0, 0, 20, 0x88, 0xb5];
+    at_access.send(&[&Mac::BROADCAST.0[..], &mac(1).0, &tags, b"hop"].concat());
+    let plain = frame(Mac::BROADCAST, mac(1), b"stay");
+    at_access.send(&plain);
+    assert_eq!(expect(&at_trunk), plain);
+    let drops = access.counters().tx.drops;
+    assert_eq!(drops.get(DropReason::VlanTagged), 1);
+    balanced(&[&access]);
 }
 
 /// Ports come, go and move under traffic from another core; every frame is accounted for.
