@@ -1,0 +1,347 @@
+//! Writes the seeds: `cargo run --manifest-path fuzz/Cargo.toml --example seeds`.
+//!
+//! They are real frames and messages in the form of each target's input, which its module describes. Without them a
+//! fuzzer needs long to find what a valid header looks like.
+
+use std::path::Path;
+
+use etherparse::{PacketBuilder, PacketBuilderStep};
+use offload::VirtioNetHdr;
+
+const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+
+fn main() -> std::io::Result<()> {
+    for (name, frame) in frames() {
+        write("headers", name, &[&[0xf3, 0, 0], frame.as_slice()].concat())?;
+    }
+    for (name, csum_start, gso_type, frame) in [
+        ("tso4", 34, VirtioNetHdr::GSO_TCPV4, tcp4(74)),
+        ("tso6", 54, VirtioNetHdr::GSO_TCPV6, tcp6(54)),
+        (
+            "tso6-ecn",
+            54,
+            VirtioNetHdr::GSO_TCPV6 | VirtioNetHdr::GSO_ECN,
+            tcp6(54),
+        ),
+        ("csum", 34, VirtioNetHdr::GSO_NONE, tcp4(20)),
+    ] {
+        for features in [0, 0xf] {
+            let header = VirtioNetHdr {
+                flags: VirtioNetHdr::NEEDS_CSUM,
+                gso_type,
+                hdr_len: csum_start + 20,
+                gso_size: 1448,
+                csum_start,
+                csum_offset: 16,
+                num_buffers: 0,
+            };
+            let large = if gso_type == VirtioNetHdr::GSO_NONE {
+                0u16
+            } else {
+                9000
+            };
+            let front = [
+                &[features, 2],
+                &1500u16.to_le_bytes()[..],
+                &large.to_le_bytes(),
+                &header.to_bytes(),
+            ]
+            .concat();
+            write(
+                "offload_request",
+                &format!("{name}-{features}"),
+                &[front, frame.clone()].concat(),
+            )?;
+        }
+    }
+    for (name, vlans) in [
+        ("plain", [0, 0, 0]),
+        ("access", [0x01, 0x01, 0x05]),
+        ("trunk", [0x01, 0x3a, 0x3e]),
+    ] {
+        write("turn", name, &turn(vlans))?;
+    }
+    for target in ["split_ring", "packed_ring"] {
+        for (name, how) in [
+            ("plain", 2),
+            ("events", 0x12),
+            ("indirect", 0x0a),
+            ("in-order", 0x22),
+            ("raw", 0x29),
+        ] {
+            write(target, name, &ring(how))?;
+        }
+    }
+    for (name, socket, features) in [
+        ("split", 0, 0),
+        ("packed", 0, 1),
+        ("socket", 1, 0x3f),
+        ("log", 0, 0x40),
+    ] {
+        write("vhost_messages", name, &vhost(socket, features))?;
+    }
+    Ok(())
+}
+
+fn write(target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("seeds")
+        .join(target);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(name), bytes)
+}
+
+fn ethernet() -> PacketBuilderStep<etherparse::Ethernet2Header> {
+    PacketBuilder::ethernet2(MACS[0], MACS[1])
+}
+
+fn tcp4(payload: usize) -> Vec<u8> {
+    let builder = ethernet()
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .tcp(40_000, 5201, 1, 65_535)
+        .ack(1)
+        .psh();
+    built(|out| builder.write(out, &vec![7; payload]))
+}
+
+fn tcp6(payload: usize) -> Vec<u8> {
+    let builder = ethernet()
+        .ipv6([0xfe; 16], [0xfd; 16], 64)
+        .tcp(40_000, 5201, 1, 65_535)
+        .ack(1);
+    built(|out| builder.write(out, &vec![7; payload]))
+}
+
+fn built<E: std::fmt::Debug>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Vec<u8> {
+    let mut frame = Vec::new();
+    write(&mut frame).expect("a vector takes all");
+    frame
+}
+
+fn frames() -> Vec<(&'static str, Vec<u8>)> {
+    let payload = b"payload";
+    let udp = ethernet()
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .udp(53, 4000);
+    let udp = built(|out| udp.write(out, payload));
+    let tagged = ethernet().single_vlan(etherparse::VlanId::try_new(10).expect("below 4096"));
+    let tagged = tagged.ipv6([0xfe; 16], [0xfd; 16], 64).udp(53, 4000);
+    let double = ethernet().double_vlan(
+        etherparse::VlanId::try_new(10).expect("below 4096"),
+        etherparse::VlanId::try_new(20).expect("below 4096"),
+    );
+    let double = double
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .tcp(1, 2, 3, 4);
+    let arp = etherparse::ArpPacket::new(
+        etherparse::ArpHardwareId::ETHERNET,
+        etherparse::EtherType::IPV4,
+        etherparse::ArpOperation::REQUEST,
+        &MACS[0],
+        &[10, 0, 0, 1],
+        &[0; 6],
+        &[10, 0, 0, 2],
+    );
+    let ping = ethernet()
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .icmpv4_echo_request(1, 2);
+    vec![
+        ("tcp4", tcp4(20)),
+        ("tcp6", tcp6(20)),
+        ("udp4-unfinished", unfinished(udp.clone())),
+        ("udp4", udp),
+        ("tagged", built(|out| tagged.write(out, payload))),
+        ("double", built(|out| double.write(out, payload))),
+        (
+            "arp",
+            built(|out| {
+                ethernet()
+                    .arp(arp.expect("lengths of Ethernet and IPv4"))
+                    .write(out)
+            }),
+        ),
+        ("ping", built(|out| ping.write(out, payload))),
+        ("extensions", extensions(0, 0)),
+        ("fragment", extensions(0, 1)),
+        ("solicitation", extensions(58, 0)),
+    ]
+}
+
+/// The UDP checksum as senders leave it to hardware: the sum of the pseudo header.
+fn unfinished(mut frame: Vec<u8>) -> Vec<u8> {
+    let mut pseudo = frame[26..34].to_vec();
+    pseudo.extend([0, 17]);
+    pseudo.extend(((frame.len() - 34) as u16).to_be_bytes());
+    let mut sum = offload::Sum::new();
+    sum.add_bytes(&pseudo);
+    frame[40..42].copy_from_slice(&sum.fold().to_be_bytes());
+    frame
+}
+
+/// IPv6 with hop-by-hop, destination and fragment headers, then UDP or a neighbour solicitation.
+fn extensions(next: u8, fragment: u8) -> Vec<u8> {
+    let last = if next == 0 { 17 } else { next };
+    let mut frame = [&MACS[0][..], &MACS[1], &[0x86, 0xdd]].concat();
+    frame.extend([0x60, 0, 0, 0, 0, 48, 0, 255]);
+    frame.extend([0xfe; 32]);
+    frame.extend([60, 0, 1, 4, 0, 0, 0, 0]);
+    frame.extend([44, 0, 1, 4, 0, 0, 0, 0]);
+    frame.extend([last, 0, 0, fragment, 0, 0, 0, 1]);
+    frame.extend(if last == 58 {
+        [135, 0, 0, 0, 0, 0, 0, 0]
+    } else {
+        [0, 53, 1, 0, 0, 24, 0, 0]
+    });
+    frame.extend([0xfe; 16]);
+    frame
+}
+
+/// Three ports of these VLAN modes; TCP over both versions of IP, plain and large, learned and flooded.
+fn turn(vlans: [u8; 3]) -> Vec<u8> {
+    let mut bytes = vec![1];
+    for (index, vlan) in vlans.into_iter().enumerate() {
+        // Policy, VLAN, features, buffers of 68 KiB.
+        bytes.extend([0, vlan, [0x0, 0xf, 0x1][index], 2]);
+    }
+    for (port, shape) in [
+        (0x00, 0x08),
+        (0x10, 0x0c),
+        (0x20, 0x48),
+        (0x00, 0x4c),
+        (0x10, 0x0a),
+        (0x20, 0x30),
+    ] {
+        bytes.extend([port, shape, 1 + (port >> 4), (port >> 4)]);
+        if shape & 3 != 0 {
+            bytes.extend([0, 1, 0, 0]);
+        }
+        if shape & 0x30 == 0x30 {
+            bytes.extend([8, 0x88, 0xb5, 1, 2, 3, 4, 5, 6, 0]);
+        } else {
+            bytes.extend(if shape & 0x40 != 0 { 9000u16 } else { 100 }.to_le_bytes());
+            // TCP flags; then a partial checksum and, for large frames, a segment size.
+            bytes.push(0x18);
+            bytes.push(if shape & 0x40 != 0 { 0x15 } else { 0x05 });
+            if shape & 0x40 != 0 {
+                bytes.extend(1448u16.to_le_bytes());
+            }
+        }
+        bytes.extend([0x08 | port, 0x0c, 0x1c, 0x2c]);
+    }
+    bytes
+}
+
+/// Receive buffers, frames, a delivery; then a chain of three pieces, notifications, and room for one frame.
+fn ring(how: u8) -> Vec<u8> {
+    let indirect = if how & 8 != 0 { 8 } else { 0 };
+    let base = 0u16.to_le_bytes();
+    // Size 64; all offloads.
+    let mut bytes = vec![how, 6, base[0], base[1]];
+    if how & 1 == 0 {
+        bytes.push(0xf);
+    }
+    let post = |bytes: &mut Vec<u8>, which: u8, pieces: &[u16], content: &[u8]| {
+        let content_bit = if content.is_empty() { 0 } else { 0x40 };
+        bytes.extend([0, which, content_bit | indirect | (pieces.len() as u8 - 1)]);
+        pieces
+            .iter()
+            .for_each(|len| bytes.extend(len.to_le_bytes()));
+        bytes.extend(content);
+    };
+    for _ in 0..4 {
+        post(&mut bytes, 0x10, &[2000], &[]);
+    }
+    let mut content = vec![0; 12];
+    content.extend(tcp4(14));
+    content.truncate(80);
+    post(&mut bytes, 0, &[1500], &content);
+    post(&mut bytes, 0, &[92, 64, 1000], &content);
+    // The action of the queues or of the raw ring, above the bit that says that it is one.
+    let calls: &[u8] = if how & 1 != 0 {
+        &[0, 0, 4, 4, 5, 6, 0, 3, 7]
+    } else {
+        &[0, 3, 2, 5, 6, 7]
+    };
+    for call in calls {
+        bytes.push(call << 1 | 1);
+        if *call == 3 && how & 1 == 0 {
+            bytes.push(1);
+        }
+    }
+    if how & 1 == 0 {
+        bytes.extend([4 << 1 | 1, 100, 0, 0, 5 << 1 | 1]);
+    }
+    bytes
+}
+
+/// The messages of QEMU up to running rings, a frame and a buffer for it, a ring stopped, and memory replaced.
+fn vhost(socket: u8, features: u8) -> Vec<u8> {
+    let mut bytes = vec![socket];
+    let message = |bytes: &mut Vec<u8>, number: u8, ring: u8, rest: &[u8]| {
+        bytes.extend([number, ring]);
+        bytes.extend(rest);
+        // How a message is cut on a socket.
+        bytes.extend((socket != 0).then_some(12));
+    };
+    for (number, rest) in [
+        (1, &[][..]),
+        (15, &[]),
+        (16, &[0]),
+        (3, &[]),
+        (2, &[features]),
+        (20, &[1]),
+        (5, &[1, 2]),
+        (6, &[0, 0, 0]),
+    ] {
+        message(&mut bytes, number, 8, rest);
+    }
+    // Once a ring runs, a byte says that a message comes next, not a turn.
+    let next = (socket == 0).then_some(0);
+    for ring in [0, 1] {
+        for (number, rest) in [
+            (8, &[6][..]),
+            (10, &[1]),
+            (9, &[0, 0, 0, 0, 0]),
+            (13, &[0]),
+            (12, &[0]),
+            (18, &[1]),
+        ] {
+            bytes.extend(next.filter(|_| ring == 1));
+            message(&mut bytes, number, ring, rest);
+        }
+    }
+    if socket == 0 {
+        // Descriptor 0 of each ring, available in both formats: 2000 bytes to write, 200 to read.
+        let buffers = [(0, 0x80, 2000u16, 2), (1, 0x00, 200, 0)];
+        for (ring, addr, len, flags) in buffers {
+            let [low, high] = len.to_le_bytes();
+            bytes.extend([1, 3, ring, 16]);
+            bytes.extend([
+                0,
+                addr,
+                0x11,
+                0,
+                0,
+                0,
+                0,
+                0,
+                low,
+                high,
+                0,
+                0,
+                flags,
+                0,
+                0x80 | flags,
+                0,
+            ]);
+            // The available ring: index 1, head 0.
+            bytes.extend([1, 3, ring | 8, 6, 0, 0, 1, 0, 0, 0]);
+        }
+        bytes.extend([1, 15, 1, 8, 1, 1, 15]);
+    }
+    bytes.extend(next);
+    message(&mut bytes, 11, 1, &[0]);
+    bytes.extend(next);
+    message(&mut bytes, 5, 8, &[2, 0, 1]);
+    bytes
+}
