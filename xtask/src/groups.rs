@@ -75,7 +75,7 @@ impl Group {
             Self::Sim => programs("sim_", &["--nocapture"]),
             Self::Fuzz => {
                 setup::for_fuzzing()?;
-                fuzz::run()
+                fuzz::run(&[], fuzz::SECONDS)
             }
             Self::Netns => privileged("netns_"),
             Self::Qemu => privileged("qemu_"),

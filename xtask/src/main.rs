@@ -1,4 +1,4 @@
-//! The workspace's own commands: `cargo xtask setup`, `test`, `demo`.
+//! The workspace's own commands: `cargo xtask setup`, `test`, `fuzz`, `demo`.
 
 mod cargo;
 mod demo;
@@ -53,6 +53,20 @@ enum Verb {
         #[arg(long)]
         list: bool,
     },
+    /// Run fuzz targets longer than the tests do; the last line is `N passed, N failed`
+    #[command(
+        after_help = "Examples:\n  cargo xtask fuzz                              every target for 10 seconds\n  \
+                            cargo xtask fuzz packed_ring --seconds 3600   one target for an hour\n\n\
+                      An input that fails is kept in fuzz/artifacts; run the target's program with its path to see it again."
+    )]
+    Fuzz {
+        /// Only these targets (fuzz/fuzz_targets)
+        #[arg(value_name = "TARGET")]
+        targets: Vec<String>,
+        /// How long each runs
+        #[arg(long, default_value_t = fuzz::SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+    },
     /// Run the switch on this machine, in namespaces of its own, and show who reached whom
     #[command(
         after_help = "Example:\n  cargo xtask demo    needs root; touches none of the machine's own interfaces and leaves nothing behind"
@@ -70,6 +84,7 @@ fn main() -> ExitCode {
         }
         // Says itself how it went: its last line is promised.
         Verb::Test { only, .. } => Ok(groups::run(&only)),
+        Verb::Fuzz { targets, seconds } => fuzz_targets(&targets, seconds),
         Verb::Demo => demo::run(),
     };
     match result {
@@ -80,4 +95,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn fuzz_targets(targets: &[String], seconds: u32) -> anyhow::Result<bool> {
+    setup::for_fuzzing()?;
+    let tally = fuzz::run(targets, seconds)?;
+    say!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally.failed == 0)
 }
