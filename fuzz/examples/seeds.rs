@@ -80,8 +80,47 @@ fn main() -> std::io::Result<()> {
     ] {
         write("vhost_messages", name, &vhost(socket, features))?;
     }
+    for (number, name, body) in BODIES {
+        write("api_bodies", name, &[&[number], body.as_bytes()].concat())?;
+    }
     Ok(())
 }
+
+/// Which request, and its body.
+const BODIES: [(u8, &str, &str); 8] = [
+    (
+        0,
+        "external",
+        r#"{"name":"wan","type":"external","uplink":"eth0","host_nic":"vsw0","vlan":10,"mtu":9000}"#,
+    ),
+    (
+        0,
+        "internal",
+        r#"{"name":"lab","type":"internal","no_host_nic":false}"#,
+    ),
+    (1, "patch-network", r#"{"mtu":1500,"vlan":null}"#),
+    (
+        2,
+        "vhost-user",
+        r#"{"name":"vm1","vhost_user":"/run/vm1.sock","mode":"client","queues":4,"vlan":"access:10"}"#,
+    ),
+    (
+        2,
+        "tap",
+        r#"{"name":"t","tap":"tap0","vlan":"trunk:1-5,7,native=3","mac_guard":"02:00:00:00:00:01","link":"down"}"#,
+    ),
+    (
+        3,
+        "patch-port",
+        r#"{"vlan":"none","mac_guard":"off","mtu":null,"link":"up","network":"lab"}"#,
+    ),
+    (3, "disconnect", r#"{"network":null}"#),
+    (
+        4,
+        "fdb",
+        r#"{"mac":"02:00:5e:10:00:01","port":"vm1","vlan":10}"#,
+    ),
+];
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,6 +1,9 @@
 //! What the fuzz targets do with their input. Each is a plain function of bytes that panics if something is wrong, so
 //! that inputs that were found can be tests, and the seeds are replayed by `cargo test`.
 
+#![forbid(unsafe_code)]
+
+pub mod api_bodies;
 pub mod headers;
 pub mod input;
 pub mod offload_request;
@@ -15,7 +18,8 @@ mod tests {
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 6] = [
+        let targets: [(&str, fn(&[u8])); 7] = [
+            ("api_bodies", super::api_bodies::run),
             ("headers", super::headers::run),
             ("offload_request", super::offload_request::run),
             ("turn", super::turn::run),

@@ -63,7 +63,7 @@ impl Watch {
         }
         assert_eq!(
             self.told,
-            fault.is_some().into(),
+            u64::from(fault.is_some()),
             "times that the fault was told"
         );
     }
