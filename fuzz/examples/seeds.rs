@@ -87,7 +87,7 @@ fn main() -> std::io::Result<()> {
 }
 
 /// Which request, and its body.
-const BODIES: [(u8, &str, &str); 8] = [
+const BODIES: [(u8, &str, &str); 9] = [
     (
         0,
         "external",
@@ -113,6 +113,11 @@ const BODIES: [(u8, &str, &str); 8] = [
         3,
         "patch-port",
         r#"{"vlan":"none","mac_guard":"off","mtu":null,"link":"up","network":"lab"}"#,
+    ),
+    (
+        3,
+        "trunk",
+        r#"{"vlan":"trunk:all,native=untagged","mtu":68}"#,
     ),
     (3, "disconnect", r#"{"network":null}"#),
     (

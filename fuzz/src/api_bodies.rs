@@ -18,9 +18,11 @@ pub fn run(data: &[u8]) {
         0 => create_network(body),
         1 => {
             if let Some(patch) = same::<PatchNetwork>(body) {
-                networks()
-                    .iter()
-                    .for_each(|config| drop(patch.check(config)));
+                let again = rewritten(&patch);
+                assert_eq!((again.mtu, again.vlan), (patch.mtu, patch.vlan));
+                for config in networks() {
+                    assert_eq!(again.check(&config), patch.check(&config));
+                }
             }
         }
         2 => {
@@ -73,8 +75,13 @@ fn patch_port(body: &[u8]) {
     let Some(patch) = same::<PatchPort>(body) else {
         return;
     };
+    let again = rewritten(&patch);
     let network = "lab".parse().expect("a name");
     for config in ports() {
+        assert_eq!(
+            again.apply(&network, &config),
+            patch.apply(&network, &config)
+        );
         if let Ok(new) = patch.apply(&network, &config) {
             assert_eq!((&new.name, &new.backend), (&config.name, &config.backend));
             assert!(new.connected || !new.backend.belongs_to_network());
