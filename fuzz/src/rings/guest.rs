@@ -169,7 +169,7 @@ impl Guest {
                 let index = input.u8();
                 let at = which as u64 * STRIDE + u64::from(index) * DESC_LEN as u64;
                 let (addr, len) = (input.u32(), input.u32());
-                let addr = u64::from(addr) << (addr >> 31) * 32;
+                let addr = u64::from(addr) << ((addr >> 31) * 32);
                 self.write_desc(at, addr, len, input.u16(), input.u16());
             }
             // Any available index, or notification wish.
