@@ -144,6 +144,12 @@ fn split_transmit() {
         tx_fault(indirect, desc(8, 16, INDIRECT)),
         fault("address of an indirect descriptor table", 8)
     );
+}
+
+#[test]
+fn split_indirect_table() {
+    let buffer = 0x10_0000;
+    let indirect = feature::INDIRECT_DESC;
     // A table in the unused end of the descriptor table itself: descriptors 4 and 5.
     let table = |addr, len, flags, next| {
         move |guest: &Guest, parts: &Parts| {
