@@ -286,16 +286,17 @@ fn memory_changes_under_traffic() {
         });
         for round in 0..60u64 {
             change(&frontend, &traffic.guest, round);
-            for _ in 0..20 {
+            let before = traffic.received;
+            until("frames after a change", || {
                 traffic.send();
                 traffic.receive();
-            }
+                traffic.received > before
+            });
         }
         until("the last frames", || {
             traffic.receive();
             traffic.received == traffic.sent
         });
-        assert!(traffic.sent > 100, "{} frames are no traffic", traffic.sent);
         assert!(control.attached.load(Ordering::SeqCst) > 60);
         control.stop.store(true, Ordering::SeqCst);
         worker.join().unwrap();
