@@ -164,6 +164,10 @@ impl<R: Ring> TxQueue<R> {
         chain.end = spans.len();
         if let Some(span) = spans.get(first) {
             memory.prefetch(*span);
+            // Header and frame often lie at the two sides of a line's end.
+            if let Some(second) = span.sub(64, 1) {
+                memory.prefetch(second);
+            }
         }
         Ok(Some((chain, buffer)))
     }

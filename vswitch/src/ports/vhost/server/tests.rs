@@ -395,6 +395,32 @@ fn link_down_ends_the_connection_until_it_is_up() {
 }
 
 #[test]
+fn the_mtu_of_a_guest_is_held_against_that_of_the_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("port");
+    let port = VhostPort::start(config(&path, Mode::Server), Echo::new()).unwrap();
+    for (of_port, of_guest, allowed) in
+        [(9000, 9000, true), (1500, 9000, false), (1500, 1500, true)]
+    {
+        port.set_mtu(of_port);
+        let frontend = Frontend::connect(&path).unwrap();
+        let bits = crate::ports::vhost::protocol::REPLY_ACK;
+        frontend
+            .send(&Message::SetProtocolFeatures(bits), 0)
+            .unwrap();
+        assert_eq!(
+            frontend.tell(&Message::NetSetMtu(of_guest)).is_ok(),
+            allowed
+        );
+        if allowed {
+            assert_eq!(port.status().guest_mtu.map(u64::from), Some(of_guest));
+        }
+        drop(frontend);
+        until("the peer to be gone", || !port.status().connected);
+    }
+}
+
+#[test]
 fn refuses_to_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("port");

@@ -149,14 +149,28 @@ fn split_transmit() {
 /// An index that counts buffers as free which the device still has.
 #[test]
 fn split_index_over_taken_buffers() {
-    let setup = Setup { features: BASE, queue_size: SIZE, ..Setup::default() };
+    let setup = Setup {
+        features: BASE,
+        queue_size: SIZE,
+        ..Setup::default()
+    };
     let (mut guest, _session, mut sides) = started(setup);
-    guest.send(0, &VirtioNetHdr::default(), &frame(0, 60), &Layout::default()).unwrap();
+    guest
+        .send(
+            0,
+            &VirtioNetHdr::default(),
+            &frame(0, 60),
+            &Layout::default(),
+        )
+        .unwrap();
     guest.publish(1).unwrap();
     let mut burst = Burst::new();
     sides.tx.gather(&mut burst);
     assert_eq!(burst.len(), 1);
-    parts(&guest, 1).avail.store_u16(2, 9, Ordering::Release).unwrap();
+    parts(&guest, 1)
+        .avail
+        .store_u16(2, 9, Ordering::Release)
+        .unwrap();
     sides.tx.gather(&mut burst);
     assert_eq!(sides.tx.fault(), fault("available index", 9));
 }

@@ -94,9 +94,16 @@ fn driver_is_called_only_while_armed() {
 /// An index that was asked for and passed is not reached again by going round the ring.
 #[test]
 fn a_wish_is_fulfilled_once() {
-    for features in [feature::EVENT_IDX, feature::RING_PACKED | feature::EVENT_IDX] {
+    for features in [
+        feature::EVENT_IDX,
+        feature::RING_PACKED | feature::EVENT_IDX,
+    ] {
         let features = BASE | features;
-        let setup = Setup { features, queue_size: 8, ..Setup::default() };
+        let setup = Setup {
+            features,
+            queue_size: 8,
+            ..Setup::default()
+        };
         let (mut from, _session, mut from_sides) = started(setup.clone());
         let (mut to, _other, mut to_sides) = started(setup);
         let (mut burst, mut report) = (Burst::new(), Report::default());
