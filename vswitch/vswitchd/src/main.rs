@@ -39,10 +39,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// What is logged unless `VSWITCH_LOG` says otherwise. netlink_proto warns of each message that nobody waits for.
+const LOG: &str = "info,netlink_proto=error";
+
 fn start_log() -> anyhow::Result<()> {
-    let filter = std::env::var("VSWITCH_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = std::env::var("VSWITCH_LOG").unwrap_or_else(|_| LOG.to_owned());
     let parsed = tracing_subscriber::EnvFilter::try_new(&filter);
-    let usable = parsed.as_ref().map_or_else(|_| "info".into(), Clone::clone);
+    let usable = parsed.as_ref().map_or_else(|_| LOG.into(), Clone::clone);
     tracing_subscriber::fmt().with_env_filter(usable).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     parsed.map(drop).with_context(|| format!("VSWITCH_LOG '{filter}' is no filter; allowed: as info or vswitchd=debug,warn"))
 }
