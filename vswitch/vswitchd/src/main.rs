@@ -46,12 +46,22 @@ fn start_log() -> anyhow::Result<()> {
     let filter = std::env::var("VSWITCH_LOG").unwrap_or_else(|_| LOG.to_owned());
     let parsed = tracing_subscriber::EnvFilter::try_new(&filter);
     let usable = parsed.as_ref().map_or_else(|_| LOG.into(), Clone::clone);
-    tracing_subscriber::fmt().with_env_filter(usable).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
-    parsed.map(drop).with_context(|| format!("VSWITCH_LOG '{filter}' is no filter; allowed: as info or vswitchd=debug,warn"))
+    tracing_subscriber::fmt()
+        .with_env_filter(usable)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    parsed.map(drop).with_context(|| {
+        format!("VSWITCH_LOG '{filter}' is no filter; allowed: as info or vswitchd=debug,warn")
+    })
 }
 
 fn run(settings: Settings) -> anyhow::Result<()> {
-    let group = settings.group.as_deref().map(socket::group_id).transpose()?;
+    let group = settings
+        .group
+        .as_deref()
+        .map(socket::group_id)
+        .transpose()?;
     socket::make_dir(&settings.state_dir, 0o700)?;
     socket::make_dir(&settings.run_dir, 0o755)?;
     let _lock = socket::lock(&settings.state_dir)?;
@@ -65,7 +75,11 @@ fn run(settings: Settings) -> anyhow::Result<()> {
         .build()
         .context("cannot start the control threads")?;
     let host: Box<dyn Host> = Box::new(host::LinuxHost);
-    runtime.block_on(serve(Manager::new(switch, host, store), listener, Access::new(socket.group)))?;
+    runtime.block_on(serve(
+        Manager::new(switch, host, store),
+        listener,
+        Access::new(socket.group),
+    ))?;
     info!("stopped");
     Ok(())
 }

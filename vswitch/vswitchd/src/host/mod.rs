@@ -16,7 +16,7 @@ use crate::backend::{Backend, Host, Open};
 pub(crate) struct LinuxHost;
 
 impl Host for LinuxHost {
-    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()> {
+    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<u32> {
         let Some(link) = read(uplink)? else {
             bail!("there is no interface '{uplink}'; allowed: an Ethernet interface of this host");
         };
@@ -28,7 +28,11 @@ impl Host for LinuxHost {
             link.master.is_none(),
             "interface '{uplink}' belongs to a bridge, bond or VRF; allowed: one without a master (ip link set {uplink} nomaster)"
         );
-        Ok(())
+        Ok(link.mtu)
+    }
+
+    fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()> {
+        links::set_mtu(uplink, mtu)
     }
 
     fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()> {
@@ -44,10 +48,12 @@ impl Host for LinuxHost {
             PortBackend::HostNic { interface } => tap::open_host_nic(what, interface),
             PortBackend::Tap { interface } => tap::open_tap(what, interface),
             PortBackend::Uplink { interface } => {
-                self.check_uplink(interface)?;
-                uplink::open(what, interface)
+                let mtu = self.check_uplink(interface)?;
+                uplink::open(what, interface, mtu)
             }
-            PortBackend::VhostUser { path, mode, queues } => vhost_user::open(what, path, *mode, *queues),
+            PortBackend::VhostUser { path, mode, queues } => {
+                vhost_user::open(what, path, *mode, *queues)
+            }
         }
     }
 
@@ -61,7 +67,12 @@ impl Host for LinuxHost {
 
     fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()> {
         if read(host_nic)?.is_some() {
-            let config = TapConfig { name: name(host_nic)?, queues: 1, persist: false, mac: None };
+            let config = TapConfig {
+                name: name(host_nic)?,
+                queues: 1,
+                persist: false,
+                mac: None,
+            };
             // Opened without persistence, it goes when it is closed.
             Tap::open(&config).with_context(|| format!("cannot delete '{host_nic}'"))?;
         }
@@ -76,5 +87,6 @@ fn name(interface: &IfName) -> anyhow::Result<hostif::IfName> {
 
 /// What the kernel says about an interface; `None` where there is none.
 fn read(interface: &IfName) -> anyhow::Result<Option<LinkInfo>> {
-    LinkInfo::read(&name(interface)?).with_context(|| format!("cannot ask for interface '{interface}'"))
+    LinkInfo::read(&name(interface)?)
+        .with_context(|| format!("cannot ask for interface '{interface}'"))
 }

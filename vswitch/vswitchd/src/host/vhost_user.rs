@@ -23,9 +23,17 @@ pub(super) fn open(
             VhostUserMode::Server => Mode::Server,
             VhostUserMode::Client => Mode::Client,
         },
-        offer: Offer { queue_pairs: queues.get(), mtu: what.mtu.get() },
+        offer: Offer {
+            queue_pairs: queues.get(),
+            mtu: what.mtu.get(),
+        },
     };
-    let mut port = VhostUserPort { running: None, config, port: what.port.clone(), link: what.link };
+    let mut port = VhostUserPort {
+        running: None,
+        config,
+        port: what.port.clone(),
+        link: what.link,
+    };
     port.start()?;
     Ok(Box::new(port))
 }
@@ -59,10 +67,16 @@ impl Backend for VhostUserPort {
             return (PortState::Down, None);
         };
         if status.running {
-            let mtu = status.guest_mtu.map_or(String::new(), |mtu| format!(", guest was told MTU {mtu}"));
+            let mtu = status
+                .guest_mtu
+                .map_or(String::new(), |mtu| format!(", guest was told MTU {mtu}"));
             return (PortState::Up, Some(format!("{} rings{mtu}", status.rings)));
         }
-        let state = if status.fault.is_some() { PortState::Fault } else { PortState::Waiting };
+        let state = if status.fault.is_some() {
+            PortState::Fault
+        } else {
+            PortState::Waiting
+        };
         let fault = status.fault.map(|fault| fault.to_string());
         (state, fault.or(status.last_error))
     }
@@ -71,7 +85,11 @@ impl Backend for VhostUserPort {
     /// a connected guest keeps what it was told, and the switch drops by name what is too long.
     fn set_mtu(&mut self, mtu: Mtu) -> anyhow::Result<()> {
         self.config.offer.mtu = mtu.get();
-        if self.running.as_ref().is_some_and(|running| !running.status().connected) {
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|running| !running.status().connected)
+        {
             self.running.take().map(VhostPort::stop);
             self.start()?;
         }
