@@ -54,7 +54,9 @@ impl Frame {
 
 /// Up to [`BURST`] frames from one port, and the spans of their bodies.
 pub struct Burst {
-    frames: ArrayVec<Frame, BURST>,
+    /// Always [`BURST`] places, of which the first `count` hold frames: a frame is filled in where it stays.
+    frames: Box<[Frame]>,
+    count: usize,
     spans: ArrayVec<Span, { BURST * MAX_SEGMENTS }>,
 }
 
@@ -67,36 +69,46 @@ impl Default for Burst {
 impl Burst {
     /// An empty burst.
     pub fn new() -> Self {
+        let blank = Frame {
+            head: [0; SNAPSHOT],
+            head_len: 0,
+            len: 0,
+            body_first: 0,
+            body_count: 0,
+            request: Request::default(),
+            refused: None,
+        };
         Burst {
-            frames: ArrayVec::new(),
+            frames: vec![blank; BURST].into(),
+            count: 0,
             spans: ArrayVec::new(),
         }
     }
 
     /// Forgets all frames.
     pub fn clear(&mut self) {
-        self.frames.clear();
+        self.count = 0;
         self.spans.clear();
     }
 
     /// Frames in the burst.
     pub fn len(&self) -> usize {
-        self.frames.len()
+        self.count
     }
 
     /// Whether there is no frame.
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.count == 0
     }
 
     /// Whether no further frame may be pushed.
     pub fn is_full(&self) -> bool {
-        self.frames.is_full()
+        self.count == BURST
     }
 
     /// The frames, in the order they were taken.
     pub fn frames(&self) -> &[Frame] {
-        &self.frames
+        self.frames.get(..self.count).unwrap_or(&[])
     }
 
     /// The spans of `frame`'s body: what follows its snapshot.
@@ -130,28 +142,19 @@ impl Burst {
         if let Some(reason) = refused {
             return self.push_refused(reason);
         }
-        if self.frames.is_full() {
+        let Some(frame) = self.frames.get_mut(self.count) else {
             return false;
-        }
+        };
         let head_len = (len as usize).min(SNAPSHOT);
-        let body_first = self.spans.len() as u16;
+        frame.head_len = head_len as u8;
+        frame.len = len;
+        frame.body_first = self.spans.len() as u16;
+        frame.body_count = body.len() as u16;
+        frame.request = request;
         // A burst has room for the most spans of every frame, so this cannot fail.
         let _ = self.spans.try_extend_from_slice(body);
-        self.frames.push(Frame {
-            head: [0; SNAPSHOT],
-            head_len: head_len as u8,
-            len,
-            body_first,
-            body_count: body.len() as u16,
-            request,
-            refused: None,
-        });
-        if let Some(frame) = self.frames.last_mut() {
-            let head = frame.head.get_mut(..head_len).unwrap_or(&mut []);
-            if let Err(reason) = read_head(head) {
-                frame.refused = Some(reason);
-            }
-        }
+        frame.refused = read_head(frame.head.get_mut(..head_len).unwrap_or(&mut [])).err();
+        self.count += 1;
         true
     }
 
@@ -188,21 +191,18 @@ impl Burst {
 
     /// The frame that was taken last, for the port to complete its request.
     pub fn last_mut(&mut self) -> Option<&mut Frame> {
-        self.frames.last_mut()
+        self.frames.get_mut(self.count.checked_sub(1)?)
     }
 
     /// Takes a frame that the port could not make sense of; it will be dropped for `reason`.
     pub fn push_refused(&mut self, reason: DropReason) -> bool {
-        self.frames
-            .try_push(Frame {
-                head: [0; SNAPSHOT],
-                head_len: 0,
-                len: 0,
-                body_first: 0,
-                body_count: 0,
-                request: Request::default(),
-                refused: Some(reason),
-            })
-            .is_ok()
+        let Some(frame) = self.frames.get_mut(self.count) else {
+            return false;
+        };
+        (frame.head_len, frame.len, frame.body_count) = (0, 0, 0);
+        frame.request = Request::default();
+        frame.refused = Some(reason);
+        self.count += 1;
+        true
     }
 }

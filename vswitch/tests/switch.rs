@@ -87,7 +87,7 @@ fn learns_floods_and_keeps_networks_apart() {
     let answer = frame(mac(1), mac(2), b"learned: to one port");
     at_b.send(&answer);
     assert_eq!(expect(&at_a), answer);
-    at_c.send(&frame(mac(3), mac(3), b"to itself: flooded, and learned"));
+    at_c.send(&frame(mac(9), mac(3), b"nobody knows the destination: flooded"));
     expect(&at_a);
     expect(&at_b);
 

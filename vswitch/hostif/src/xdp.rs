@@ -6,6 +6,7 @@
 //! hands every frame to the socket of its queue; when it is dropped or the process dies, the interface belongs to
 //! the kernel again.
 
+mod btf;
 mod program;
 mod queue;
 mod wire;
@@ -90,9 +91,10 @@ pub struct XdpMode {
     /// holds the sum of the pseudo header. A frame whose field equals that sum can be taken as unfinished: to finish it
     /// gives the right checksum, and gives the same one if it was finished already.
     pub unfinished_checksums: bool,
-    /// Received frames have their VLAN tags. If not, tags that the sender or the NIC keeps beside the frame are lost and
-    /// the frame looks untagged. They are kept once the NIC's tag stripping is off, which [`Xdp::open`] sees to. For a veth
-    /// pair it is the other end that must put tags into frames: `ethtool -K PEER txvlan off`.
+    /// Received frames have their VLAN tags. If not, a tag that the sender or the NIC keeps beside a frame is lost, and
+    /// the frame looks untagged. Tag stripping of the NIC is off, which suffices for most; for software peers, as the
+    /// other end of a veth pair, the program puts tags back, which needs Linux 6.8. Without that it is the other end
+    /// that must put tags into frames: `ethtool -K PEER txvlan off`.
     pub vlan_tags: bool,
 }
 
@@ -196,8 +198,14 @@ impl Xdp {
         let queues = rx_queues(name).map_err(|e| call_failed("ETHTOOL_GCHANNELS", name, e))?;
         check(config, queues, umem)?;
         let software = link.kind.is_some();
-        let multi_buffer = link.mtu > FRAME_ROOM - FRAME_OVERHEAD;
-        let program = Program::attach(config, link.index, queues, multi_buffer)?;
+        let needs_several = link.mtu > FRAME_ROOM - FRAME_OVERHEAD;
+        let wire = Wire::new(name, software);
+        let attach = |several| Program::attach(config, link.index, queues, several, !wire.vlan_tags);
+        let (program, multi_buffer) = match attach(needs_several) {
+            // The other end of a veth pair may have a larger MTU, and send frames of that length.
+            Err(XdpError::NoDriverSupport { .. }) if !needs_several => (attach(true)?, true),
+            attached => (attached?, needs_several),
+        };
         let mut socket = SocketConfig {
             interface: link.index,
             frames: config.frames_per_queue,
@@ -226,14 +234,13 @@ impl Xdp {
         }
         let promiscuous = hold_promiscuous(link.index)
             .map_err(|e| call_failed("PACKET_ADD_MEMBERSHIP", name, e.into()))?;
-        let wire = Wire::new(name, software);
         let mode = XdpMode {
             attach: program.mode,
             zero_copy: socket.zero_copy,
             multi_buffer,
             queues,
             unfinished_checksums: software || program.mode == AttachMode::Generic,
-            vlan_tags: wire.vlan_tags,
+            vlan_tags: wire.vlan_tags || program.tagging,
         };
         for socket in &sockets {
             let claimed = program.claim(socket.index(), socket.socket());

@@ -56,6 +56,7 @@ fn host() -> (Netns, Netns) {
         "-6 route add default via 2001:db8::1 dev va metric 512 pref high",
         "-6 route add 2001:db8:7::/48 via fe80::1 dev va table 1000",
         "-6 route add 2001:db8:1::/64 dev va",
+        "-6 route add 2001:db8:8::/48 via 2001:db8::1 dev va expires 5000",
     ] {
         host.run(&format!("ip {command}"));
     }
@@ -64,14 +65,11 @@ fn host() -> (Netns, Netns) {
 
 /// Addresses of `dev` and all routes of users and daemons, as text without anything that time changes.
 fn snapshot(netns: &Netns, dev: &str) -> (Vec<String>, Vec<String>) {
-    let clean = |l: &str| match l.strip_prefix("valid_lft ") {
-        // Seconds, give or take some.
-        Some(times) => times
-            .split(' ')
-            .map(|t| t.trim_end_matches("sec"))
-            .map(tens)
-            .collect(),
-        None => l.replace(&format!(" {dev}"), " IF").replace(" nodad", ""),
+    let address = |pair: &[&str]| {
+        let named = pair[0]
+            .replace(&format!(" {dev}"), " IF")
+            .replace(" nodad", "");
+        timeless(&format!("{named} {}", pair[1]))
     };
     let addresses = netns.run(&format!("ip addr show dev {dev}"));
     let lines = addresses.lines().map(str::trim);
@@ -79,26 +77,31 @@ fn snapshot(netns: &Netns, dev: &str) -> (Vec<String>, Vec<String>) {
         .filter(|l| l.starts_with("inet") || l.starts_with("valid_lft"))
         .collect();
     let pairs = lines.chunks(2).filter(|pair| !pair[0].contains("fe80"));
-    let addresses = pairs
-        .map(|pair| format!("{} {}", clean(pair[0]), clean(pair[1])))
-        .collect();
+    let addresses = pairs.map(address).collect();
     let routes = netns.run("ip route show table all").replace("\n\t", " ");
     let made = routes.lines().filter(|l| !l.contains("proto kernel"));
-    let mut routes: Vec<String> = made.map(|l| l.trim().to_owned()).collect();
+    let mut routes: Vec<String> = made.map(timeless).collect();
     routes.sort();
     (addresses, routes)
 }
 
-fn tens(text: &str) -> String {
-    text.parse::<u32>()
-        .map_or_else(|_| format!("{text} "), |n| format!("{} ", (n + 50) / 100))
+/// Seconds are given or taken some hundred.
+fn timeless(line: &str) -> String {
+    let word = |word: &str| match word.strip_suffix("sec").map(str::parse::<u32>) {
+        Some(Ok(seconds)) => format!("{}00sec", (seconds + 50) / 100),
+        _ => word.to_owned(),
+    };
+    line.split_whitespace()
+        .map(word)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[test]
 fn addresses_and_routes_move_and_come_back() {
     let (host, _lan) = host();
     let before = snapshot(&host, "va");
-    assert_eq!((before.0.len(), before.1.len()), (6, 12), "{before:#?}");
+    assert_eq!((before.0.len(), before.1.len()), (6, 13), "{before:#?}");
     let other = |routes: &[String]| {
         routes
             .iter()
@@ -108,7 +111,7 @@ fn addresses_and_routes_move_and_come_back() {
     run(&host, async || {
         let (links, _events) = Links::connect().unwrap();
         let moved = links.take_over(&name("va"), &name("vh")).await.unwrap();
-        assert_eq!((moved.addresses.len(), moved.routes.len()), (6, 10));
+        assert_eq!((moved.addresses.len(), moved.routes.len()), (6, 11));
         let (addresses, routes) = snapshot(&host, "vh");
         assert_eq!(addresses, before.0);
         assert_eq!(routes, other(&before.1));

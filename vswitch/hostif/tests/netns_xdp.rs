@@ -17,6 +17,8 @@ use std::sync::Arc;
 use common::{Netns, wait_for};
 use guestmem::Memory;
 use hostif::info::LinkInfo;
+use hostif::iov::Iov;
+use hostif::tap::{Tap, TapConfig};
 use hostif::xdp::{
     AttachMode, Descriptor, FRAME_SIZE, Unclaimed, Xdp, XdpConfig, XdpError, XdpMode, XdpQueue,
     umem_len,
@@ -411,4 +413,113 @@ fn generic_mode_is_taken_only_when_it_is_allowed() {
         assert_eq!(xdp.mode().attach, AttachMode::Generic);
         assert!(xdp.mode().unfinished_checksums && !xdp.mode().zero_copy);
     });
+}
+
+#[test]
+fn frames_that_no_socket_takes_pass_or_drop() {
+    for (unclaimed, passes) in [(Unclaimed::Pass, true), (Unclaimed::Drop, false)] {
+        let (left, right) = Netns::pair(1, 1500);
+        left.run("ip addr add 10.9.0.1/24 dev va");
+        right.run("ip addr add 10.9.0.2/24 dev vb");
+        right.run("ip neigh add 10.9.0.1 lladdr 02:00:00:00:00:0a dev vb");
+        let umem = Arc::new(Memory::anonymous(umem_len(1, FRAMES)).unwrap());
+        let config = XdpConfig {
+            unclaimed,
+            ..config("va")
+        };
+        let (_xdp, queues) = left.enter(|| Xdp::open(&config, &umem).unwrap());
+        drop(queues);
+        let a = left.enter(|| UdpSocket::bind("10.9.0.1:1").unwrap());
+        let b = right.enter(|| UdpSocket::bind("10.9.0.2:1").unwrap());
+        b.send_to(b"hello", "10.9.0.1:1").unwrap();
+        a.set_read_timeout(Some(std::time::Duration::from_millis(500)))
+            .unwrap();
+        assert_eq!(a.recv(&mut [0; 8]).is_ok(), passes, "{unclaimed:?}");
+    }
+}
+
+#[test]
+fn frames_in_pieces_are_received_whole() {
+    let (left, right) = Netns::pair(1, 9000);
+    right.run("ip addr add 10.9.0.2/24 dev vb");
+    right.run("ip neigh add 10.9.0.1 lladdr 02:00:00:00:00:0a dev vb");
+    let mut uplink = left.enter(|| Uplink::open("va", 1));
+    let socket = right.enter(|| UdpSocket::bind("10.9.0.2:2000").unwrap());
+    for _ in 0..3 {
+        socket.send_to(&payload(8972, 1), "10.9.0.1:1000").unwrap();
+    }
+    let queue = &mut uplink.queues[0];
+    let more = |pieces: &[Descriptor]| pieces.iter().map(Descriptor::more).collect::<Vec<_>>();
+    let mut pieces = [Descriptor::default(); 5];
+    wait_for("frame", || (queue.receive(&mut pieces) == 3).then_some(()));
+    assert_eq!(
+        more(&pieces[..3]),
+        [true, true, false],
+        "the pieces of the second frame are left"
+    );
+    assert_eq!(pieces[..3].iter().map(|p| p.len).sum::<u32>(), 9014);
+    let mut few = [Descriptor::default(); 2];
+    wait_for("frame", || (queue.receive(&mut few) == 2).then_some(()));
+    assert_eq!(more(&few), [true, true]);
+    assert_eq!(
+        queue.receive(&mut few),
+        1,
+        "the end of the second frame, nothing of the third"
+    );
+    assert_eq!(more(&few[..1]), [false]);
+    wait_for("frame", || (queue.receive(&mut pieces) == 3).then_some(()));
+    assert_eq!(queue.receive(&mut pieces), 0);
+}
+
+/// A frame with a tag that enters by a TAP device and leaves by a bridge has its tag beside it on the veth pair.
+#[test]
+fn a_tag_beside_a_frame_is_put_back() {
+    for mtu in [1500, 9000] {
+        let (left, right) = Netns::pair(1, mtu);
+        let (_tap, queues) = right.enter(|| {
+            let config = TapConfig {
+                name: "t0".parse().unwrap(),
+                queues: 1,
+                persist: false,
+                mac: None,
+            };
+            let (tap, queues) = Tap::open(&config).unwrap();
+            tap.set_mtu(mtu).unwrap();
+            tap.set_up(true).unwrap();
+            (tap, queues)
+        });
+        right.run("ip link add name sw0 type bridge");
+        right.run("ip link set t0 master sw0");
+        right.run("ip link set vb master sw0");
+        right.run("ip link set sw0 up");
+        let mut uplink = left.enter(|| Uplink::open("va", 1));
+        assert!(uplink.mode.vlan_tags, "needs Linux 6.8");
+        for tag in [
+            None,
+            Some([0x81, 0, 0, 7]),
+            Some([0x81, 0, 0xef, 0xfe]),
+            Some([0x88, 0xa8, 0x20, 0x64]),
+        ] {
+            let data = payload(mtu as usize - 28, 5);
+            let frame = common::udp_frame(A, B, ([10, 9, 0, 2], [10, 9, 0, 1]), (1, 2), &data);
+            let frame = [
+                &frame[..12],
+                tag.as_ref().map_or(&[][..], |t| &t[..]),
+                &frame[12..],
+            ]
+            .concat();
+            // The bridge forwards only after it has learned that its port is up.
+            let got = wait_for("frame", || {
+                queues[0]
+                    .write_vectored(&[Iov::bytes(&[0; 12]), Iov::bytes(&frame)])
+                    .unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                std::iter::from_fn(|| uplink.receive())
+                    .map(|(_, f)| f)
+                    .find(|f| f.len() > 1000)
+            });
+            assert!(got == frame, "mtu {mtu} tag {tag:?}: {:x?}", &got[..20]);
+            while uplink.receive().is_some() {}
+        }
+    }
 }

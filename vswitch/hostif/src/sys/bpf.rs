@@ -16,6 +16,8 @@ const BPF_XDP: u32 = 37;
 
 /// The program can take frames in several pieces (Linux 5.18).
 pub(crate) const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
+/// The program may call functions of the driver of the interface that it is loaded for (Linux 6.3).
+pub(crate) const BPF_F_XDP_DEV_BOUND_ONLY: u32 = 1 << 6;
 /// Run the program after the kernel has made its own buffer of the frame (linux/if_link.h).
 pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Run the program in the driver (linux/if_link.h).
@@ -129,8 +131,12 @@ pub(crate) fn set_xskmap_entry(
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attributes) }.map(|_| ())
 }
 
-/// Loads an XDP program.
-pub(crate) fn load_xdp(instructions: &[Instruction], flags: u32) -> Result<OwnedFd> {
+/// Loads an XDP program; with [`BPF_F_XDP_DEV_BOUND_ONLY`] for `interface` alone, else that is 0.
+pub(crate) fn load_xdp(
+    instructions: &[Instruction],
+    flags: u32,
+    interface: u32,
+) -> Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let attributes = ProgLoad {
         prog_type: BPF_PROG_TYPE_XDP,
@@ -143,7 +149,7 @@ pub(crate) fn load_xdp(instructions: &[Instruction], flags: u32) -> Result<Owned
         kern_version: 0,
         prog_flags: flags,
         prog_name: *b"vswitch_uplink\0\0",
-        prog_ifindex: 0,
+        prog_ifindex: interface,
         expected_attach_type: BPF_XDP,
     };
     // SAFETY: BPF_PROG_LOAD takes these fields; `insns` is `insn_cnt` instructions, `license` a C string, both live;

@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use super::message::{Code, HEADER_LEN, Header, MAX_BODY, MAX_TABLE, Message, MessageError, flags};
@@ -52,6 +52,20 @@ pub struct Reply {
     pub fd: Option<OwnedFd>,
 }
 
+/// Descriptors that are watched while waiting for the peer, each under a name.
+pub type Watched<'a, T> = Vec<(T, BorrowedFd<'a>)>;
+
+/// What is done about a watched descriptor that became readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The waiting goes on.
+    Wait,
+    /// The waiting goes on without this descriptor.
+    Forget,
+    /// The waiting ends.
+    Stop,
+}
+
 /// A socket that a front-end is connected to.
 pub struct Connection {
     stream: UnixStream,
@@ -60,32 +74,45 @@ pub struct Connection {
 impl Connection {
     /// Takes a connected socket, and makes it not block.
     pub fn new(stream: UnixStream) -> Result<Connection, ConnectionError> {
-        stream.set_nonblocking(true).map_err(ConnectionError::Socket)?;
+        stream
+            .set_nonblocking(true)
+            .map_err(ConnectionError::Socket)?;
         Ok(Connection { stream })
     }
 
-    /// Waits for `flags` on the socket. `interrupt` is called for each of `others` that is readable, with its index;
-    /// the wait goes on while it says true.
-    fn wait(
+    /// Waits for `flags` on the socket. `ready` is called for each of `watched` that is readable.
+    fn wait<T: Copy>(
         &self,
         flags: PollFlags,
-        others: &[BorrowedFd<'_>],
-        interrupt: &mut dyn FnMut(usize) -> bool,
+        watched: &mut Watched<'_, T>,
+        ready: &mut impl FnMut(T) -> Next,
     ) -> Result<(), ConnectionError> {
         loop {
             let mut fds = vec![PollFd::new(&self.stream, flags)];
-            fds.extend(others.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+            fds.extend(watched.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)));
             match poll(&mut fds, None) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
-            let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-            let socket = ready.next().unwrap_or(false);
-            for (index, ready) in ready.enumerate() {
-                if ready && !interrupt(index) {
-                    return Err(ConnectionError::Interrupted);
-                }
+            let mut fired = fds
+                .iter()
+                .map(|fd| !fd.revents().is_empty())
+                .collect::<Vec<_>>()
+                .into_iter();
+            let socket = fired.next().unwrap_or(false);
+            let mut stop = false;
+            watched.retain(|(name, _)| {
+                let next = if fired.next().unwrap_or(false) {
+                    ready(*name)
+                } else {
+                    Next::Wait
+                };
+                stop |= next == Next::Stop;
+                next != Next::Forget
+            });
+            if stop {
+                return Err(ConnectionError::Interrupted);
             }
             if socket {
                 return Ok(());
@@ -93,12 +120,11 @@ impl Connection {
         }
     }
 
-    /// Receives the next message. While it waits, `interrupt` is called for each of `others` that becomes readable; if
-    /// it says false, the waiting ends.
-    pub fn receive(
+    /// Receives the next message. While it waits, `ready` is called for each of `watched` that is readable.
+    pub fn receive<T: Copy>(
         &self,
-        others: &[BorrowedFd<'_>],
-        interrupt: &mut dyn FnMut(usize) -> bool,
+        mut watched: Watched<'_, T>,
+        mut ready: impl FnMut(T) -> Next,
     ) -> Result<(Header, Message), ConnectionError> {
         let mut fds = Vec::new();
         let mut header = [0; HEADER_LEN];
@@ -106,7 +132,7 @@ impl Connection {
         let mut read = |to: &mut [u8], at_start: bool| {
             let mut done = 0;
             while let Some(rest) = to.get_mut(done..).filter(|rest| !rest.is_empty()) {
-                self.wait(PollFlags::IN, others, interrupt)?;
+                self.wait(PollFlags::IN, &mut watched, &mut ready)?;
                 match self.read_some(rest, &mut fds)? {
                     None => {}
                     Some(0) if at_start && done == 0 => return Err(ConnectionError::Closed),
@@ -124,11 +150,20 @@ impl Connection {
     }
 
     /// Reads what is there, and adds the descriptors to `fds`. `None` if nothing is there, 0 at the end.
-    fn read_some(&self, to: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Option<usize>, ConnectionError> {
+    fn read_some(
+        &self,
+        to: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Option<usize>, ConnectionError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TABLE))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let result = match recvmsg(&self.stream, &mut [IoSliceMut::new(to)], &mut ancillary, flags) {
+        let result = match recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(to)],
+            &mut ancillary,
+            flags,
+        ) {
             Ok(result) => result,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Err(Errno::CONNRESET) => return Ok(Some(0)),
@@ -146,24 +181,32 @@ impl Connection {
         Ok(Some(result.bytes))
     }
 
-    /// Sends the reply to request `code`.
-    pub fn reply(
+    /// Sends the reply to request `code`. Waits as [`Connection::receive`] does.
+    pub fn reply<T: Copy>(
         &self,
         code: Code,
         reply: &Reply,
-        others: &[BorrowedFd<'_>],
-        interrupt: &mut dyn FnMut(usize) -> bool,
+        mut watched: Watched<'_, T>,
+        mut ready: impl FnMut(T) -> Next,
     ) -> Result<(), ConnectionError> {
         let mut bytes = Vec::with_capacity(HEADER_LEN + reply.body.len());
-        for field in [code as u32, flags::VERSION | flags::REPLY, reply.body.len() as u32] {
+        for field in [
+            code as u32,
+            flags::VERSION | flags::REPLY,
+            reply.body.len() as u32,
+        ] {
             bytes.extend(field.to_ne_bytes());
         }
         bytes.extend(&reply.body);
         let mut fd = reply.fd.as_ref().map(|fd| [fd.as_fd()]);
         let mut left = bytes.as_slice();
         while !left.is_empty() {
-            self.wait(PollFlags::OUT, others, interrupt)?;
-            match send_some(&self.stream, left, fd.as_ref().map_or(&[], |fd| fd.as_slice())) {
+            self.wait(PollFlags::OUT, &mut watched, &mut ready)?;
+            match send_some(
+                &self.stream,
+                left,
+                fd.as_ref().map_or(&[], |fd| fd.as_slice()),
+            ) {
                 Ok(sent) => {
                     left = left.get(sent..).unwrap_or(&[]);
                     // It goes with the first byte.
@@ -178,11 +221,20 @@ impl Connection {
 }
 
 /// Sends what the socket takes of `bytes`, and `fds` with the first of them.
-pub(super) fn send_some(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+pub(super) fn send_some(
+    stream: &UnixStream,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TABLE))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::INVAL);
     }
-    sendmsg(stream, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
+    sendmsg(
+        stream,
+        &[std::io::IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
 }

@@ -29,7 +29,9 @@ const ALIGN: u64 = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum InflightError {
     /// The description does not fit the port.
-    #[error("in-flight region for {queues} queues of {size} descriptors; 1 to {max_queues} queues of 1 to 32768 are allowed")]
+    #[error(
+        "in-flight region for {queues} queues of {size} descriptors; 1 to {max_queues} queues of 1 to 32768 are allowed"
+    )]
     Shape {
         /// Queues in the description.
         queues: u16,
@@ -81,15 +83,31 @@ impl Inflight {
             ftruncate(&fd, len)?;
             Ok(fd)
         };
-        let fd = create().map_err(|error: rustix::io::Errno| InflightError::Create(error.into()))?;
-        Ok((InflightDesc { mmap_size: len, mmap_offset: 0, ..*asked }, fd))
+        let fd =
+            create().map_err(|error: rustix::io::Errno| InflightError::Create(error.into()))?;
+        Ok((
+            InflightDesc {
+                mmap_size: len,
+                mmap_offset: 0,
+                ..*asked
+            },
+            fd,
+        ))
     }
 
     /// Maps a region that the front-end passed.
-    pub fn map(given: &InflightDesc, fd: OwnedFd, packed: bool, max_queues: u16) -> Result<Inflight, InflightError> {
+    pub fn map(
+        given: &InflightDesc,
+        fd: OwnedFd,
+        packed: bool,
+        max_queues: u16,
+    ) -> Result<Inflight, InflightError> {
         let needed = check(given, max_queues)?(packed);
         if given.mmap_size < needed {
-            return Err(InflightError::Short { size: given.mmap_size, needed });
+            return Err(InflightError::Short {
+                size: given.mmap_size,
+                needed,
+            });
         }
         let memory = Memory::map(vec![RegionSpec {
             guest_addr: 0,
@@ -111,7 +129,10 @@ impl Inflight {
         if index >= self.queues || size > self.queue_size {
             return fault("size of the queue for its in-flight region", size);
         }
-        match self.memory.window(self.queue_len * u64::from(index), self.queue_len as usize) {
+        match self
+            .memory
+            .window(self.queue_len * u64::from(index), self.queue_len as usize)
+        {
             Some(window) => Ok(PackedPlace { window }),
             None => fault("in-flight region of queue", index),
         }
@@ -122,7 +143,11 @@ impl Inflight {
 fn check(desc: &InflightDesc, max_queues: u16) -> Result<impl Fn(bool) -> u64, InflightError> {
     let (queues, size) = (desc.num_queues, desc.queue_size);
     if queues == 0 || queues > max_queues || size == 0 || size > 32_768 {
-        return Err(InflightError::Shape { queues, size, max_queues });
+        return Err(InflightError::Shape {
+            queues,
+            size,
+            max_queues,
+        });
     }
     Ok(move |packed| queue_len(size, packed) * u64::from(queues))
 }
@@ -141,22 +166,40 @@ impl PackedPlace {
         size: u16,
         used: impl FnOnce(u16) -> Result<bool, PortFault>,
     ) -> Result<Place, PortFault> {
-        let version = self.window.load_u16(VERSION, Ordering::Acquire).map_err(lost)?;
+        let version = self
+            .window
+            .load_u16(VERSION, Ordering::Acquire)
+            .map_err(lost)?;
         let place = match version {
             0 => base,
             1 => {
-                let record = self.window.load_u64(PLACE, Ordering::Acquire).map_err(lost)?;
-                let new = Place { index: record as u16, wrap: record >> 32 & 1 != 0 };
-                let old = Place { index: (record >> 16) as u16, wrap: record >> 40 & 1 != 0 };
+                let record = self
+                    .window
+                    .load_u64(PLACE, Ordering::Acquire)
+                    .map_err(lost)?;
+                let new = Place {
+                    index: record as u16,
+                    wrap: record >> 32 & 1 != 0,
+                };
+                let old = Place {
+                    index: (record >> 16) as u16,
+                    wrap: record >> 40 & 1 != 0,
+                };
                 if new.index >= size || old.index >= size {
                     return fault("place in the in-flight region", record);
                 }
-                if new == old || used(old.index)? == old.wrap { new } else { old }
+                if new == old || used(old.index)? == old.wrap {
+                    new
+                } else {
+                    old
+                }
             }
             _ => return fault("version of the in-flight region", version),
         };
         self.store(place, place)?;
-        self.window.store_u16(VERSION, 1, Ordering::Release).map_err(lost)?;
+        self.window
+            .store_u16(VERSION, 1, Ordering::Release)
+            .map_err(lost)?;
         Ok(place)
     }
 
@@ -172,7 +215,9 @@ impl PackedPlace {
 
     /// The queue was stopped in order, and the front-end knows the place: there is nothing to record.
     pub(super) fn forget(&self) -> Result<(), PortFault> {
-        self.window.store_u16(VERSION, 0, Ordering::Release).map_err(lost)
+        self.window
+            .store_u16(VERSION, 0, Ordering::Release)
+            .map_err(lost)
     }
 
     fn store(&self, new: Place, old: Place) -> Result<(), PortFault> {
@@ -180,6 +225,8 @@ impl PackedPlace {
             | u64::from(old.index) << 16
             | u64::from(new.wrap) << 32
             | u64::from(old.wrap) << 40;
-        self.window.store_u64(PLACE, record, Ordering::Release).map_err(lost)
+        self.window
+            .store_u64(PLACE, record, Ordering::Release)
+            .map_err(lost)
     }
 }

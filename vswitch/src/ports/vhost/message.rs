@@ -159,7 +159,10 @@ impl InflightDesc {
 
 /// A message, its body checked.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the names are those of the specification, VHOST_USER_ left out")]
+#[expect(
+    missing_docs,
+    reason = "the names are those of the specification, VHOST_USER_ left out"
+)]
 pub enum Message {
     GetFeatures,
     SetFeatures(u64),
@@ -239,7 +242,11 @@ impl Header {
         if size > MAX_BODY {
             return Err(MessageError::Size { code, size });
         }
-        Ok(Header { code, need_reply: flags & flags::NEED_REPLY != 0, size })
+        Ok(Header {
+            code,
+            need_reply: flags & flags::NEED_REPLY != 0,
+            size,
+        })
     }
 }
 
@@ -283,10 +290,11 @@ impl Message {
         use Code::*;
         let code = header.code;
         let size_fits = match code {
-            GetFeatures | SetOwner | ResetOwner | GetProtocolFeatures | GetQueueNum | ResetDevice | GetMaxMemSlots
-            | GetStatus => body.is_empty(),
-            SetFeatures | SetVringKick | SetVringCall | SetVringErr | SetProtocolFeatures | SendRarp | NetSetMtu
-            | SetStatus | SetVringNum | SetVringBase | GetVringBase | SetVringEnable => body.len() == 8,
+            GetFeatures | SetOwner | ResetOwner | GetProtocolFeatures | GetQueueNum
+            | ResetDevice | GetMaxMemSlots | GetStatus => body.is_empty(),
+            SetFeatures | SetVringKick | SetVringCall | SetVringErr | SetProtocolFeatures
+            | SendRarp | NetSetMtu | SetStatus | SetVringNum | SetVringBase | GetVringBase
+            | SetVringEnable => body.len() == 8,
             SetLogBase => body.len() == 16,
             SetVringAddr | AddMemReg | RemMemReg => body.len() == 40,
             // The structure is 20 bytes, and 24 where the compiler pads it.
@@ -294,9 +302,16 @@ impl Message {
             SetMemTable => body.len() >= 8,
         };
         if !size_fits || body.len() != header.size {
-            return Err(MessageError::Size { code, size: body.len() });
+            return Err(MessageError::Size {
+                code,
+                size: body.len(),
+            });
         }
-        let parser = Parser { code, body: Reader(body), fds };
+        let parser = Parser {
+            code,
+            body: Reader(body),
+            fds,
+        };
         match code {
             SetMemTable => parser.mem_table(),
             SetLogBase | SetInflightFd | AddMemReg => parser.with_fd(),
@@ -304,14 +319,21 @@ impl Message {
             // A descriptor may come with the region that goes; it is not needed.
             RemMemReg => parser.without_fds(),
             _ if parser.fds.is_empty() => parser.without_fds(),
-            _ => Err(MessageError::Fds { code, fds: parser.fds.len() }),
+            _ => Err(MessageError::Fds {
+                code,
+                fds: parser.fds.len(),
+            }),
         }
     }
 }
 
 impl Parser<'_> {
     fn value_error(&self, what: &'static str, value: impl Into<u64>) -> MessageError {
-        MessageError::Value { code: self.code, what, value: value.into() }
+        MessageError::Value {
+            code: self.code,
+            what,
+            value: value.into(),
+        }
     }
 
     fn vring_state(&mut self) -> Result<VringState, MessageError> {
@@ -330,13 +352,27 @@ impl Parser<'_> {
     }
 
     fn region(&mut self, fd: OwnedFd) -> RegionSpec {
-        let RegionKey { guest_addr, user_addr, len } = self.region_key();
-        RegionSpec { guest_addr, user_addr, len, fd, fd_offset: self.body.u64() }
+        let RegionKey {
+            guest_addr,
+            user_addr,
+            len,
+        } = self.region_key();
+        RegionSpec {
+            guest_addr,
+            user_addr,
+            len,
+            fd,
+            fd_offset: self.body.u64(),
+        }
     }
 
     fn region_key(&mut self) -> RegionKey {
         let (guest_addr, len, user_addr) = (self.body.u64(), self.body.u64(), self.body.u64());
-        RegionKey { guest_addr, user_addr, len }
+        RegionKey {
+            guest_addr,
+            user_addr,
+            len,
+        }
     }
 
     fn without_fds(mut self) -> Result<Message, MessageError> {
@@ -381,17 +417,29 @@ impl Parser<'_> {
             return Err(self.value_error("flags", flags));
         }
         let (table, used, avail) = (self.body.u64(), self.body.u64(), self.body.u64());
-        Ok(Message::SetVringAddr(VringAddr { index, table, used, avail }))
+        Ok(Message::SetVringAddr(VringAddr {
+            index,
+            table,
+            used,
+            avail,
+        }))
     }
 
     /// A message with exactly one descriptor.
     fn with_fd(mut self) -> Result<Message, MessageError> {
         let fds = self.fds.len();
         let (Some(fd), 1) = (self.fds.pop(), fds) else {
-            return Err(MessageError::Fds { code: self.code, fds });
+            return Err(MessageError::Fds {
+                code: self.code,
+                fds,
+            });
         };
         Ok(match self.code {
-            Code::SetLogBase => Message::SetLogBase { size: self.body.u64(), offset: self.body.u64(), fd },
+            Code::SetLogBase => Message::SetLogBase {
+                size: self.body.u64(),
+                offset: self.body.u64(),
+                fd,
+            },
             Code::SetInflightFd => Message::SetInflightFd(self.inflight(), fd),
             _ => {
                 self.body.u64();
@@ -409,9 +457,15 @@ impl Parser<'_> {
         }
         let expected = usize::from(value & NO_FD == 0);
         if self.fds.len() != expected {
-            return Err(MessageError::Fds { code: self.code, fds: self.fds.len() });
+            return Err(MessageError::Fds {
+                code: self.code,
+                fds: self.fds.len(),
+            });
         }
-        let vring = VringFd { index: (value & 0xff) as u16, fd: self.fds.pop() };
+        let vring = VringFd {
+            index: (value & 0xff) as u16,
+            fd: self.fds.pop(),
+        };
         Ok(match self.code {
             Code::SetVringKick => Message::SetVringKick(vring),
             Code::SetVringCall => Message::SetVringCall(vring),
@@ -427,13 +481,21 @@ impl Parser<'_> {
             return Err(self.value_error("number of regions", count));
         }
         if size != 8 + REGION_LEN * count as usize {
-            return Err(MessageError::Size { code: self.code, size });
+            return Err(MessageError::Size {
+                code: self.code,
+                size,
+            });
         }
         if self.fds.len() != count as usize {
-            return Err(MessageError::Fds { code: self.code, fds: self.fds.len() });
+            return Err(MessageError::Fds {
+                code: self.code,
+                fds: self.fds.len(),
+            });
         }
         let fds = std::mem::take(&mut self.fds);
-        Ok(Message::SetMemTable(fds.into_iter().map(|fd| self.region(fd)).collect()))
+        Ok(Message::SetMemTable(
+            fds.into_iter().map(|fd| self.region(fd)).collect(),
+        ))
     }
 }
 

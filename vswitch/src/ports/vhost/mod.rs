@@ -26,6 +26,10 @@ pub mod split;
 pub mod tx;
 mod vring;
 
+#[cfg(any(test, feature = "test-support"))]
+pub mod driver;
+#[cfg(test)]
+mod tests;
 
 /// Feature bits (virtio 1.2 sections 5.1.3 and 6; vhost-user specification, "Feature bits").
 pub mod feature {

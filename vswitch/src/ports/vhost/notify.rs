@@ -50,7 +50,10 @@ mod tests {
     use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
     fn readable(fd: &OwnedFd) -> bool {
-        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let zero = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&zero)).unwrap() == 1
     }
 

@@ -10,7 +10,8 @@ use guestmem::Window;
 
 use super::inflight::PackedPlace;
 use super::ring::{
-    Buffer, DESC_LEN, Desc, INDIRECT, Mark, NEXT, Negotiated, Piece, Ring, Table, fault, lost, need_event,
+    Buffer, DESC_LEN, Desc, INDIRECT, Mark, NEXT, Negotiated, Piece, Ring, Table, fault, lost,
+    need_event,
 };
 use crate::port::PortFault;
 
@@ -49,7 +50,10 @@ pub struct Place {
 impl Place {
     /// From the form with the wrap counter in bit 15.
     pub const fn from_bits(bits: u16) -> Place {
-        Place { index: bits & 0x7fff, wrap: bits >> 15 != 0 }
+        Place {
+            index: bits & 0x7fff,
+            wrap: bits >> 15 != 0,
+        }
     }
 
     /// The form with the wrap counter in bit 15.
@@ -62,9 +66,15 @@ impl Place {
     pub const fn advance(self, slots: u16, size: u16) -> Place {
         let index = self.index as u32 + slots as u32;
         if index >= size as u32 {
-            Place { index: (index - size as u32) as u16, wrap: !self.wrap }
+            Place {
+                index: (index - size as u32) as u16,
+                wrap: !self.wrap,
+            }
         } else {
-            Place { index: index as u16, wrap: self.wrap }
+            Place {
+                index: index as u16,
+                wrap: self.wrap,
+            }
         }
     }
 
@@ -118,7 +128,10 @@ impl PackedRing {
         }
         if let Some(inflight) = &inflight {
             place = inflight.resume(place, size, |index| {
-                let flags = parts.table.load_u16(usize::from(index) * DESC_LEN + 14, Ordering::Acquire).map_err(lost)?;
+                let flags = parts
+                    .table
+                    .load_u16(usize::from(index) * DESC_LEN + 14, Ordering::Acquire)
+                    .map_err(lost)?;
                 Ok(flags & USED != 0)
             })?;
         }
@@ -138,7 +151,10 @@ impl PackedRing {
 
     fn store_event(&self, place: Place, flags: u16) -> Result<(), PortFault> {
         let value = u32::from(place.to_bits()) | u32::from(flags) << 16;
-        self.parts.device_event.store_u32(0, value, Ordering::Relaxed).map_err(lost)
+        self.parts
+            .device_event
+            .store_u32(0, value, Ordering::Relaxed)
+            .map_err(lost)
     }
 
     /// The rest of a chain whose first descriptor is more than a plain buffer.
@@ -168,7 +184,10 @@ impl PackedRing {
             }
             // The id of a chain is in its last descriptor.
             if flags & NEXT == 0 {
-                return Ok(Buffer { id: desc.packed_id(), slots });
+                return Ok(Buffer {
+                    id: desc.packed_id(),
+                    slots,
+                });
             }
             slots += 1;
             if slots > self.size {
@@ -183,13 +202,21 @@ impl PackedRing {
     /// Descriptors that the driver cannot know to be free.
     #[inline]
     fn taken(&self) -> u32 {
-        let lap = if self.next_avail.wrap == self.published.wrap { 0 } else { u32::from(self.size) };
+        let lap = if self.next_avail.wrap == self.published.wrap {
+            0
+        } else {
+            u32::from(self.size)
+        };
         (lap + u32::from(self.next_avail.index)).saturating_sub(self.published.index.into())
     }
 
     /// The used index seen from the start of the lap that `place` is in, for comparing two of them.
     fn event_index(&self, place: Place) -> u16 {
-        if place.wrap == self.next_used.wrap { place.index } else { place.index.wrapping_sub(self.size) }
+        if place.wrap == self.next_used.wrap {
+            place.index
+        } else {
+            place.index.wrapping_sub(self.size)
+        }
     }
 }
 
@@ -206,12 +233,18 @@ impl Ring for PackedRing {
         }
         let buffer = if flags & (NEXT | INDIRECT) == 0 {
             each(Piece::new(&desc, flags))?;
-            Buffer { id: desc.packed_id(), slots: 1 }
+            Buffer {
+                id: desc.packed_id(),
+                slots: 1,
+            }
         } else {
             self.walk(desc, &mut each)?
         };
         if self.taken() + u32::from(buffer.slots) > self.size.into() {
-            return fault("number of descriptors made available", self.taken() + u32::from(buffer.slots));
+            return fault(
+                "number of descriptors made available",
+                self.taken() + u32::from(buffer.slots),
+            );
         }
         self.next_avail = self.next_avail.advance(buffer.slots, self.size);
         Ok(Some(buffer))
@@ -228,7 +261,10 @@ impl Ring for PackedRing {
     #[inline]
     fn ahead(&self) -> Option<u64> {
         let index = self.next_avail.advance(2.min(self.size), self.size).index;
-        self.parts.table.load_u64(usize::from(index) * DESC_LEN, Ordering::Relaxed).ok()
+        self.parts
+            .table
+            .load_u64(usize::from(index) * DESC_LEN, Ordering::Relaxed)
+            .ok()
     }
 
     #[inline]
@@ -244,27 +280,39 @@ impl Ring for PackedRing {
             self.first = Some(u64::from(buffer.id) << 32 | first << 48);
         } else {
             let at = usize::from(place.index) * DESC_LEN + 8;
-            self.parts.table.store_u64(at, word, Ordering::Release).map_err(lost)?;
+            self.parts
+                .table
+                .store_u64(at, word, Ordering::Release)
+                .map_err(lost)?;
         }
         self.next_used = place.advance(buffer.slots, self.size);
         Ok(())
     }
 
     fn publish(&mut self) -> Result<bool, PortFault> {
-        let Some(word) = self.first.take() else { return Ok(false) };
+        let Some(word) = self.first.take() else {
+            return Ok(false);
+        };
         let (old, new) = (self.published, self.next_used);
         if let Some(inflight) = &self.inflight {
             inflight.begin(new, old)?;
         }
         let at = usize::from(old.index) * DESC_LEN + 8;
-        self.parts.table.store_u64(at, word, Ordering::Release).map_err(lost)?;
+        self.parts
+            .table
+            .store_u64(at, word, Ordering::Release)
+            .map_err(lost)?;
         self.published = new;
         if let Some(inflight) = &self.inflight {
             inflight.end(new)?;
         }
         // The descriptor must be visible before the driver's wish is read: it writes its wish, then looks at the ring.
         fence(Ordering::SeqCst);
-        let event = self.parts.driver_event.load_u32(0, Ordering::Relaxed).map_err(lost)?;
+        let event = self
+            .parts
+            .driver_event
+            .load_u32(0, Ordering::Relaxed)
+            .map_err(lost)?;
         Ok(match (event >> 16) as u16 & 3 {
             EVENT_ENABLE => true,
             EVENT_DESC if self.negotiated.event_idx => {
@@ -276,7 +324,11 @@ impl Ring for PackedRing {
     }
 
     fn arm(&mut self) -> Result<bool, PortFault> {
-        let flags = if self.negotiated.event_idx { EVENT_DESC } else { EVENT_ENABLE };
+        let flags = if self.negotiated.event_idx {
+            EVENT_DESC
+        } else {
+            EVENT_ENABLE
+        };
         self.store_event(self.next_avail, flags)?;
         // The wish must be visible before the ring is read: the driver writes the descriptor, then looks at the wish.
         fence(Ordering::SeqCst);

@@ -74,7 +74,12 @@ pub struct VhostTx {
 impl VhostTx {
     /// A side over `queues`, whose buffers lie in `memory`, that first announces the stations `announce`.
     pub fn new(memory: Arc<Memory>, queues: Vec<Running<TxAny>>, announce: Vec<Mac>) -> VhostTx {
-        VhostTx { memory, queues, start: 0, announce }
+        VhostTx {
+            memory,
+            queues,
+            start: 0,
+            announce,
+        }
     }
 
     /// Takes the side apart: where its queues stood, and the announcements that were not made.
@@ -118,12 +123,20 @@ impl TxSide for VhostTx {
             && let Some(mac) = self.announce.pop()
         {
             let frame = rarp(mac);
-            burst.push(frame.len() as u32, offload::Request::default(), &[], |head| {
-                head.copy_from_slice(&frame);
-                Ok(())
-            });
+            burst.push(
+                frame.len() as u32,
+                offload::Request::default(),
+                &[],
+                |head| {
+                    head.copy_from_slice(&frame);
+                    Ok(())
+                },
+            );
         }
-        let (later, first) = self.queues.split_at_mut_checked(self.start).unwrap_or_default();
+        let (later, first) = self
+            .queues
+            .split_at_mut_checked(self.start)
+            .unwrap_or_default();
         for Running { queue, .. } in first.iter_mut().chain(later) {
             if burst.is_full() {
                 break;
@@ -167,7 +180,9 @@ impl TxSide for VhostTx {
     }
 
     fn fault(&self) -> Option<PortFault> {
-        self.queues.iter().find_map(|Running { queue, .. }| either!(TxAny, queue, queue => queue.fault()))
+        self.queues
+            .iter()
+            .find_map(|Running { queue, .. }| either!(TxAny, queue, queue => queue.fault()))
     }
 }
 
@@ -201,7 +216,7 @@ impl VhostRx {
             if job.frames & bit != 0 {
                 let hash = flow_hash(frame.head(), frame.len());
                 // The hash as a fraction of 2^32, scaled to the number of queues.
-                let queue = (u64::from(hash) * queues >> 32) as usize;
+                let queue = ((u64::from(hash) * queues) >> 32) as usize;
                 if let Some(share) = shares.get_mut(queue) {
                     *share |= bit;
                 }
@@ -232,6 +247,8 @@ impl RxSide for VhostRx {
     }
 
     fn fault(&self) -> Option<PortFault> {
-        self.queues.iter().find_map(|Running { queue, .. }| either!(RxAny, queue, queue => queue.fault()))
+        self.queues
+            .iter()
+            .find_map(|Running { queue, .. }| either!(RxAny, queue, queue => queue.fault()))
     }
 }

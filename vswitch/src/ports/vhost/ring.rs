@@ -48,7 +48,12 @@ impl Desc {
 
     #[inline]
     fn new(addr: u64, high: u64) -> Desc {
-        Desc { addr, len: high as u32, word2: (high >> 32) as u16, word3: (high >> 48) as u16 }
+        Desc {
+            addr,
+            len: high as u32,
+            word2: (high >> 32) as u16,
+            word3: (high >> 48) as u16,
+        }
     }
 
     /// The flags of a descriptor of a split ring.
@@ -90,7 +95,11 @@ pub struct Piece {
 impl Piece {
     #[inline]
     pub(super) fn new(desc: &Desc, flags: u16) -> Piece {
-        Piece { addr: desc.addr, len: desc.len, writable: flags & WRITE != 0 }
+        Piece {
+            addr: desc.addr,
+            len: desc.len,
+            writable: flags & WRITE != 0,
+        }
     }
 }
 
@@ -173,7 +182,10 @@ pub(super) fn lost(fault: Fault) -> PortFault {
 
 #[cold]
 pub(super) fn fault<T>(what: &'static str, value: impl Into<u64>) -> Result<T, PortFault> {
-    Err(PortFault { what, value: value.into() })
+    Err(PortFault {
+        what,
+        value: value.into(),
+    })
 }
 
 /// The table that an indirect descriptor points to.
@@ -192,7 +204,11 @@ impl<'a> Table<'a> {
             return fault("length of an indirect descriptor table", desc.len);
         }
         match memory.span(desc.addr, desc.len) {
-            Some(span) => Ok(Table { memory, span, len: len as u16 }),
+            Some(span) => Ok(Table {
+                memory,
+                span,
+                len: len as u16,
+            }),
             None => fault("address of an indirect descriptor table", desc.addr),
         }
     }
@@ -200,8 +216,12 @@ impl<'a> Table<'a> {
     /// Its descriptor `index`. A table may lie at any address.
     pub(super) fn get(&self, index: u16) -> Result<Desc, PortFault> {
         let mut bytes = [0; DESC_LEN];
-        let at = self.span.sub(u32::from(index) * DESC_LEN as u32, DESC_LEN as u32);
-        self.memory.read(at.unwrap_or(Span::EMPTY), &mut bytes).map_err(lost)?;
+        let at = self
+            .span
+            .sub(u32::from(index) * DESC_LEN as u32, DESC_LEN as u32);
+        self.memory
+            .read(at.unwrap_or(Span::EMPTY), &mut bytes)
+            .map_err(lost)?;
         let word = u128::from_le_bytes(bytes);
         Ok(Desc::new(word as u64, (word >> 64) as u64))
     }

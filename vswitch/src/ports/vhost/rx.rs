@@ -45,8 +45,19 @@ impl<R: Ring> RxQueue<R> {
     /// A queue over `ring`, whose buffers lie in `memory`.
     pub fn new(ring: R, memory: Arc<Memory>, events: Events, format: RxFormat) -> RxQueue<R> {
         let start = ring.mark();
-        let reserved = Reserved { start, chains: ArrayVec::new(), header: ArrayVec::new() };
-        RxQueue { ring, memory, events, format, reserved, fault: None }
+        let reserved = Reserved {
+            start,
+            chains: ArrayVec::new(),
+            header: ArrayVec::new(),
+        };
+        RxQueue {
+            ring,
+            memory,
+            events,
+            format,
+            reserved,
+            fault: None,
+        }
     }
 
     /// The fault that ended the queue.
@@ -69,7 +80,11 @@ impl<R: Ring> RxQueue<R> {
 
     /// Takes chains until they hold the header and `len` bytes.
     fn take(&mut self, len: u32, room: &mut Room) -> Result<Result<(), DropReason>, PortFault> {
-        let mut want = Want { memory: &self.memory, header: u32::from(self.format.header_len), frame: len };
+        let mut want = Want {
+            memory: &self.memory,
+            header: u32::from(self.format.header_len),
+            frame: len,
+        };
         let Reserved { chains, header, .. } = &mut self.reserved;
         let mut slots = 0;
         loop {
@@ -82,7 +97,11 @@ impl<R: Ring> RxQueue<R> {
             let Some(buffer) = taken else {
                 // All that the ring can ever hold was there.
                 let whole = slots >= u32::from(self.ring.size());
-                return Ok(Err(if whole { DropReason::RxTooSmall } else { DropReason::RxFull }));
+                return Ok(Err(if whole {
+                    DropReason::RxTooSmall
+                } else {
+                    DropReason::RxFull
+                }));
             };
             slots += u32::from(buffer.slots);
             let left = want.header + want.frame;
@@ -105,9 +124,13 @@ impl<R: Ring> RxQueue<R> {
         let mut header = meta.request.to_virtio(meta.header_len);
         header.num_buffers = self.reserved.chains.len() as u16;
         let bytes = header.to_bytes();
-        let mut left = bytes.get(..usize::from(self.format.header_len)).unwrap_or(&[]);
+        let mut left = bytes
+            .get(..usize::from(self.format.header_len))
+            .unwrap_or(&[]);
         for span in &self.reserved.header {
-            let Some((now, rest)) = left.split_at_checked(span.len() as usize) else { break };
+            let Some((now, rest)) = left.split_at_checked(span.len() as usize) else {
+                break;
+            };
             self.memory.write(*span, now).map_err(super::ring::lost)?;
             left = rest;
         }
@@ -147,7 +170,11 @@ impl Want<'_> {
             fits = fits && self.place_span(span, header, room);
             true
         });
-        if known { Ok(fits) } else { fault("address of a buffer", piece.addr) }
+        if known {
+            Ok(fits)
+        } else {
+            fault("address of a buffer", piece.addr)
+        }
     }
 
     #[inline]
@@ -157,7 +184,9 @@ impl Want<'_> {
         header: &mut ArrayVec<Span, { VirtioNetHdr::LEN }>,
         room: &mut Room,
     ) -> bool {
-        let Some((front, rest)) = span.split_at(span.len().min(self.header)) else { return false };
+        let Some((front, rest)) = span.split_at(span.len().min(self.header)) else {
+            return false;
+        };
         // Every span of the header has a byte of it at least, so there is a place for each.
         if !front.is_empty() && header.try_push(front).is_err() {
             return false;

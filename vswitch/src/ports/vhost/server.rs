@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::connection::{Connection, ConnectionError, Reply};
+use super::connection::{Connection, ConnectionError, Next, Reply};
 use super::message::{Header, Message};
 use super::notify;
 use super::session::{MAX_QUEUE_PAIRS, Offer, Session, SessionError};
@@ -145,17 +145,29 @@ impl VhostPort {
             link_down: AtomicBool::new(false),
             status: Mutex::default(),
         });
-        let server = Server { config, control, shared: Arc::clone(&shared), listener };
+        let server = Server {
+            config,
+            control,
+            shared: Arc::clone(&shared),
+            listener,
+        };
         let thread = std::thread::Builder::new()
             .name("vhost-user".into())
             .spawn(move || server.run())
             .map_err(StartError::Thread)?;
-        Ok(VhostPort { shared, thread: Some(thread) })
+        Ok(VhostPort {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// What is known of the peer.
     pub fn status(&self) -> Status {
-        self.shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Link down ends the connection, and no peer is let in until the link is up again.
@@ -180,6 +192,17 @@ impl Drop for VhostPort {
     }
 }
 
+/// What happens while a peer is connected, besides its messages.
+#[derive(Clone, Copy)]
+enum Event {
+    /// The handle has changed a flag.
+    Wake,
+    /// Another peer connects.
+    Stranger,
+    /// A fault took the sides out of service.
+    Fault,
+}
+
 /// What the thread owns.
 struct Server {
     config: Config,
@@ -201,11 +224,16 @@ impl Server {
                 Ok(Some(stream)) => self.serve(stream),
                 Ok(None) => continue,
                 Err(error) => {
-                    self.shared.update(|status| status.last_error = Some(describe(&error)));
+                    self.shared
+                        .update(|status| status.last_error = Some(describe(&error)));
                     false
                 }
             };
-            pause = if worked { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+            pause = if worked {
+                MIN_PAUSE
+            } else {
+                (pause * 2).min(MAX_PAUSE)
+            };
             self.wait(Some(pause));
         }
     }
@@ -213,7 +241,10 @@ impl Server {
     /// Waits until the handle wakes the thread, or `timeout` is over.
     fn wait(&self, timeout: Option<Duration>) {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let _ = poll(&mut [PollFd::new(&self.shared.wake, PollFlags::IN)], timeout.as_ref());
+        let _ = poll(
+            &mut [PollFd::new(&self.shared.wake, PollFlags::IN)],
+            timeout.as_ref(),
+        );
         notify::drain(self.shared.wake.as_fd());
     }
 
@@ -225,9 +256,13 @@ impl Server {
         if self.listener.is_none() {
             self.listener = Some(Listener::bind(&self.config.path)?);
         }
-        let Some(Listener { socket, .. }) = &self.listener else { return Ok(None) };
-        let mut fds =
-            [PollFd::new(&self.shared.wake, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
+        let Some(Listener { socket, .. }) = &self.listener else {
+            return Ok(None);
+        };
+        let mut fds = [
+            PollFd::new(&self.shared.wake, PollFlags::IN),
+            PollFd::new(socket, PollFlags::IN),
+        ];
         let _ = poll(&mut fds, None);
         notify::drain(self.shared.wake.as_fd());
         // Not there any more, or not there yet: look again.
@@ -237,7 +272,11 @@ impl Server {
     /// Talks to a peer until the connection ends. True if its rings came into service.
     fn serve(&self, stream: UnixStream) -> bool {
         self.shared.update(|status| {
-            *status = Status { connected: true, connections: status.connections + 1, ..Status::default() };
+            *status = Status {
+                connected: true,
+                connections: status.connections + 1,
+                ..Status::default()
+            };
         });
         let mut peer = Peer {
             session: Session::new(self.config.offer),
@@ -254,7 +293,11 @@ impl Server {
         let reason = describe(&error);
         tracing::info!(%path, reason, "vhost-user peer gone");
         self.shared.update(|status| {
-            *status = Status { connections: status.connections, last_error: Some(reason), ..Status::default() };
+            *status = Status {
+                connections: status.connections,
+                last_error: Some(reason),
+                ..Status::default()
+            };
         });
         peer.worked
     }
@@ -265,19 +308,23 @@ impl Server {
             Err(error) => return error.into(),
         };
         let listener = self.listener.as_ref().map(|listener| &listener.socket);
-        let mut others = vec![self.shared.wake.as_fd(), self.control.fault_fd()];
-        others.extend(listener.map(|socket| socket.as_fd()));
+        let wake = (Event::Wake, self.shared.wake.as_fd());
         loop {
-            let received = connection.receive(&others, &mut |ready| match ready {
-                0 => self.stay(),
-                1 => {
-                    peer.detach();
-                    true
-                }
-                _ => {
-                    // Turned away: it closes at once.
+            let mut watched = vec![wake];
+            watched.extend(listener.map(|socket| (Event::Stranger, socket.as_fd())));
+            if peer.attached {
+                watched.push((Event::Fault, self.control.fault_fd()));
+            }
+            let received = connection.receive(watched, |event| match event {
+                Event::Wake => self.stay(),
+                Event::Stranger => {
+                    // Turned away: it is closed at once.
                     drop(listener.map(|socket| socket.accept()));
-                    true
+                    Next::Wait
+                }
+                Event::Fault => {
+                    peer.detach();
+                    Next::Forget
                 }
             });
             let (header, message) = match received {
@@ -286,20 +333,28 @@ impl Server {
             };
             let (reply, result) = peer.handle(&header, message);
             if let Some(reply) = reply
-                && let Err(error) = connection.reply(header.code, &reply, &others[..1], &mut |_| self.stay())
+                && let Err(error) =
+                    connection.reply(header.code, &reply, vec![wake], |_| self.stay())
             {
                 return error.into();
             }
             if let Err(source) = result {
-                return PeerError::Session { code: header.code, source };
+                return PeerError::Session {
+                    code: header.code,
+                    source,
+                };
             }
         }
     }
 
     /// The thread was woken: whether it goes on with its peer.
-    fn stay(&self) -> bool {
+    fn stay(&self) -> Next {
         notify::drain(self.shared.wake.as_fd());
-        !self.shared.closed()
+        if self.shared.closed() {
+            Next::Stop
+        } else {
+            Next::Wait
+        }
     }
 }
 
@@ -317,11 +372,18 @@ struct Peer<'a> {
 
 impl Peer<'_> {
     /// Handles a message; gives the reply, if one is due, and how it went.
-    fn handle(&mut self, header: &Header, message: Message) -> (Option<Reply>, Result<(), SessionError>) {
+    fn handle(
+        &mut self,
+        header: &Header,
+        message: Message,
+    ) -> (Option<Reply>, Result<(), SessionError>) {
         if self.attached && self.session.disturbs(&message) {
             self.detach();
         }
-        let result = self.session.handle(message).and_then(|reply| self.attach().map(|()| reply));
+        let result = self
+            .session
+            .handle(message)
+            .and_then(|reply| self.attach().map(|()| reply));
         self.shared.update(|status| {
             status.running = self.attached;
             status.features = self.session.features();
@@ -356,7 +418,11 @@ impl Peer<'_> {
         self.attached = false;
         let fault = self.session.fault();
         if let Some(fault) = fault.filter(|fault| self.told != Some(*fault)) {
-            tracing::warn!(what = fault.what, value = fault.value, "vhost-user port is out of service");
+            tracing::warn!(
+                what = fault.what,
+                value = fault.value,
+                "vhost-user port is out of service"
+            );
         }
         self.told = fault;
         self.shared.update(|status| {
@@ -367,7 +433,10 @@ impl Peer<'_> {
 }
 
 fn acknowledgement(value: u64) -> Reply {
-    Reply { body: value.to_ne_bytes().to_vec(), fd: None }
+    Reply {
+        body: value.to_ne_bytes().to_vec(),
+        fd: None,
+    }
 }
 
 /// An error and its sources, in one line.

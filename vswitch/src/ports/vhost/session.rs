@@ -209,9 +209,10 @@ impl Session {
             | Message::GetStatus => false,
             Message::SetStatus(status) => *status == 0,
             Message::SetFeatures(features) => *features != self.features,
-            Message::SetVringEnable(state) => {
-                self.vrings.get(usize::from(state.index)).is_none_or(|vring| vring.enabled != (state.num != 0))
-            }
+            Message::SetVringEnable(state) => self
+                .vrings
+                .get(usize::from(state.index))
+                .is_none_or(|vring| vring.enabled != (state.num != 0)),
             _ => true,
         }
     }
@@ -226,8 +227,12 @@ impl Session {
             Message::GetStatus => return number(self.device_status.into()),
             Message::GetVringBase(state) => return self.stop_ring(state.index).map(Some),
             Message::GetInflightFd(desc) => {
-                let (desc, fd) = Inflight::create(&desc, self.is_packed(), self.vrings.len() as u16)?;
-                return Ok(Some(Reply { body: desc.to_bytes(), fd: Some(fd) }));
+                let (desc, fd) =
+                    Inflight::create(&desc, self.is_packed(), self.vrings.len() as u16)?;
+                return Ok(Some(Reply {
+                    body: desc.to_bytes(),
+                    fd: Some(fd),
+                }));
             }
             Message::SetLogBase { size, offset, fd } => {
                 self.log = Some(Arc::new(DirtyLog::map(fd, offset, size)?));
@@ -236,7 +241,10 @@ impl Session {
                 return Ok(Some(Reply::default()));
             }
             Message::SetOwner => {}
-            Message::ResetOwner => self.vrings.iter_mut().for_each(|vring| vring.enabled = false),
+            Message::ResetOwner => self
+                .vrings
+                .iter_mut()
+                .for_each(|vring| vring.enabled = false),
             Message::SetFeatures(features) => self.set_features(features)?,
             Message::SetProtocolFeatures(bits) => {
                 refuse_unknown("protocol features", bits, PROTOCOL_FEATURES)?;
@@ -246,13 +254,22 @@ impl Session {
             Message::AddMemReg(region) => self.add_region(region)?,
             Message::RemMemReg(key) => self.remove_region(key)?,
             Message::SetInflightFd(desc, fd) => {
-                self.inflight = Some(Inflight::map(&desc, fd, self.is_packed(), self.vrings.len() as u16)?);
+                self.inflight = Some(Inflight::map(
+                    &desc,
+                    fd,
+                    self.is_packed(),
+                    self.vrings.len() as u16,
+                )?);
             }
             Message::SendRarp(mac) => self.add_announcement(mac)?,
             Message::NetSetMtu(mtu) => self.set_mtu(mtu)?,
             Message::ResetDevice | Message::SetStatus(0) => self.reset(),
             Message::SetStatus(status) => {
-                let value = SessionError::Value { what: "device status", value: status, allowed: "it is one byte" };
+                let value = SessionError::Value {
+                    what: "device status",
+                    value: status,
+                    allowed: "it is one byte",
+                };
                 self.device_status = u8::try_from(status).map_err(|_| value)?;
             }
             message => self.handle_vring(message)?,
@@ -263,7 +280,9 @@ impl Session {
     fn handle_vring(&mut self, message: Message) -> Result<(), SessionError> {
         match message {
             Message::SetVringNum(state) => {
-                let size = u16::try_from(state.num).ok().filter(|size| (1..=32_768).contains(size));
+                let size = u16::try_from(state.num)
+                    .ok()
+                    .filter(|size| (1..=32_768).contains(size));
                 self.vring(state.index)?.size = size.ok_or(SessionError::Value {
                     what: "ring size",
                     value: state.num.into(),
@@ -293,13 +312,21 @@ impl Session {
 
     fn vring(&mut self, index: u16) -> Result<&mut Vring, SessionError> {
         let rings = self.vrings.len();
-        self.vrings.get_mut(usize::from(index)).ok_or(SessionError::NoRing { index, rings })
+        self.vrings
+            .get_mut(usize::from(index))
+            .ok_or(SessionError::NoRing { index, rings })
     }
 
-    fn vring_fd(&mut self, message: VringFd) -> Result<(&mut Vring, Option<Arc<OwnedFd>>), SessionError> {
+    fn vring_fd(
+        &mut self,
+        message: VringFd,
+    ) -> Result<(&mut Vring, Option<Arc<OwnedFd>>), SessionError> {
         let VringFd { index, fd } = message;
         let vring = self.vring(index)?;
-        let fd = fd.map(notify::adopt).transpose().map_err(|source| SessionError::Notify { index, source })?;
+        let fd = fd
+            .map(notify::adopt)
+            .transpose()
+            .map_err(|source| SessionError::Notify { index, source })?;
         Ok((vring, fd.map(Arc::new)))
     }
 
@@ -311,14 +338,23 @@ impl Session {
         refuse_unknown("features", features, FEATURES)?;
         self.features = features;
         if features & feature::PROTOCOL_FEATURES == 0 {
-            self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
+            self.vrings
+                .iter_mut()
+                .for_each(|vring| vring.enabled = true);
         }
         self.apply_log()
     }
 
     fn set_regions(&mut self, regions: Vec<RegionSpec>) -> Result<(), SessionError> {
-        let copies = regions.iter().map(duplicate).collect::<Result<Vec<_>, _>>()?;
-        self.memory = if copies.is_empty() { None } else { Some(Arc::new(Memory::map(copies)?)) };
+        let copies = regions
+            .iter()
+            .map(duplicate)
+            .collect::<Result<Vec<_>, _>>()?;
+        self.memory = if copies.is_empty() {
+            None
+        } else {
+            Some(Arc::new(Memory::map(copies)?))
+        };
         self.regions = regions;
         self.apply_log()
     }
@@ -326,7 +362,11 @@ impl Session {
     fn add_region(&mut self, region: RegionSpec) -> Result<(), SessionError> {
         let value = self.regions.len() as u64;
         if self.regions.len() >= MAX_SLOTS {
-            return Err(SessionError::Value { what: "memory slot", value, allowed: "there are 509" });
+            return Err(SessionError::Value {
+                what: "memory slot",
+                value,
+                allowed: "there are 509",
+            });
         }
         let mut regions = std::mem::take(&mut self.regions);
         regions.push(region);
@@ -335,9 +375,17 @@ impl Session {
 
     fn remove_region(&mut self, key: RegionKey) -> Result<(), SessionError> {
         let matches = |region: &RegionSpec| {
-            RegionKey { guest_addr: region.guest_addr, user_addr: region.user_addr, len: region.len } == key
+            RegionKey {
+                guest_addr: region.guest_addr,
+                user_addr: region.user_addr,
+                len: region.len,
+            } == key
         };
-        let at = self.regions.iter().position(matches).ok_or(SessionError::NoRegion(key))?;
+        let at = self
+            .regions
+            .iter()
+            .position(matches)
+            .ok_or(SessionError::NoRegion(key))?;
         let mut regions = std::mem::take(&mut self.regions);
         regions.remove(at);
         self.set_regions(regions)
@@ -355,18 +403,33 @@ impl Session {
     fn add_announcement(&mut self, mac: Mac) -> Result<(), SessionError> {
         let value = mac.to_u64();
         if !mac.is_station() {
-            return Err(SessionError::Value { what: "announced address", value, allowed: "station addresses are" });
+            return Err(SessionError::Value {
+                what: "announced address",
+                value,
+                allowed: "station addresses are",
+            });
         }
         if self.announce.len() >= MAX_ANNOUNCE {
-            return Err(SessionError::Value { what: "announced address", value, allowed: "16 at a time are" });
+            return Err(SessionError::Value {
+                what: "announced address",
+                value,
+                allowed: "16 at a time are",
+            });
         }
         self.announce.push(mac);
         Ok(())
     }
 
     fn set_mtu(&mut self, mtu: u64) -> Result<(), SessionError> {
-        let value = SessionError::Value { what: "MTU", value: mtu, allowed: "68 to the MTU of the port is" };
-        let mtu = u16::try_from(mtu).ok().filter(|mtu| (68..=self.offer.mtu).contains(mtu)).ok_or(value)?;
+        let value = SessionError::Value {
+            what: "MTU",
+            value: mtu,
+            allowed: "68 to the MTU of the port is",
+        };
+        let mtu = u16::try_from(mtu)
+            .ok()
+            .filter(|mtu| (68..=self.offer.mtu).contains(mtu))
+            .ok_or(value)?;
         self.guest_mtu = Some(mtu);
         Ok(())
     }
@@ -376,19 +439,27 @@ impl Session {
         self.device_status = 0;
         self.inflight = None;
         self.announce.clear();
-        self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
+        self.vrings
+            .iter_mut()
+            .for_each(|vring| *vring = Vring::default());
     }
 
     fn stop_ring(&mut self, index: u16) -> Result<Reply, SessionError> {
         let packed = self.is_packed();
-        let Session { vrings, inflight, .. } = self;
+        let Session {
+            vrings, inflight, ..
+        } = self;
         let rings = vrings.len();
-        let vring = vrings.get_mut(usize::from(index)).ok_or(SessionError::NoRing { index, rings })?;
+        let vring = vrings
+            .get_mut(usize::from(index))
+            .ok_or(SessionError::NoRing { index, rings })?;
         if let Some(inflight) = inflight
             && packed
             && vring.size > 0
         {
-            let forgotten = inflight.place(index, vring.size).and_then(|place| place.forget());
+            let forgotten = inflight
+                .place(index, vring.size)
+                .and_then(|place| place.forget());
             forgotten.map_err(|source| SessionError::Ring { index, source })?;
         }
         let mut body = u32::from(index).to_ne_bytes().to_vec();
@@ -400,11 +471,22 @@ impl Session {
     /// Builds the sides over all rings that are ready. `None` if there is none, or a fault keeps the port out of
     /// service.
     pub fn start(&mut self) -> Result<Option<Sides>, SessionError> {
-        let Some(memory) = self.memory.clone().filter(|_| self.fault().is_none()) else { return Ok(None) };
+        let Some(memory) = self.memory.clone().filter(|_| self.fault().is_none()) else {
+            return Ok(None);
+        };
         let (mut tx, mut rx) = (Vec::new(), Vec::new());
-        for (index, vring) in self.vrings.iter().enumerate().filter(|(_, vring)| vring.is_ready()) {
+        for (index, vring) in self
+            .vrings
+            .iter()
+            .enumerate()
+            .filter(|(_, vring)| vring.is_ready())
+        {
             let index = index as u16;
-            let parts = super::vring::Context { memory: &memory, features: self.features, inflight: self.inflight.as_ref() };
+            let parts = super::vring::Context {
+                memory: &memory,
+                features: self.features,
+                inflight: self.inflight.as_ref(),
+            };
             let error = |source| SessionError::Ring { index, source };
             if index % 2 == 1 {
                 tx.push(vring.build_tx(index, &parts).map_err(error)?);
@@ -417,7 +499,10 @@ impl Session {
         }
         let announce = std::mem::take(&mut self.announce);
         let tx = Box::new(VhostTx::new(memory, tx, announce));
-        Ok(Some(Sides { tx, rx: Box::new(VhostRx::new(rx)) }))
+        Ok(Some(Sides {
+            tx,
+            rx: Box::new(VhostRx::new(rx)),
+        }))
     }
 
     /// Takes sides that this session built out of service, and keeps where their rings stood.
@@ -441,12 +526,19 @@ impl Session {
 }
 
 fn number(value: u64) -> Result<Option<Reply>, SessionError> {
-    Ok(Some(Reply { body: value.to_ne_bytes().to_vec(), fd: None }))
+    Ok(Some(Reply {
+        body: value.to_ne_bytes().to_vec(),
+        fd: None,
+    }))
 }
 
 fn refuse_unknown(what: &'static str, bits: u64, offered: u64) -> Result<(), SessionError> {
     let bits = bits & !offered;
-    if bits == 0 { Ok(()) } else { Err(SessionError::NotOffered { what, bits }) }
+    if bits == 0 {
+        Ok(())
+    } else {
+        Err(SessionError::NotOffered { what, bits })
+    }
 }
 
 fn duplicate(spec: &RegionSpec) -> Result<RegionSpec, SessionError> {

@@ -38,7 +38,11 @@ pub enum SocketError {
 /// Checks the length of a path.
 pub fn check_path(path: &Path) -> Result<(), SocketError> {
     let len = path.as_os_str().len();
-    if (1..=MAX_PATH).contains(&len) { Ok(()) } else { Err(SocketError::Path(path.to_owned())) }
+    if (1..=MAX_PATH).contains(&len) {
+        Ok(())
+    } else {
+        Err(SocketError::Path(path.to_owned()))
+    }
 }
 
 /// Connects without waiting.
@@ -54,7 +58,11 @@ fn dial_raw(path: &Path) -> Result<UnixStream, Errno> {
 }
 
 fn system(call: &'static str, path: &Path, source: io::Error) -> SocketError {
-    SocketError::System { call, path: path.to_owned(), source }
+    SocketError::System {
+        call,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// A bound socket. Its file goes when it is dropped.
@@ -78,9 +86,16 @@ impl Listener {
             result => result,
         };
         let socket = socket.map_err(|source| system("bind", path, source))?;
-        socket.set_nonblocking(true).map_err(|source| system("prepare", path, source))?;
-        let file = std::fs::symlink_metadata(path).map_err(|source| system("find", path, source))?;
-        Ok(Listener { socket, path: path.to_owned(), id: (file.dev(), file.ino()) })
+        socket
+            .set_nonblocking(true)
+            .map_err(|source| system("prepare", path, source))?;
+        let file =
+            std::fs::symlink_metadata(path).map_err(|source| system("find", path, source))?;
+        Ok(Listener {
+            socket,
+            path: path.to_owned(),
+            id: (file.dev(), file.ino()),
+        })
     }
 }
 
@@ -90,7 +105,9 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
         return Err(SocketError::NoSocket(path.to_owned()));
     }
     match dial_raw(path) {
-        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(|source| system("remove stale", path, source)),
+        Err(Errno::CONNREFUSED) => {
+            std::fs::remove_file(path).map_err(|source| system("remove stale", path, source))
+        }
         // A full backlog says AGAIN: somebody is there.
         Ok(_) | Err(Errno::AGAIN) => Err(SocketError::InUse(path.to_owned())),
         Err(errno) => Err(system("connect to", path, errno.into())),
@@ -99,7 +116,9 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.id) {
+        if std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == self.id)
+        {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -113,7 +132,10 @@ mod tests {
     fn path_length_is_checked() {
         assert!(check_path(Path::new(&"x".repeat(107))).is_ok());
         for bad in ["", &"x".repeat(108)] {
-            assert!(matches!(Listener::bind(Path::new(bad)), Err(SocketError::Path(_))), "{bad}");
+            assert!(
+                matches!(Listener::bind(Path::new(bad)), Err(SocketError::Path(_))),
+                "{bad}"
+            );
         }
     }
 
@@ -130,7 +152,10 @@ mod tests {
         drop(listener);
         assert!(!path.exists());
         std::fs::write(&path, "x").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(SocketError::NoSocket(_))));
+        assert!(matches!(
+            Listener::bind(&path),
+            Err(SocketError::NoSocket(_))
+        ));
         assert!(path.exists());
     }
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{Ordering, fence};
 use guestmem::Window;
 
 use super::ring::{
-    Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, fault, lost, need_event,
+    Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, fault,
+    lost, need_event,
 };
 use crate::port::PortFault;
 
@@ -69,7 +70,11 @@ impl SplitRing {
     /// It goes on at the index of the used ring, whatever base the front-end named: what was not given back, by a
     /// process that was killed for instance, is taken again. Front-ends that reconnect name a base of 0 (DPDK) or that
     /// index (QEMU).
-    pub fn new(parts: SplitParts, size: u16, negotiated: Negotiated) -> Result<SplitRing, PortFault> {
+    pub fn new(
+        parts: SplitParts,
+        size: u16,
+        negotiated: Negotiated,
+    ) -> Result<SplitRing, PortFault> {
         if !size.is_power_of_two() || size > 32_768 {
             return fault("size of a split virtqueue", size);
         }
@@ -104,12 +109,19 @@ impl SplitRing {
             return None;
         }
         let at = 2 * usize::from(at);
-        self.heads.get(at..at + 2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_le_bytes)
+        self.heads
+            .get(at..at + 2)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(u16::from_le_bytes)
     }
 
     /// Loads the driver's index.
     fn load_avail_idx(&mut self) -> Result<(), PortFault> {
-        let index = self.parts.avail.load_u16(2, Ordering::Acquire).map_err(lost)?;
+        let index = self
+            .parts
+            .avail
+            .load_u16(2, Ordering::Acquire)
+            .map_err(lost)?;
         if index.wrapping_sub(self.next_used) > self.size {
             return fault("available index", index);
         }
@@ -142,7 +154,9 @@ impl SplitRing {
         self.heads_first = self.next_avail;
         self.heads_count = count as u16;
         for head in bytes.as_chunks().0 {
-            self.parts.table.prefetch(usize::from(u16::from_le_bytes(*head)) * DESC_LEN);
+            self.parts
+                .table
+                .prefetch(usize::from(u16::from_le_bytes(*head)) * DESC_LEN);
         }
         Ok(true)
     }
@@ -183,11 +197,17 @@ impl SplitRing {
 
     fn write_used(&self, index: u16, id: u16, len: u32) -> Result<(), PortFault> {
         let entry = u64::from(id) | u64::from(len) << 32;
-        self.parts.used.write(4 + 8 * self.slot(index), &entry.to_le_bytes()).map_err(lost)
+        self.parts
+            .used
+            .write(4 + 8 * self.slot(index), &entry.to_le_bytes())
+            .map_err(lost)
     }
 }
 
-fn walk_table(table: &Table<'_>, each: &mut impl FnMut(Piece) -> Result<(), PortFault>) -> Result<(), PortFault> {
+fn walk_table(
+    table: &Table<'_>,
+    each: &mut impl FnMut(Piece) -> Result<(), PortFault>,
+) -> Result<(), PortFault> {
     let mut index = 0;
     for _ in 0..MAX_CHAIN.min(table.len.into()) {
         if index >= table.len {
@@ -240,7 +260,10 @@ impl Ring for SplitRing {
     #[inline]
     fn ahead(&self) -> Option<u64> {
         let head = self.head(self.next_avail.wrapping_add(2))?;
-        self.parts.table.load_u64(usize::from(head) * DESC_LEN, Ordering::Relaxed).ok()
+        self.parts
+            .table
+            .load_u64(usize::from(head) * DESC_LEN, Ordering::Relaxed)
+            .ok()
     }
 
     #[inline]
@@ -262,15 +285,26 @@ impl Ring for SplitRing {
         if let Some(last) = self.batch_last.take() {
             self.write_used(old, last, 0)?;
         }
-        self.parts.used.store_u16(2, new, Ordering::Release).map_err(lost)?;
+        self.parts
+            .used
+            .store_u16(2, new, Ordering::Release)
+            .map_err(lost)?;
         self.published = new;
         // The index must be visible before the driver's wish is read: it writes its wish, then looks at the index.
         fence(Ordering::SeqCst);
         if self.negotiated.event_idx {
-            let event = self.parts.avail.load_u16(avail_len(self.size) - 2, Ordering::Relaxed).map_err(lost)?;
+            let event = self
+                .parts
+                .avail
+                .load_u16(avail_len(self.size) - 2, Ordering::Relaxed)
+                .map_err(lost)?;
             Ok(need_event(event, new, old))
         } else {
-            let flags = self.parts.avail.load_u16(0, Ordering::Relaxed).map_err(lost)?;
+            let flags = self
+                .parts
+                .avail
+                .load_u16(0, Ordering::Relaxed)
+                .map_err(lost)?;
             Ok(flags & NO_INTERRUPT == 0)
         }
     }
@@ -278,9 +312,15 @@ impl Ring for SplitRing {
     fn arm(&mut self) -> Result<bool, PortFault> {
         if self.negotiated.event_idx {
             let at = used_len(self.size) - 2;
-            self.parts.used.store_u16(at, self.next_avail, Ordering::Relaxed).map_err(lost)?;
+            self.parts
+                .used
+                .store_u16(at, self.next_avail, Ordering::Relaxed)
+                .map_err(lost)?;
         } else {
-            self.parts.used.store_u16(0, 0, Ordering::Relaxed).map_err(lost)?;
+            self.parts
+                .used
+                .store_u16(0, 0, Ordering::Relaxed)
+                .map_err(lost)?;
         }
         // The wish must be visible before the index is read: the driver writes the index, then looks at the wish.
         fence(Ordering::SeqCst);
@@ -293,7 +333,10 @@ impl Ring for SplitRing {
         if self.negotiated.event_idx {
             return Ok(());
         }
-        self.parts.used.store_u16(0, NO_NOTIFY, Ordering::Relaxed).map_err(lost)
+        self.parts
+            .used
+            .store_u16(0, NO_NOTIFY, Ordering::Relaxed)
+            .map_err(lost)
     }
 
     fn size(&self) -> u16 {

@@ -35,7 +35,9 @@ impl Events {
 
     /// Tells the front-end about a fault.
     pub(super) fn error(&self) {
-        self.err.as_deref().map(notify::signal);
+        if let Some(err) = &self.err {
+            notify::signal(err);
+        }
     }
 }
 
@@ -69,7 +71,15 @@ impl<R: Ring> TxQueue<R> {
     /// A queue over `ring`, whose buffers lie in `memory`, for headers of `header_len` bytes.
     pub fn new(ring: R, memory: Arc<Memory>, events: Events, header_len: u8) -> TxQueue<R> {
         let spans = Vec::with_capacity(BURST * MAX_SPANS);
-        TxQueue { ring, memory, events, header_len, pending: ArrayVec::new(), spans, fault: None }
+        TxQueue {
+            ring,
+            memory,
+            events,
+            header_len,
+            pending: ArrayVec::new(),
+            spans,
+            fault: None,
+        }
     }
 
     /// As [`crate::port::TxSide::gather`].
@@ -95,16 +105,35 @@ impl<R: Ring> TxQueue<R> {
             }
         }
         for chain in &taken {
-            let spans = self.spans.get_mut(chain.first..chain.end).unwrap_or(&mut []);
-            push_frame(burst, &self.memory, chain, spans, usize::from(self.header_len));
+            let spans = self
+                .spans
+                .get_mut(chain.first..chain.end)
+                .unwrap_or(&mut []);
+            push_frame(
+                burst,
+                &self.memory,
+                chain,
+                spans,
+                usize::from(self.header_len),
+            );
         }
     }
 
     #[inline]
     fn take_chain(&mut self) -> Result<Option<(Taken, Buffer)>, PortFault> {
-        let TxQueue { ring, memory, spans, .. } = self;
+        let TxQueue {
+            ring,
+            memory,
+            spans,
+            ..
+        } = self;
         let first = spans.len();
-        let mut chain = Taken { first, end: first, len: 0, scattered: false };
+        let mut chain = Taken {
+            first,
+            end: first,
+            len: 0,
+            scattered: false,
+        };
         let buffer = ring.take(|piece: Piece| {
             if piece.writable {
                 return fault("writable buffer on a transmit queue", piece.addr);
@@ -129,7 +158,9 @@ impl<R: Ring> TxQueue<R> {
             }
             Ok(())
         })?;
-        let Some(buffer) = buffer else { return Ok(None) };
+        let Some(buffer) = buffer else {
+            return Ok(None);
+        };
         chain.end = spans.len();
         if let Some(span) = spans.get(first) {
             memory.prefetch(*span);
@@ -208,7 +239,13 @@ impl<R: Ring> TxQueue<R> {
 
 /// Makes a frame of a chain.
 #[inline]
-fn push_frame(burst: &mut Burst, memory: &Memory, chain: &Taken, spans: &mut [Span], header_len: usize) {
+fn push_frame(
+    burst: &mut Burst,
+    memory: &Memory,
+    chain: &Taken,
+    spans: &mut [Span],
+    header_len: usize,
+) {
     let mut header = [0; VirtioNetHdr::LEN];
     let header = header.get_mut(..header_len).unwrap_or(&mut []);
     let reason = if chain.scattered {
@@ -239,7 +276,10 @@ fn request(header: &[u8]) -> Result<Request, DropReason> {
     }
     match Request::from_virtio(&VirtioNetHdr::from_bytes(&bytes)) {
         // A guest is not trusted with vouching for checksums.
-        Ok(request) => Ok(Request { csum_valid: false, ..request }),
+        Ok(request) => Ok(Request {
+            csum_valid: false,
+            ..request
+        }),
         Err(RequestError::Runt) => Err(DropReason::Runt),
         Err(_) => Err(DropReason::BadOffload),
     }
@@ -251,8 +291,14 @@ fn push_body(burst: &mut Burst, memory: &Memory, len: u32, request: Request, spa
     if let [only] = *spans
         && let Some((head, body)) = only.split_at(head_len)
     {
-        let body = if body.is_empty() { &[][..] } else { &[body][..] };
-        burst.push(len, request, body, |to| memory.read(head, to).map_err(|_| DropReason::SourceFault));
+        let body = if body.is_empty() {
+            &[][..]
+        } else {
+            &[body][..]
+        };
+        burst.push(len, request, body, |to| {
+            memory.read(head, to).map_err(|_| DropReason::SourceFault)
+        });
         return;
     }
     let mut head = [0; SNAPSHOT];
@@ -277,7 +323,9 @@ fn read_front(memory: &Memory, spans: &[Span], to: &mut [u8]) -> Result<(), Drop
         let now = left.len().min(span.len() as usize);
         let (front, rest) = left.split_at_mut(now);
         let from = span.sub(0, now as u32).unwrap_or(Span::EMPTY);
-        memory.read(from, front).map_err(|_| DropReason::SourceFault)?;
+        memory
+            .read(from, front)
+            .map_err(|_| DropReason::SourceFault)?;
         left = rest;
     }
     Ok(())

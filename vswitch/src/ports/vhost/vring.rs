@@ -59,11 +59,21 @@ impl Context<'_> {
 
     /// Length of the virtio header (virtio 1.2 section 5.1.6.1).
     fn header_len(&self) -> u8 {
-        if self.has(feature::VERSION_1 | feature::MRG_RXBUF) { 12 } else { 10 }
+        if self.has(feature::VERSION_1 | feature::MRG_RXBUF) {
+            12
+        } else {
+            10
+        }
     }
 
     /// The `len` bytes at `user_addr` of the front-end, aligned to `align`.
-    fn part(&self, what: &'static str, user_addr: u64, len: usize, align: u64) -> Result<Window, PortFault> {
+    fn part(
+        &self,
+        what: &'static str,
+        user_addr: u64,
+        len: usize,
+        align: u64,
+    ) -> Result<Window, PortFault> {
         let window = self
             .memory
             .user_to_guest(user_addr, len as u64)
@@ -91,29 +101,71 @@ impl Vring {
             Kick::Fd(fd) => Some(Arc::clone(fd)),
             Kick::Unset | Kick::Poll => None,
         };
-        Events { call: self.call.clone(), kick, err: self.err.clone() }
+        Events {
+            call: self.call.clone(),
+            kick,
+            err: self.err.clone(),
+        }
     }
 
     fn split(&self, context: &Context<'_>, negotiated: Negotiated) -> Result<SplitRing, PortFault> {
         let (addr, size) = (self.addr.unwrap_or_default(), self.size);
         // Alignment: virtio 1.2 section 2.7.
         let parts = SplitParts {
-            table: context.part("address of the descriptor table", addr.table, split::table_len(size), 16)?,
-            avail: context.part("address of the available ring", addr.avail, split::avail_len(size), 2)?,
-            used: context.part("address of the used ring", addr.used, split::used_len(size), 4)?,
+            table: context.part(
+                "address of the descriptor table",
+                addr.table,
+                split::table_len(size),
+                16,
+            )?,
+            avail: context.part(
+                "address of the available ring",
+                addr.avail,
+                split::avail_len(size),
+                2,
+            )?,
+            used: context.part(
+                "address of the used ring",
+                addr.used,
+                split::used_len(size),
+                4,
+            )?,
         };
         SplitRing::new(parts, size, negotiated)
     }
 
-    fn packed(&self, index: u16, context: &Context<'_>, negotiated: Negotiated) -> Result<PackedRing, PortFault> {
+    fn packed(
+        &self,
+        index: u16,
+        context: &Context<'_>,
+        negotiated: Negotiated,
+    ) -> Result<PackedRing, PortFault> {
         let (addr, size) = (self.addr.unwrap_or_default(), self.size);
         // Alignment: virtio 1.2 section 2.8.10.1.
         let parts = PackedParts {
-            table: context.part("address of the descriptor ring", addr.table, usize::from(size) * DESC_LEN, 16)?,
-            driver_event: context.part("address of the driver's event suppression", addr.avail, EVENT_LEN, 4)?,
-            device_event: context.part("address of the device's event suppression", addr.used, EVENT_LEN, 4)?,
+            table: context.part(
+                "address of the descriptor ring",
+                addr.table,
+                usize::from(size) * DESC_LEN,
+                16,
+            )?,
+            driver_event: context.part(
+                "address of the driver's event suppression",
+                addr.avail,
+                EVENT_LEN,
+                4,
+            )?,
+            device_event: context.part(
+                "address of the device's event suppression",
+                addr.used,
+                EVENT_LEN,
+                4,
+            )?,
         };
-        let inflight = context.inflight.map(|inflight| inflight.place(index, size)).transpose()?;
+        let inflight = context
+            .inflight
+            .map(|inflight| inflight.place(index, size))
+            .transpose()?;
         PackedRing::new(parts, size, self.base, negotiated, inflight)
     }
 
@@ -126,19 +178,41 @@ impl Vring {
     }
 
     /// The transmit queue over this ring.
-    pub(super) fn build_tx(&self, index: u16, context: &Context<'_>) -> Result<Running<TxAny>, PortFault> {
+    pub(super) fn build_tx(
+        &self,
+        index: u16,
+        context: &Context<'_>,
+    ) -> Result<Running<TxAny>, PortFault> {
         let negotiated = self.negotiated(context, context.has(feature::IN_ORDER));
-        let (memory, events, header_len) = (Arc::clone(context.memory), self.events(), context.header_len());
+        let (memory, events, header_len) = (
+            Arc::clone(context.memory),
+            self.events(),
+            context.header_len(),
+        );
         let queue = if context.has(feature::RING_PACKED) {
-            TxAny::Packed(TxQueue::new(self.packed(index, context, negotiated)?, memory, events, header_len))
+            TxAny::Packed(TxQueue::new(
+                self.packed(index, context, negotiated)?,
+                memory,
+                events,
+                header_len,
+            ))
         } else {
-            TxAny::Split(TxQueue::new(self.split(context, negotiated)?, memory, events, header_len))
+            TxAny::Split(TxQueue::new(
+                self.split(context, negotiated)?,
+                memory,
+                events,
+                header_len,
+            ))
         };
         Ok(Running { index, queue })
     }
 
     /// The receive queue over this ring.
-    pub(super) fn build_rx(&self, index: u16, context: &Context<'_>) -> Result<Running<RxAny>, PortFault> {
+    pub(super) fn build_rx(
+        &self,
+        index: u16,
+        context: &Context<'_>,
+    ) -> Result<Running<RxAny>, PortFault> {
         // Receive buffers are given back with a length each, so never as a batch.
         let negotiated = self.negotiated(context, false);
         let csum = context.has(feature::GUEST_CSUM);
@@ -154,9 +228,19 @@ impl Vring {
         };
         let (memory, events) = (Arc::clone(context.memory), self.events());
         let queue = if context.has(feature::RING_PACKED) {
-            RxAny::Packed(RxQueue::new(self.packed(index, context, negotiated)?, memory, events, format))
+            RxAny::Packed(RxQueue::new(
+                self.packed(index, context, negotiated)?,
+                memory,
+                events,
+                format,
+            ))
         } else {
-            RxAny::Split(RxQueue::new(self.split(context, negotiated)?, memory, events, format))
+            RxAny::Split(RxQueue::new(
+                self.split(context, negotiated)?,
+                memory,
+                events,
+                format,
+            ))
         };
         Ok(Running { index, queue })
     }

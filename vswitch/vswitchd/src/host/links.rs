@@ -7,7 +7,7 @@ use hostif::links::{Links, Moved};
 use tokio::runtime::Handle;
 use vswitch::api::{IfName, Mtu};
 
-use super::name;
+use super::{name, quiet};
 
 fn connect() -> anyhow::Result<(Handle, Links)> {
     let runtime = Handle::try_current().context("not called by the API's runtime")?;
@@ -34,6 +34,7 @@ pub(super) fn move_addresses(
 pub(super) fn give_back(record: &str) -> anyhow::Result<()> {
     let moved: Moved =
         serde_json::from_str(record).context("the record of moved addresses cannot be read")?;
+    quiet::restore(&moved.from.as_str().parse()?);
     let (runtime, links) = connect()?;
     Ok(runtime.block_on(links.give_back(&moved))?)
 }

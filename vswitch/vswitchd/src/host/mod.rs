@@ -1,6 +1,7 @@
 //! The Linux host: interfaces opened as ports, and their addresses moved.
 
 mod links;
+mod quiet;
 mod tap;
 mod uplink;
 mod vhost_user;
@@ -26,7 +27,10 @@ impl Host for LinuxHost {
         );
         ensure!(
             link.master.is_none(),
-            "interface '{uplink}' belongs to a bridge, bond or VRF; allowed: one without a master (ip link set {uplink} nomaster)"
+            "interface '{uplink}' has a master, '{}'; allowed: one without (ip link set {uplink} nomaster)",
+            link.master
+                .map(|index| master_name(uplink, index))
+                .unwrap_or_default()
         );
         Ok(link.mtu)
     }
@@ -58,7 +62,10 @@ impl Host for LinuxHost {
     }
 
     fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>> {
-        links::move_addresses(&name(from)?, &name(to)?)
+        let moved = links::move_addresses(&name(from)?, &name(to)?)?;
+        // Not before: without IPv6 an interface loses its addresses.
+        quiet::quieten(from);
+        Ok(moved)
     }
 
     fn give_back(&self, record: &str) -> anyhow::Result<()> {
@@ -89,4 +96,13 @@ fn name(interface: &IfName) -> anyhow::Result<hostif::IfName> {
 fn read(interface: &IfName) -> anyhow::Result<Option<LinkInfo>> {
     LinkInfo::read(&name(interface)?)
         .with_context(|| format!("cannot ask for interface '{interface}'"))
+}
+
+/// The name of the master of an interface, by sysfs; its index where that does not tell.
+fn master_name(interface: &IfName, index: u32) -> String {
+    let link = std::fs::read_link(format!("/sys/class/net/{interface}/master"));
+    let name = link
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    name.unwrap_or_else(|| format!("interface {index}"))
 }

@@ -8,7 +8,7 @@ use vswitch::control::PortHandle;
 use vswitch::port::PortControl;
 use vswitch::ports::uplink::{Uplink, Way};
 
-use super::{links, name};
+use super::{links, name, quiet};
 use crate::backend::{Backend, Fate, Open};
 
 /// Binds the interface: from now on its frames come to the port. On failure it has the MTU `before` again.
@@ -23,7 +23,7 @@ pub(super) fn open(
     drop(what.port.attach(sides));
     info!(%interface, mode = %uplink.mode(), "uplink bound");
     Ok(Box::new(UplinkPort {
-        uplink,
+        uplink: Some(uplink),
         interface: interface.clone(),
         port: what.port.clone(),
     }))
@@ -36,27 +36,44 @@ fn restore_mtu(interface: &IfName, mtu: u32) {
 }
 
 struct UplinkPort {
-    uplink: Uplink,
+    /// `None` if it was lost when it was bound anew.
+    uplink: Option<Uplink>,
     interface: IfName,
     port: Arc<PortHandle>,
 }
 
 impl Backend for UplinkPort {
-    fn close(self: Box<Self>, _: Fate) {
+    fn close(self: Box<Self>, fate: Fate) {
         drop(self.port.detach());
         let UplinkPort {
             uplink, interface, ..
         } = *self;
         drop(uplink);
+        if fate == Fate::Delete {
+            quiet::restore(&interface);
+        }
         info!(%interface, "uplink released");
     }
 
     fn status(&self) -> (PortState, Option<String>) {
-        (PortState::Up, Some(self.uplink.mode().to_string()))
+        match &self.uplink {
+            Some(uplink) => (PortState::Up, Some(uplink.mode().to_string())),
+            None => (
+                PortState::Down,
+                Some("the interface could not be bound again after its MTU was changed".to_owned()),
+            ),
+        }
     }
 
+    /// Binds the interface anew: whether a frame may take several buffers is agreed when it is bound.
     fn set_mtu(&mut self, mtu: Mtu) -> anyhow::Result<()> {
-        links::set_mtu(&self.interface, mtu.get().into())
+        drop(self.port.detach());
+        self.uplink = None;
+        let result = links::set_mtu(&self.interface, mtu.get().into());
+        let (uplink, sides) = Uplink::open(&name(&self.interface)?, Way::Any)?;
+        drop(self.port.attach(sides));
+        self.uplink = Some(uplink);
+        result
     }
 
     /// The physical link is left alone: the port's link is the switch's matter.

@@ -1,7 +1,7 @@
 //! From start to stop: the stored state brought back, what is down tried again, everything closed.
 
 use tracing::{error, info, warn};
-use vswitch::api::{NetworkName, PortBackend, PortName, Refusal};
+use vswitch::api::{NetworkName, PortBackend, PortState, Refusal};
 use vswitch::port::PortControl;
 
 use super::{Attachment, Manager, Network, Port};
@@ -106,7 +106,7 @@ impl Manager {
         for (name, network) in &mut self.networks {
             let mut ports = std::mem::take(&mut network.ports);
             for port in ports.values_mut() {
-                close_if_faulted(name, port);
+                close_if_failed(name, port);
                 let was = match &port.attachment {
                     Attachment::Open(_) => continue,
                     Attachment::Down(reason) => reason.clone(),
@@ -141,17 +141,21 @@ impl Network {
 }
 
 /// An interface that failed is closed, to be opened anew. A vhost-user port sees to its peers itself.
-fn close_if_faulted(network: &NetworkName, port: &mut Port) {
+fn close_if_failed(network: &NetworkName, port: &mut Port) {
+    let Attachment::Open(backend) = &port.attachment else {
+        return;
+    };
     if matches!(port.config.backend, PortBackend::VhostUser { .. }) {
         return;
     }
-    let Some(fault) = port.handle.fault() else {
-        return;
+    let reason = match (port.handle.fault(), backend.status()) {
+        (Some(fault), _) => fault.to_string(),
+        (None, (PortState::Down, detail)) => detail.unwrap_or_default(),
+        _ => return,
     };
-    let down = Attachment::Down(fault.to_string());
+    warn!(%network, port = %port.config.name, "port is down: {reason}");
+    let down = Attachment::Down(reason);
     if let Attachment::Open(backend) = std::mem::replace(&mut port.attachment, down) {
-        let name: &PortName = &port.config.name;
-        warn!(%network, port = %name, %fault, "port is down");
         backend.close(Fate::Keep);
     }
 }

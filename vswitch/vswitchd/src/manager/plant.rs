@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use tracing::{info, warn};
-use vswitch::api::{Mtu, NetworkConfig, PortConfig, PortName, Refusal};
+use vswitch::api::{Mtu, NetworkConfig, PortBackend, PortConfig, PortName, Refusal};
 use vswitch::control::{NetworkSpec, Switch};
-use vswitch::fdb::Key;
+use vswitch::fdb::{DEFAULT_CAPACITY, DEFAULT_QUOTA, Key};
 use vswitch::network::PortPolicy;
 
 use super::{Attachment, Network, Port, failed};
@@ -218,6 +218,10 @@ fn policy(config: &PortConfig, mtu: Mtu) -> PortPolicy {
         mac_guard: config.mac_guard.list().map(<[_]>::to_vec),
         mtu: mtu.get(),
         link_up: config.link == vswitch::api::Link::Up,
-        ..PortPolicy::default()
+        // All stations of the physical network are behind an uplink.
+        mac_quota: match config.backend {
+            PortBackend::Uplink { .. } => DEFAULT_CAPACITY as u32,
+            _ => DEFAULT_QUOTA,
+        },
     }
 }

@@ -1,0 +1,220 @@
+//! A daemon in a namespace that plays the host machine, and stations on its networks.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    Daemon, Netns, QemuGuest, Station,
+    guest::{Attachment, GuestConfig},
+    station::Address,
+};
+
+/// The uplink's name in the host namespace.
+pub const UPLINK: &str = "eth1";
+
+/// A host machine that is a namespace, with vswitchd running in it. Whoever holds stations drops them first.
+#[derive(Debug)]
+pub struct Lab {
+    /// The daemon. It is declared before the host, so that it ends first.
+    pub daemon: Daemon,
+    /// The namespace the daemon runs in.
+    pub host: Arc<Netns>,
+}
+
+impl Lab {
+    /// Starts a daemon with empty state.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start() -> Result<Self> {
+        let host = Arc::new(Netns::new("host")?);
+        Ok(Self {
+            daemon: Daemon::start(&host)?,
+            host,
+        })
+    }
+
+    /// Starts a daemon that cannot have AF_XDP.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_without_xdp() -> Result<Self> {
+        let host = Arc::new(Netns::new("host")?);
+        Ok(Self {
+            daemon: Daemon::start_without_xdp(&host)?,
+            host,
+        })
+    }
+
+    /// Runs vswitchctl.
+    ///
+    /// # Errors
+    /// As [`Daemon::ctl`].
+    pub fn ctl(&self, args: &str) -> Result<Value> {
+        self.daemon.ctl(args)
+    }
+
+    /// Adds a TAP port and gives its device, as eth0, to a new namespace.
+    ///
+    /// # Errors
+    /// When the port is refused.
+    pub fn tap_port(&self, network: &str, port: &str) -> Result<Arc<Netns>> {
+        let tap = format!("t-{port}");
+        self.ctl(&format!("port add {network} {port} --tap {tap}"))?;
+        let netns = Arc::new(Netns::new(port)?);
+        self.host
+            .ip(&format!("link set {tap} netns {}", netns.name()))?;
+        netns.ip(&format!("link set {tap} name eth0"))?;
+        netns.ip("link set eth0 up")?;
+        Ok(netns)
+    }
+
+    /// A station on a TAP port.
+    ///
+    /// # Errors
+    /// As [`Lab::tap_port`].
+    pub fn tap_station(
+        &self,
+        network: &str,
+        port: &str,
+        tag: Option<u16>,
+        address: Address,
+    ) -> Result<Station> {
+        let netns = self.tap_port(network, port)?;
+        Station::inside(port, &netns, "eth0", tag, address)
+    }
+
+    /// Connects [`UPLINK`] with eth0 of a new namespace that plays the physical LAN, for MTUs up to 9000. What the
+    /// LAN sends has its checksums filled in, as on a real wire; a virtual cable would leave them open. What it
+    /// receives is shown as it came, not joined.
+    ///
+    /// # Errors
+    /// When the cable cannot be made.
+    pub fn lan(&self) -> Result<Arc<Netns>> {
+        let lan = Arc::new(Netns::new("lan")?);
+        self.host.cable(UPLINK, &lan, "eth0")?;
+        self.host.ip(&format!("link set {UPLINK} mtu 9000"))?;
+        lan.ip("link set eth0 mtu 9000")?;
+        lan.run(&[
+            "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "off",
+        ])?;
+        Ok(lan)
+    }
+
+    /// Boots a guest on a new vhost-user port, on which the switch listens.
+    ///
+    /// # Errors
+    /// When the port is refused or the guest does not boot.
+    pub fn guest_station(
+        &self,
+        network: &str,
+        port: &str,
+        tag: Option<u16>,
+        address: Address,
+    ) -> Result<Station> {
+        self.guest_station_with(network, port, (tag, address), &[])
+    }
+
+    /// As [`Lab::guest_station`], with further options of the guest's NIC, as `packed=on`.
+    ///
+    /// # Errors
+    /// As [`Lab::guest_station`].
+    pub fn guest_station_with(
+        &self,
+        network: &str,
+        port: &str,
+        (tag, address): (Option<u16>, Address),
+        device: &[&str],
+    ) -> Result<Station> {
+        let socket = self.daemon.socket(port);
+        self.ctl(&format!(
+            "port add {network} {port} --vhost-user {socket} --server"
+        ))?;
+        let config = GuestConfig {
+            attachment: Attachment::VhostUserClient(socket),
+            mac: address.mac(),
+            addresses: Vec::new(),
+            device: device.iter().map(|&option| option.to_owned()).collect(),
+        };
+        let guest = QemuGuest::boot(&self.host, &config)
+            .with_context(|| format!("vswitchd said: {}", self.daemon.log()))?;
+        Station::guest(port, guest, tag, address)
+    }
+
+    /// The host machine's own station, on the host NIC of `network`.
+    ///
+    /// # Errors
+    /// When the host NIC is missing.
+    pub fn host_station(&self, network: &str, address: Address) -> Result<Station> {
+        Station::inside("host", &self.host, &format!("vsw-{network}"), None, address)
+    }
+
+    /// Runs a command line that must be refused: exit status 1 with one line on standard error, or 2 (wrong usage),
+    /// and networks, ports and interfaces as they were. The first line must hold each of `words`; it is returned.
+    ///
+    /// # Errors
+    /// When it was accepted, says something else, or left something half done.
+    pub fn refused(&self, args: &[&str], words: &[&str]) -> Result<String> {
+        let line = args.join(" ");
+        let before = self.snapshot()?;
+        let out = self.daemon.ctl_output(args)?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        let code = out.status.code();
+        ensure!(
+            matches!(code, Some(1 | 2)),
+            "`{line}` ended with {}: {said}",
+            out.status
+        );
+        ensure!(
+            code == Some(2) || said.trim().lines().count() == 1,
+            "`{line}`: more than one line: {said}"
+        );
+        let first = said.lines().next().unwrap_or_default();
+        for word in words {
+            ensure!(
+                first.contains(word),
+                "`{line}`: the error does not name {word:?}: {first}"
+            );
+        }
+        let after = self.snapshot()?;
+        ensure!(
+            before == after,
+            "`{line}` was refused, but left something:\nbefore {before:?}\nafter  {after:?}"
+        );
+        Ok(first.to_owned())
+    }
+
+    /// What a refused change must leave alone: networks, ports, and the host's interfaces with their addresses.
+    fn snapshot(&self) -> Result<[String; 4]> {
+        // Without states and link-local addresses, which come by themselves a little later than their interface.
+        let links = self.host.ip("-br link show")?;
+        let names: Vec<&str> = links
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        let addresses = self.host.ip("-o addr show scope global")?;
+        Ok([
+            self.ctl("network list")?.to_string(),
+            ports_of(&self.ctl("port list")?),
+            names.join("\n"),
+            addresses,
+        ])
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The ports of a `port list` without what changes by itself.
+fn ports_of(list: &Value) -> String {
+    let ports = list
+        .get("ports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let names = ports.map(|port| format!("{} {}", text(port, "network"), text(port, "port")));
+    names.collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,179 @@
+//! External networks: an uplink to the physical LAN, and the host's addresses on the host NIC.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use vswitch_tests::{
+    Capture, Lab, Netns, Station,
+    lab::UPLINK,
+    station::{
+        Address,
+        Transport::{Tcp, Udp},
+    },
+};
+
+const fn at(host: u8) -> Address {
+    Address { net: 63, host }
+}
+
+fn everybody_reaches_everybody(lab: &Lab, lan_netns: &Arc<Netns>) -> Result<()> {
+    let mut lan = Station::inside("lan", lan_netns, "eth0", None, at(3))?;
+    lab.ctl(&format!(
+        "network create office --type external --uplink {UPLINK}"
+    ))?;
+    let mut host = lab.host_station("office", at(1))?;
+    let mut carol = lab.tap_station("office", "carol", None, at(2))?;
+    for station in [&mut lan, &mut host, &mut carol] {
+        station.set_mtu(1500)?;
+    }
+    let capture = Capture::start(lan_netns, "eth0", "in", "")?;
+    for v6 in [false, true] {
+        for to in [at(2), at(3)] {
+            host.bytes(to, v6, Tcp, 500_000)?;
+            host.bytes(to, v6, Udp, 20_000)?;
+        }
+        carol.bytes(at(3), v6, Tcp, 500_000)?;
+        lan.bytes(at(2), v6, Tcp, 500_000)?;
+        lan.ping(at(1), v6, 1400)?;
+    }
+    let caught = capture.finish()?;
+    ensure!(caught.count("tcp")? > 100, "the capture is empty");
+    ensure!(
+        caught.bad_checksums()?.is_empty(),
+        "{:?}",
+        caught.bad_checksums()?
+    );
+    let long = caught.lines("frame.len > 1514")?;
+    ensure!(long.is_empty(), "uncut frames on the wire: {long:?}");
+    let stats = lab.daemon.stats()?;
+    ensure!(stats.wrong().is_empty(), "{:?}", stats.wrong());
+    Ok(())
+}
+
+#[test]
+fn the_lan_the_host_and_a_port_reach_each_other_by_af_xdp() -> Result<()> {
+    let lab = Lab::start()?;
+    let lan = lab.lan()?;
+    everybody_reaches_everybody(&lab, &lan)?;
+    ensure!(
+        lab.host.ip(&format!("link show {UPLINK}"))?.contains("xdp"),
+        "no XDP program on the uplink"
+    );
+    lab.ctl("port remove office carol")?;
+    lab.ctl("network delete office")?;
+    ensure!(
+        !lab.host.ip(&format!("link show {UPLINK}"))?.contains("xdp"),
+        "the XDP program was left"
+    );
+    Ok(())
+}
+
+#[test]
+fn without_af_xdp_a_packet_socket_does_it_and_the_log_says_so() -> Result<()> {
+    let lab = Lab::start_without_xdp()?;
+    let lan = lab.lan()?;
+    // A virtual cable would pass on the checksums that the switch leaves to it.
+    lab.host
+        .run(&["ethtool", "-K", UPLINK, "tx", "off", "tso", "off"])?;
+    everybody_reaches_everybody(&lab, &lan)?;
+    ensure!(
+        !lab.host.ip(&format!("link show {UPLINK}"))?.contains("xdp"),
+        "an XDP program without the right to one"
+    );
+    let log = lab.daemon.log().to_lowercase();
+    ensure!(
+        log.contains("packet socket"),
+        "the log does not say that a packet socket is used: {log}"
+    );
+    Ok(())
+}
+
+#[test]
+fn addresses_and_routes_move_to_the_host_nic_and_back() -> Result<()> {
+    let lab = Lab::start()?;
+    let lan_netns = lab.lan()?;
+    let _lan = Station::inside("lan", &lan_netns, "eth0", None, at(3))?;
+    for address in at(1).both() {
+        lab.host.ip(&format!("addr add {address} dev {UPLINK}"))?;
+    }
+    lab.host
+        .ip(&format!("route add default via 10.63.0.3 dev {UPLINK}"))?;
+    lab.host.ip(&format!(
+        "route add 10.99.0.0/16 via 10.63.0.3 dev {UPLINK} metric 77"
+    ))?;
+    let holds = |ifname: &str| -> Result<bool> {
+        let addresses = lab.host.ip(&format!("addr show dev {ifname}"))?;
+        let routes = lab.host.ip(&format!("route show dev {ifname}"))?;
+        let all = at(1)
+            .both()
+            .iter()
+            .all(|address| addresses.contains(address.as_str()));
+        Ok(all
+            && routes.contains("default via 10.63.0.3")
+            && routes.contains("10.99.0.0/16 via 10.63.0.3")
+            && routes.contains("metric 77"))
+    };
+    ensure!(holds(UPLINK)?, "the test is wrong");
+    lab.ctl(&format!(
+        "network create office --type external --uplink {UPLINK}"
+    ))?;
+    ensure!(
+        holds("vsw-office")?,
+        "not all moved: {}",
+        lab.host.ip("addr")?
+    );
+    ensure!(
+        !lab.host
+            .ip(&format!("addr show dev {UPLINK}"))?
+            .contains("10.63.0.1"),
+        "the uplink kept the address"
+    );
+    lab.host.run(&["ping", "-c", "1", "-W", "2", "10.63.0.3"])?;
+    lab.ctl("network delete office")?;
+    ensure!(
+        holds(UPLINK)?,
+        "not all came back: {}",
+        lab.host.ip("addr")?
+    );
+    lab.host
+        .run(&["ping", "-c", "1", "-W", "2", "10.63.0.3"])
+        .map(drop)
+}
+
+#[test]
+fn an_external_network_without_a_host_nic_carries_its_ports() -> Result<()> {
+    let lab = Lab::start()?;
+    let lan_netns = lab.lan()?;
+    let _lan = Station::inside("lan", &lan_netns, "eth0", None, at(3))?;
+    lab.ctl(&format!(
+        "network create office --type external --uplink {UPLINK} --no-host-nic"
+    ))?;
+    let mut carol = lab.tap_station("office", "carol", None, at(2))?;
+    carol.ping(at(3), false, 56)?;
+    ensure!(
+        lab.host.ip("link show vsw-office").is_err(),
+        "a host NIC that nobody asked for"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_uplink_that_is_bound_or_has_a_master_is_refused() -> Result<()> {
+    let lab = Lab::start()?;
+    let _lan = lab.lan()?;
+    lab.host.ip("link add br0 type bridge")?;
+    lab.host.ip(&format!("link set {UPLINK} master br0"))?;
+    let create = [
+        "network", "create", "office", "--type", "external", "--uplink", UPLINK,
+    ];
+    lab.refused(&create, &[UPLINK, "br0"])?;
+    lab.host.ip(&format!("link set {UPLINK} nomaster"))?;
+    lab.ctl(&create.join(" "))?;
+    lab.refused(
+        &[
+            "network", "create", "other", "--type", "external", "--uplink", UPLINK,
+        ],
+        &[UPLINK, "office"],
+    )
+    .map(drop)
+}

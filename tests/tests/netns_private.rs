@@ -1,0 +1,142 @@
+//! Private networks: ports reach each other and nobody else does.
+
+use anyhow::{Result, ensure};
+use vswitch_tests::{
+    Capture, Lab,
+    station::{
+        Address,
+        Transport::{Tcp, Udp},
+    },
+};
+
+const fn at(host: u8) -> Address {
+    Address { net: 61, host }
+}
+
+#[test]
+fn hosts_exchange_bytes_and_the_counters_add_up() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let _bob = lab.tap_station("lab", "bob", None, at(2))?;
+    for v6 in [false, true] {
+        alice.ping(at(2), v6, 56)?;
+        alice.bytes(at(2), v6, Tcp, 1_000_000)?;
+        alice.bytes(at(2), v6, Udp, 20_000)?;
+    }
+    let stats = lab.daemon.stats()?;
+    ensure!(stats.wrong().is_empty(), "{:?}", stats.wrong());
+    let (alice, bob) = (stats.port("lab", "alice")?, stats.port("lab", "bob")?);
+    ensure!(alice.taken > 20 && bob.taken > 20, "{alice:?} {bob:?}");
+    // What alice said before bob was there had nobody to go to; nothing else is lost.
+    let lost = alice.drops.iter().chain(&bob.drops);
+    let lost: Vec<_> = lost.filter(|(reason, _)| reason != "no_destination").collect();
+    ensure!(lost.is_empty(), "{alice:?} {bob:?}");
+    Ok(())
+}
+
+#[test]
+fn exactly_the_frames_that_were_sent_are_counted() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let _bob = lab.tap_station("lab", "bob", None, at(2))?;
+    alice.ping(at(2), false, 56)?;
+    let before = lab.daemon.stats()?;
+    alice.run("ping -c 50 -i 0.002 -W 2 10.61.0.2")?;
+    let after = lab.daemon.stats()?;
+    for port in ["alice", "bob"] {
+        let (old, new) = (before.port("lab", port)?, after.port("lab", port)?);
+        let (tx, rx) = (new.tx_frames - old.tx_frames, new.rx_frames - old.rx_frames);
+        // Neighbours may be asked again, and IPv6 may announce itself; nothing else is on this network.
+        ensure!(
+            (50..=60).contains(&tx) && (50..=60).contains(&rx),
+            "{port}: tx {tx}, rx {rx}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_third_port_sees_no_frame_between_two_others() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let mut bob = lab.tap_station("lab", "bob", None, at(2))?;
+    let eve = lab.tap_port("lab", "eve")?;
+    alice.ping(at(2), false, 56)?;
+    bob.ping(at(1), true, 56)?;
+    let capture = Capture::start(&eve, "eth0", "in", "not ether multicast")?;
+    alice.bytes(at(2), false, Tcp, 300_000)?;
+    alice.bytes(at(2), true, Udp, 9000)?;
+    let seen = capture.finish()?.lines("")?;
+    ensure!(seen.is_empty(), "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn networks_are_apart_even_with_the_same_addresses() -> Result<()> {
+    let lab = Lab::start()?;
+    for network in ["one", "two"] {
+        lab.ctl(&format!("network create {network} --type private"))?;
+    }
+    let mut alice = lab.tap_station("one", "alice", None, at(1))?;
+    let _bob = lab.tap_station("one", "bob", None, at(2))?;
+    let mut mallory = lab.tap_station("two", "mallory", None, at(3))?;
+    let elsewhere = lab.tap_port("two", "elsewhere")?;
+    let capture = Capture::start(&elsewhere, "eth0", "in", "host 10.61.0.1 or host 10.61.0.2")?;
+    ensure!(alice.reaches(at(2)), "alice does not reach bob");
+    ensure!(!mallory.reaches(at(2)), "mallory reaches another network");
+    let seen = capture.finish()?.lines("!arp.src.proto_ipv4==10.61.0.3")?;
+    ensure!(seen.is_empty(), "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn a_port_can_leave_under_traffic_and_others_go_on() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let _bob = lab.tap_station("lab", "bob", None, at(2))?;
+    let carol = lab.tap_port("lab", "carol")?;
+    let _flood = carol.spawn(&[
+        "ping",
+        "-f",
+        "-b",
+        "-w",
+        "5",
+        "-I",
+        "eth0",
+        "255.255.255.255",
+    ])?;
+    lab.ctl("port remove lab carol")?;
+    alice.ping(at(2), false, 56)?;
+    ensure!(
+        lab.daemon.stats()?.port("lab", "carol").is_err(),
+        "a removed port is still counted"
+    );
+    lab.ctl("port remove lab bob")?;
+    ensure!(!alice.reaches(at(2)), "a removed port answers");
+    lab.ctl("network delete lab").map(drop).or_else(|_| {
+        // A network with ports may be refused; without them it goes.
+        lab.ctl("port remove lab alice")?;
+        lab.ctl("network delete lab").map(drop)
+    })
+}
+
+#[test]
+fn the_link_of_a_port_can_be_taken_down_and_up() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let _bob = lab.tap_station("lab", "bob", None, at(2))?;
+    alice.ping(at(2), false, 56)?;
+    lab.ctl("port set lab bob --link down")?;
+    ensure!(!alice.reaches(at(2)), "a port with its link down answers");
+    lab.ctl("port set lab bob --link up")?;
+    alice.ping(at(2), false, 56)?;
+    lab.ctl("port set lab bob --disconnect")?;
+    ensure!(!alice.reaches(at(2)), "a disconnected port answers");
+    lab.ctl("port set lab bob --connect lab")?;
+    alice.ping(at(2), false, 56)
+}

@@ -1,0 +1,83 @@
+//! The workspace's own commands: `cargo xtask setup`, `test`, `demo`.
+
+mod cargo;
+mod demo;
+mod deps;
+mod fuzz;
+mod groups;
+mod lint;
+mod run;
+mod say;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{groups::Group, say::say};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Set-up, tests and demonstration of vswitch",
+    max_term_width = 100
+)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing (apt packages as root, guest images)
+    #[command(
+        after_help = "Examples:\n  cargo xtask setup          install the packages and build the guest image\n  \
+                            cargo xtask setup --check  only say what is missing; status 1 when something is"
+    )]
+    Setup {
+        /// Say what is missing and change nothing
+        #[arg(long)]
+        check: bool,
+    },
+    /// Set up what is missing, build, and run the tests; the last line is `N passed, N failed`
+    #[command(
+        after_help = "Examples:\n  cargo xtask test                     everything; needs root\n  \
+                            cargo xtask test --only lint,unit    what needs no privileges\n  \
+                            cargo xtask test --list              the groups and what they need"
+    )]
+    Test {
+        /// Only these groups
+        #[arg(long, value_delimiter = ',', value_name = "GROUP")]
+        only: Vec<Group>,
+        /// List the groups and run nothing
+        #[arg(long)]
+        list: bool,
+    },
+    /// Run the switch on this machine, in namespaces of its own, and show who reached whom
+    #[command(
+        after_help = "Example:\n  cargo xtask demo    needs root; touches none of the machine's own interfaces and leaves nothing behind"
+    )]
+    Demo,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().verb {
+        Verb::Setup { check: true } => setup::check(),
+        Verb::Setup { check: false } => setup::everything().map(|()| true),
+        Verb::Test { list: true, .. } => {
+            groups::list();
+            Ok(true)
+        }
+        // Says itself how it went: its last line is promised.
+        Verb::Test { only, .. } => Ok(groups::run(&only)),
+        Verb::Demo => demo::run(),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What must be on the machine, and getting it.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context, Result, bail, ensure};
+use vswitch_tests::{cmd, guest::image, paths};
+
+use crate::{cargo, say::say};
+
+/// A program and the Debian package it comes in.
+struct Needed {
+    program: &'static str,
+    package: &'static str,
+}
+
+const fn needed(program: &'static str, package: &'static str) -> Needed {
+    Needed { program, package }
+}
+
+const NEEDED: [Needed; 13] = [
+    needed("ip", "iproute2"),
+    needed("ping", "iputils-ping"),
+    needed("ethtool", "ethtool"),
+    needed("setpriv", "util-linux"),
+    needed("tcpdump", "tcpdump"),
+    needed("tshark", "tshark"),
+    needed("iperf3", "iperf3"),
+    needed("qemu-system-x86_64", "qemu-system-x86"),
+    needed("busybox", "busybox-static"),
+    needed("depmod", "kmod"),
+    needed("dpdk-testpmd", "dpdk-dev"),
+    needed("sqlite3", "sqlite3"),
+    needed("g++", "g++"),
+];
+
+/// Whether a program is on the path, or where only root has it on the path.
+fn installed(program: &str) -> bool {
+    ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"]
+        .iter()
+        .any(|dir| Path::new(dir).join(program).exists())
+}
+
+fn missing() -> Vec<&'static str> {
+    NEEDED
+        .iter()
+        .filter(|needed| !installed(needed.program))
+        .map(|needed| needed.package)
+        .collect()
+}
+
+/// Says what is missing, changes nothing, and returns whether all is there.
+pub(crate) fn check() -> Result<bool> {
+    let missing = missing();
+    for needed in &NEEDED {
+        let state = if installed(needed.program) {
+            "there"
+        } else {
+            "MISSING"
+        };
+        say!("{state:8} {:20} package {}", needed.program, needed.package);
+    }
+    let image = std::fs::read_dir(paths::guests()).is_ok_and(|mut files| {
+        files.any(|file| {
+            file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("initrd-"))
+        })
+    });
+    say!(
+        "{:8} guest image in {}",
+        if image { "there" } else { "MISSING" },
+        paths::guests().display()
+    );
+    if !missing.is_empty() {
+        say!("install with: apt-get install {}", missing.join(" "));
+    }
+    Ok(image && missing.is_empty())
+}
+
+/// Installs the packages and builds the guest image.
+pub(crate) fn everything() -> Result<()> {
+    install(&missing())?;
+    guest_image()
+}
+
+/// Installs the compiler that libFuzzer needs.
+pub(crate) fn for_fuzzing() -> Result<()> {
+    install(
+        &missing()
+            .into_iter()
+            .filter(|package| *package == "g++")
+            .collect::<Vec<_>>(),
+    )
+}
+
+fn guest_image() -> Result<()> {
+    cargo::build(&["-p", "vswitch-tests", "--bins"])?;
+    if cmd::run(&["apt-cache", "depends", "linux-image-cloud-amd64"]).is_err() {
+        apt_get(&["update"])?;
+    }
+    let image = image::ensure(&paths::guests())?;
+    say!(
+        "guest image: {}, {}",
+        image.kernel.display(),
+        image.initrd.display()
+    );
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let line = packages.join(" ");
+    let user = cmd::run(&["id", "-u"])?;
+    ensure!(
+        user.trim() == "0",
+        "missing packages, and only root can install them: apt-get install {line}"
+    );
+    ensure!(
+        installed("apt-get"),
+        "missing packages, and there is no apt-get: {line}"
+    );
+    say!("installing {line}");
+    apt_get(&["update"])?;
+    let mut args = vec!["install", "--yes", "--no-install-recommends"];
+    args.extend(packages);
+    apt_get(&args)?;
+    let still = missing();
+    let absent: Vec<&&str> = packages
+        .iter()
+        .filter(|package| still.contains(package))
+        .collect();
+    ensure!(
+        absent.is_empty(),
+        "installed, but their programs are not there: {absent:?}"
+    );
+    Ok(())
+}
+
+fn apt_get(args: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    // Somebody else's apt may hold the lock for a while.
+    command
+        .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    let out = command.output().context("starting apt-get")?;
+    if !out.status.success() {
+        bail!(
+            "`apt-get {}` failed: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
+    }
+    Ok(())
+}
