@@ -117,7 +117,7 @@ pub(crate) enum PortVerb {
         /// A TAP device for a foreign program
         #[arg(long, value_name = "IFNAME", group = "backend")]
         tap: Option<IfName>,
-        /// vswitchd makes the socket and listens [default]
+        /// vswitchd makes the socket and listens (the default)
         #[arg(long, conflicts_with_all = ["client", "tap"])]
         server: bool,
         /// The VMM listens; vswitchd connects, again and again

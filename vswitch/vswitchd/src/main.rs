@@ -103,7 +103,12 @@ async fn serve(
     notify(sd_notify::NotifyState::Ready);
     let served = http::serve(listener, http::router(shared.clone(), access), stop).await;
     ticker.abort();
-    shared.with(|manager| Ok(manager.stop())).await?;
+    shared
+        .with(|manager| {
+            manager.stop();
+            Ok(())
+        })
+        .await?;
     served
 }
 
@@ -119,7 +124,13 @@ async fn tick(shared: Shared) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if let Err(refusal) = shared.with(|manager| Ok(manager.tick())).await {
+        if let Err(refusal) = shared
+            .with(|manager| {
+                manager.tick();
+                Ok(())
+            })
+            .await
+        {
             error!("{refusal}");
         }
     }

@@ -90,7 +90,7 @@ impl Backend for VhostUserPort {
             .as_ref()
             .is_some_and(|running| !running.status().connected)
         {
-            self.running.take().map(VhostPort::stop);
+            drop(self.running.take());
             self.start()?;
         }
         Ok(())

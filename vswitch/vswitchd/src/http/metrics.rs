@@ -5,7 +5,9 @@ use std::fmt::Write;
 use vswitch::api::{PortState, PortStats, StatsView, StatusView, WorkerView};
 
 /// One metric: its name, what it is, and where it is found.
-type Metric<T> = (&'static str, &'static str, fn(&T) -> u64);
+type Metric<T> = (&'static str, &'static str, Reading<T>);
+/// Where a number is found.
+type Reading<T> = fn(&T) -> u64;
 
 const WORKERS: &[Metric<WorkerView>] = &[
     ("vswitch_worker_ports", "Ports the worker owns.", |worker| {
@@ -29,7 +31,7 @@ const WORKERS: &[Metric<WorkerView>] = &[
 ];
 
 /// These come in pairs: tx, and rx of the same name.
-const DIRECTED: &[(Metric<PortStats>, fn(&PortStats) -> u64)] = &[
+const DIRECTED: &[(Metric<PortStats>, Reading<PortStats>)] = &[
     (
         (
             "vswitch_port_frames_total",

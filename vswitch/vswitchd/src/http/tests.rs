@@ -1,9 +1,11 @@
 //! The API from the outside: what it does, what it refuses, and that a refusal leaves nothing behind.
 
 mod atomic;
+mod refused;
 mod restore;
 mod rig;
 
+use refused::{FDB, FDB_REFUSED, NETWORKS_REFUSED, PORTS_REFUSED};
 use rig::Rig;
 use serde_json::json;
 
@@ -82,92 +84,7 @@ async fn networks() {
 async fn networks_refused() {
     let rig = lab().await;
     rig.ok("POST", NETWORKS, EXTERNAL).await;
-    for (method, path, body, status, why) in [
-        (
-            "POST",
-            NETWORKS,
-            PRIVATE,
-            409,
-            "there is a network 'lab' already",
-        ),
-        (
-            "POST",
-            NETWORKS,
-            r#"{"name":"x","type":"external","uplink":"eth9"}"#,
-            409,
-            "no interface 'eth9'",
-        ),
-        (
-            "POST",
-            NETWORKS,
-            r#"{"name":"x","type":"external","uplink":"eth0"}"#,
-            409,
-            "'eth0' is in use by port 'uplink'",
-        ),
-        (
-            "POST",
-            NETWORKS,
-            r#"{"name":"x","type":"internal","host_nic":"vsw-lan"}"#,
-            409,
-            "in use by port 'host'",
-        ),
-        (
-            "POST",
-            NETWORKS,
-            r#"{"name":"x","type":"internal","host_nic":"eth1"}"#,
-            409,
-            "an interface 'eth1' already",
-        ),
-        (
-            "POST",
-            NETWORKS,
-            r#"{"name":"x","type":"private","vlan":10}"#,
-            400,
-            "VLAN 10 refused",
-        ),
-        (
-            "POST",
-            NETWORKS,
-            r#"{"name":"x","type":"private","mtu":67}"#,
-            400,
-            "allowed: 68 to 9000",
-        ),
-        ("POST", NETWORKS, "{", 400, "no JSON"),
-        ("GET", "/v1/networks/nope", "", 404, "no network 'nope'"),
-        ("GET", "/v1/networks/a%20b", "", 400, "allowed: 1 to 64"),
-        (
-            "PATCH",
-            "/v1/networks/lab",
-            r#"{"vlan":10}"#,
-            400,
-            "VLAN 10 refused",
-        ),
-        ("PATCH", "/v1/networks/lab", "{}", 400, "nothing to change"),
-        (
-            "PATCH",
-            "/v1/networks/lab",
-            r#"{"name":"x"}"#,
-            400,
-            "unknown field `name`",
-        ),
-        (
-            "PATCH",
-            "/v1/networks/nope",
-            r#"{"mtu":1400}"#,
-            404,
-            "no network 'nope'",
-        ),
-        (
-            "DELETE",
-            "/v1/networks/lab",
-            "",
-            409,
-            "still has ports: 'a', 'b'",
-        ),
-        ("DELETE", "/v1/networks/nope", "", 404, "no network 'nope'"),
-        ("PUT", NETWORKS, PRIVATE, 405, "no method PUT"),
-        ("GET", "/v2/networks", "", 404, "no resource '/v2/networks'"),
-    ] {
+    for &(method, path, body, status, why) in NETWORKS_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }
     let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(100_000));
@@ -260,109 +177,7 @@ async fn ports_refused() {
         r#"{"name":"a","tap":"tap-lan-a"}"#,
     )
     .await;
-    let (ports, a) = ("/v1/networks/lab/ports", "/v1/networks/lab/ports/a");
-    for (method, path, body, status, why) in [
-        (
-            "POST",
-            ports,
-            r#"{"name":"a","tap":"t2"}"#,
-            409,
-            "there is a port 'a' in network 'lab' already",
-        ),
-        (
-            "POST",
-            ports,
-            r#"{"name":"c","tap":"tap-a"}"#,
-            409,
-            "'tap-a' is in use by port 'a'",
-        ),
-        (
-            "POST",
-            ports,
-            r#"{"name":"c","tap":"eth0"}"#,
-            409,
-            "'eth0' is in use by port 'uplink'",
-        ),
-        (
-            "POST",
-            ports,
-            r#"{"name":"c","vhost_user":"sock"}"#,
-            400,
-            "an absolute path",
-        ),
-        (
-            "POST",
-            "/v1/networks/nope/ports",
-            r#"{"name":"c","tap":"t"}"#,
-            404,
-            "no network 'nope'",
-        ),
-        (
-            "PATCH",
-            a,
-            r#"{"vlan":"access:4095"}"#,
-            400,
-            "'access:4095' is not allowed",
-        ),
-        (
-            "PATCH",
-            a,
-            r#"{"network":"nope"}"#,
-            404,
-            "no network 'nope'",
-        ),
-        (
-            "PATCH",
-            a,
-            r#"{"network":"lan"}"#,
-            409,
-            "there is a port 'a' in network 'lan' already",
-        ),
-        (
-            "PATCH",
-            "/v1/networks/lab/ports/x",
-            r#"{"link":"up"}"#,
-            404,
-            "no port 'x'",
-        ),
-        (
-            "PATCH",
-            "/v1/networks/lan/ports/host",
-            r#"{"network":"lab"}"#,
-            400,
-            "comes and goes with its network",
-        ),
-        (
-            "PATCH",
-            "/v1/networks/lan/ports/uplink",
-            r#"{"mtu":9000}"#,
-            400,
-            "change the network's",
-        ),
-        (
-            "DELETE",
-            "/v1/networks/lan/ports/host",
-            "",
-            409,
-            "comes and goes with network 'lan'",
-        ),
-        ("DELETE", "/v1/networks/lab/ports/x", "", 404, "no port 'x'"),
-        ("GET", "/v1/stats?port=a", "", 400, "without its network"),
-        (
-            "GET",
-            "/v1/stats?network=lab&port=x",
-            "",
-            404,
-            "no port 'x'",
-        ),
-        (
-            "GET",
-            "/v1/stats?colour=red",
-            "",
-            400,
-            "unknown field `colour`",
-        ),
-    ] {
+    for &(method, path, body, status, why) in PORTS_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }
 }
@@ -370,7 +185,7 @@ async fn ports_refused() {
 #[tokio::test]
 async fn fdb() {
     let rig = lab().await;
-    let fdb = "/v1/networks/lab/fdb";
+    let fdb = FDB;
     rig.ok("POST", fdb, r#"{"mac":"02:00:00:00:00:01","port":"a"}"#)
         .await;
     rig.ok(
@@ -398,71 +213,7 @@ async fn fdb() {
     rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"lab"}"#)
         .await;
     assert_eq!(rig.ok("GET", fdb, "").await, pinned);
-    for (method, path, body, status, why) in [
-        (
-            "POST",
-            fdb,
-            r#"{"mac":"01:00:5e:00:00:01","port":"a"}"#,
-            400,
-            "no group address",
-        ),
-        (
-            "POST",
-            fdb,
-            r#"{"mac":"02:00:00:00:00:02","port":"x"}"#,
-            404,
-            "no port 'x'",
-        ),
-        (
-            "POST",
-            fdb,
-            r#"{"mac":"02:00:00:00:00:02","port":"a","vlan":10}"#,
-            400,
-            "carries no frames of VLAN 10",
-        ),
-        (
-            "POST",
-            fdb,
-            r#"{"mac":"02:00:00:00:00:02","port":"b"}"#,
-            400,
-            "its setting is 'access:10'",
-        ),
-        (
-            "DELETE",
-            "/v1/networks/lab/fdb/02:00:00:00:00:09",
-            "",
-            404,
-            "no entry for 02:00:00:00:00:09",
-        ),
-        (
-            "DELETE",
-            "/v1/networks/lab/fdb/xx",
-            "",
-            400,
-            "allowed: the address of one station",
-        ),
-        (
-            "DELETE",
-            "/v1/networks/lab/fdb/02:00:00:00:00:01?vlan=4095",
-            "",
-            400,
-            "allowed: 1 to 4094",
-        ),
-        (
-            "DELETE",
-            "/v1/networks/lab/fdb?port=x",
-            "",
-            404,
-            "no port 'x'",
-        ),
-        (
-            "DELETE",
-            "/v1/networks/lab/fdb?mac=x",
-            "",
-            400,
-            "unknown field",
-        ),
-    ] {
+    for &(method, path, body, status, why) in FDB_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }
     rig.ok(

@@ -141,13 +141,12 @@ impl Manager {
                 .give_back(record)
                 .map_err(|error| failed(what, error))?;
         }
-        change.commit().map_err(|refused| {
+        change.commit().inspect_err(|_| {
             if moved.is_some() {
                 self.plant
                     .take_over(network)
                     .map_or_else(|error| error!("{error}"), drop);
             }
-            refused
         })?;
         if let Some(network) = self.networks.remove(name) {
             self.plant.dismantle(network, Fate::Delete);

@@ -74,53 +74,58 @@ async fn a_network_whose_addresses_do_not_move() {
     rig.ok("DELETE", "/v1/networks/lan", "").await;
 }
 
+const PORT: &str = "/v1/networks/lab/ports/a";
+
+/// Statements that are made to spoil their transaction, and the calls that run them.
+const SPOILT: &[(&str, (&str, &str, &str))] = &[
+    ("INSERT ON network", ("POST", NETWORKS, EXTERNAL)),
+    ("UPDATE ON host_change", ("POST", NETWORKS, EXTERNAL)),
+    ("DELETE ON network", ("DELETE", "/v1/networks/int", "")),
+    ("DELETE ON network", ("DELETE", "/v1/networks/ext", "")),
+    (
+        "UPDATE ON network",
+        ("PATCH", "/v1/networks/int", r#"{"mtu":1400,"vlan":null}"#),
+    ),
+    (
+        "INSERT ON port",
+        (
+            "POST",
+            "/v1/networks/lab/ports",
+            r#"{"name":"c","tap":"tap-c"}"#,
+        ),
+    ),
+    ("DELETE ON port", ("DELETE", PORT, "")),
+    (
+        "UPDATE ON port",
+        (
+            "PATCH",
+            PORT,
+            r#"{"mtu":1400,"vlan":"access:5","link":"down"}"#,
+        ),
+    ),
+    ("UPDATE ON port", ("PATCH", PORT, r#"{"network":null}"#)),
+    (
+        "DELETE ON port",
+        ("PATCH", PORT, r#"{"network":"int","mtu":null}"#),
+    ),
+    (
+        "INSERT ON static_entry",
+        (
+            "POST",
+            "/v1/networks/lab/fdb",
+            r#"{"mac":"02:00:00:00:00:07","port":"a"}"#,
+        ),
+    ),
+    (
+        "DELETE ON static_entry",
+        ("DELETE", "/v1/networks/lab/fdb/02:00:00:00:00:01", ""),
+    ),
+];
+
 #[tokio::test]
 async fn changes_that_cannot_be_committed() {
-    let (port, why) = ("/v1/networks/lab/ports/a", "FOREIGN KEY");
-    for (what, call) in [
-        ("INSERT ON network", ("POST", NETWORKS, EXTERNAL)),
-        ("UPDATE ON host_change", ("POST", NETWORKS, EXTERNAL)),
-        ("DELETE ON network", ("DELETE", "/v1/networks/int", "")),
-        ("DELETE ON network", ("DELETE", "/v1/networks/ext", "")),
-        (
-            "UPDATE ON network",
-            ("PATCH", "/v1/networks/int", r#"{"mtu":1400,"vlan":null}"#),
-        ),
-        (
-            "INSERT ON port",
-            (
-                "POST",
-                "/v1/networks/lab/ports",
-                r#"{"name":"c","tap":"tap-c"}"#,
-            ),
-        ),
-        ("DELETE ON port", ("DELETE", port, "")),
-        (
-            "UPDATE ON port",
-            (
-                "PATCH",
-                port,
-                r#"{"mtu":1400,"vlan":"access:5","link":"down"}"#,
-            ),
-        ),
-        ("UPDATE ON port", ("PATCH", port, r#"{"network":null}"#)),
-        (
-            "DELETE ON port",
-            ("PATCH", port, r#"{"network":"int","mtu":null}"#),
-        ),
-        (
-            "INSERT ON static_entry",
-            (
-                "POST",
-                "/v1/networks/lab/fdb",
-                r#"{"mac":"02:00:00:00:00:07","port":"a"}"#,
-            ),
-        ),
-        (
-            "DELETE ON static_entry",
-            ("DELETE", "/v1/networks/lab/fdb/02:00:00:00:00:01", ""),
-        ),
-    ] {
+    let why = "FOREIGN KEY";
+    for &(what, call) in SPOILT {
         let rig = lab().await;
         rig.change_world(|world| {
             drop(

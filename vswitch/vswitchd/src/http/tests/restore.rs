@@ -65,7 +65,13 @@ async fn a_missing_uplink_is_down_until_it_appears() {
         rig.ok("GET", "/v1/networks/lan/ports/host", "").await["state"],
         "up"
     );
-    rig.shared.with(|manager| Ok(manager.tick())).await.unwrap();
+    rig.shared
+        .with(|manager| {
+            manager.tick();
+            Ok(())
+        })
+        .await
+        .unwrap();
     assert_eq!(
         rig.ok("GET", "/v1/networks/lan/ports/uplink", "").await["state"],
         "down"
@@ -77,7 +83,13 @@ async fn a_missing_uplink_is_down_until_it_appears() {
                 .insert("eth0".into(), vec!["203.0.113.1/24".into()]),
         )
     });
-    rig.shared.with(|manager| Ok(manager.tick())).await.unwrap();
+    rig.shared
+        .with(|manager| {
+            manager.tick();
+            Ok(())
+        })
+        .await
+        .unwrap();
     assert_eq!(
         rig.ok("GET", "/v1/networks/lan/ports/uplink", "").await["state"],
         "up"

@@ -196,7 +196,13 @@ impl Rig {
     pub(super) async fn restart(self, orderly: bool, between: impl FnOnce(&mut World)) -> Rig {
         let Rig { dir, host, shared } = self;
         if orderly {
-            shared.with(|manager| Ok(manager.stop())).await.unwrap();
+            shared
+                .with(|manager| {
+                    manager.stop();
+                    Ok(())
+                })
+                .await
+                .unwrap();
         }
         drop(shared);
         host.world().open.clear();
