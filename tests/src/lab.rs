@@ -103,6 +103,25 @@ impl Lab {
         Ok(lan)
     }
 
+    /// As [`Lab::lan`], with an uplink whose driver can't run an XDP program: a macvlan interface in the cable's place.
+    ///
+    /// # Errors
+    /// As [`Lab::lan`].
+    pub fn lan_without_xdp(&self) -> Result<Arc<Netns>> {
+        let lan = self.lan()?;
+        self.host.ip(&format!("link set {UPLINK} down"))?;
+        self.host.ip(&format!("link set {UPLINK} name cable"))?;
+        self.host.ip("link set cable up")?;
+        // A virtual cable would pass on the checksums and segments that the switch leaves to it.
+        self.host
+            .run(&["ethtool", "-K", "cable", "tx", "off", "tso", "off"])?;
+        self.host.ip(&format!(
+            "link add name {UPLINK} link cable mtu 9000 type macvlan mode passthru"
+        ))?;
+        self.host.ip(&format!("link set {UPLINK} up"))?;
+        Ok(lan)
+    }
+
     /// Boots a guest on a new vhost-user port, on which the switch listens.
     ///
     /// # Errors

@@ -96,11 +96,11 @@ impl Matrix {
     /// # Errors
     /// When the daemon refuses something.
     pub fn new(uplink: Uplink, tagging: Tagging) -> Result<Self> {
-        let lab = match uplink {
-            Uplink::Xdp => Lab::start()?,
-            Uplink::Packet => Lab::start_without_xdp()?,
+        let lab = Lab::start()?;
+        let lan = match uplink {
+            Uplink::Xdp => lab.lan()?,
+            Uplink::Packet => lab.lan_without_xdp()?,
         };
-        let lan = lab.lan()?;
         let vlan = if tagging == Tagging::Untagged {
             String::new()
         } else {

@@ -50,13 +50,20 @@ fn ports(list: &Value) -> String {
     list.to_string()
 }
 
+/// A line of `ip -br addr` without the operational state, which is "unknown" until somebody has set it.
+fn addresses(line: &str) -> String {
+    let words = line.split_whitespace().enumerate();
+    let words: Vec<&str> = words.filter(|(i, _)| *i != 1).map(|(_, word)| word).collect();
+    words.join(" ")
+}
+
 /// What the user has configured, as the command line shows it.
 fn configuration(lab: &Lab) -> Result<[String; 4]> {
     Ok([
         lab.ctl("network show office")?.to_string(),
         lab.ctl("network show inner")?.to_string(),
         ports(&lab.ctl("port list")?),
-        lab.host.ip("-br addr show dev vsw-office")?,
+        addresses(&lab.host.ip("-br addr show dev vsw-office")?),
     ])
 }
 

@@ -2,7 +2,7 @@
 //!
 //! For interfaces that AF_XDP can't take. TCP superframes that the kernel has joined (GRO) or a software peer sent, and
 //! unfinished checksums, come and go with their virtio header (`struct virtio_net_hdr`, little-endian, VIRTIO 1.2
-//! section 5.1.6). The host's network stack still sees the frames too.
+//! section 5.1.6). Where the kernel allows it, a program keeps the frames from the host's network stack.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,6 +14,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use crate::info::LinkInfo;
 use crate::iov::{Iov, IovMut};
 use crate::name::IfName;
+use crate::sys::bpf::{Instruction, link_ingress, load_ingress};
 use crate::sys::packet as sys;
 use crate::would_block;
 
@@ -101,6 +102,8 @@ impl RxSlot {
 #[derive(Debug)]
 pub struct PacketSocket {
     socket: OwnedFd,
+    /// Keeps frames from the network stack while it is open.
+    silence: Option<OwnedFd>,
 }
 
 impl PacketSocket {
@@ -138,7 +141,16 @@ impl PacketSocket {
         sys::set(fd, &sys::Membership::promiscuous(link.index))
             .map_err(call("PACKET_ADD_MEMBERSHIP"))?;
         sys::bind(fd, link.index).map_err(call("bind"))?;
-        Ok(Self { socket })
+        Ok(Self {
+            socket,
+            silence: silence(link.index).ok(),
+        })
+    }
+
+    /// Whether the host's network stack no longer sees the frames. If it does, because this is Linux before 6.6 or
+    /// `CAP_BPF` is missing, it may take them for its own.
+    pub fn is_exclusive(&self) -> bool {
+        self.silence.is_some()
     }
 
     /// Takes up to [`BATCH`] received frames, each into the buffer of one slot; tells how many came.
@@ -286,4 +298,15 @@ mod tests {
         shift_header(&mut valid);
         assert_eq!(valid, [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
+}
+
+/// Drops the frames of an interface behind the packet sockets, for as long as the returned file is open.
+fn silence(interface: u32) -> Result<OwnedFd, Errno> {
+    /// `TCX_DROP`
+    const DROP: i32 = 2;
+    let program = load_ingress(&[
+        Instruction::new(0xb7, 0, 0, 0, DROP), // r0 = DROP
+        Instruction::new(0x95, 0, 0, 0, 0),    // return r0
+    ])?;
+    link_ingress(program.as_fd(), interface)
 }

@@ -33,8 +33,13 @@ pub enum Way {
 pub enum Mode {
     /// By AF_XDP, in this mode.
     Xdp(XdpMode),
-    /// By a packet socket; the text says why AF_XDP was not had, if it was tried.
-    Packet(Option<String>),
+    /// By a packet socket.
+    Packet {
+        /// Why AF_XDP was not had, if it was tried.
+        why: Option<String>,
+        /// The host's network stack does not see the frames.
+        exclusive: bool,
+    },
 }
 
 impl fmt::Display for Mode {
@@ -44,8 +49,16 @@ impl fmt::Display for Mode {
                 let copy = if mode.zero_copy { "zero copy" } else { "copy" };
                 write!(f, "AF_XDP, {copy} mode, {} queues", mode.queues)
             }
-            Mode::Packet(None) => write!(f, "packet socket"),
-            Mode::Packet(Some(why)) => write!(f, "packet socket, as AF_XDP can't be had: {why}"),
+            Mode::Packet { why, exclusive } => {
+                write!(f, "packet socket")?;
+                if let Some(why) = why {
+                    write!(f, ", as AF_XDP can't be had: {why}")?;
+                }
+                if !exclusive {
+                    write!(f, "; the host's network stack sees its frames too")?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -96,8 +109,9 @@ impl Uplink {
         };
         let socket = PacketSocket::open(&config)
             .map_err(|error| UplinkError::Packet(name.clone(), error))?;
+        let exclusive = socket.is_exclusive();
         let sides = packet::open(socket).map_err(|error| UplinkError::Map(name.clone(), error))?;
-        let mode = Mode::Packet(why);
+        let mode = Mode::Packet { why, exclusive };
         Ok((Uplink { mode, _xdp: None }, sides))
     }
 

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use vswitch::api::{
-    IfName, Link, MacGuard, Mtu, NetworkName, NetworkType, PortName, Queues, SocketPath, StationMac, VlanId, VlanSpec,
+    IfName, Link, MacGuard, Mtu, NetworkName, NetworkType, PortName, Queues, SocketPath,
+    StationMac, VlanId, VlanSpec,
 };
 
 const EXAMPLES: &str = "\
@@ -21,7 +22,13 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 #[command(name = "vswitchctl", version, about = "Drives vswitchd, the layer-2 switch", after_help = EXAMPLES)]
 pub(crate) struct Cli {
     /// Where vswitchd makes its sockets
-    #[arg(long, global = true, value_name = "DIR", env = "VSWITCH_RUN_DIR", default_value = "/run/vswitch")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "VSWITCH_RUN_DIR",
+        default_value = "/run/vswitch"
+    )]
     pub(crate) run_dir: PathBuf,
     /// Print one JSON value
     #[arg(long, global = true)]
@@ -110,7 +117,7 @@ pub(crate) enum PortVerb {
         /// A TAP device for a foreign program
         #[arg(long, value_name = "IFNAME", group = "backend")]
         tap: Option<IfName>,
-        /// vswitchd makes the socket and listens [default]
+        /// vswitchd makes the socket and listens (the default)
         #[arg(long, conflicts_with_all = ["client", "tap"])]
         server: bool,
         /// The VMM listens; vswitchd connects, again and again
@@ -128,11 +135,17 @@ pub(crate) enum PortVerb {
     /// List the ports, of one network or of all
     List { network: Option<NetworkName> },
     /// Show a port
-    Show { network: NetworkName, port: PortName },
+    Show {
+        network: NetworkName,
+        port: PortName,
+    },
     /// Change a port under traffic
     Set(PortSet),
     /// Remove a port
-    Remove { network: NetworkName, port: PortName },
+    Remove {
+        network: NetworkName,
+        port: PortName,
+    },
 }
 
 #[derive(Debug, Args)]

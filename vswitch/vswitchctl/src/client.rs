@@ -25,8 +25,14 @@ pub(crate) struct Client {
 impl Client {
     /// For the vswitchd with this run directory.
     pub(crate) fn new(run_dir: &Path) -> anyhow::Result<Client> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot start")?;
-        Ok(Client { socket: run_dir.join("api.sock"), runtime })
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .context("cannot start")?;
+        Ok(Client {
+            socket: run_dir.join("api.sock"),
+            runtime,
+        })
     }
 
     /// Asks for a resource.
@@ -35,7 +41,12 @@ impl Client {
     }
 
     /// Makes, changes or deletes something.
-    pub(crate) fn send(&self, method: Method, path: &str, body: &impl Serialize) -> anyhow::Result<Answer> {
+    pub(crate) fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<Answer> {
         self.call(method, path, serde_json::to_vec(body)?)
     }
 
@@ -60,8 +71,9 @@ impl Client {
             _ => anyhow!("cannot connect to {shown}: {error}"),
         })?;
         let lost = || format!("the connection to vswitchd on {shown} was lost");
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(lost)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .with_context(lost)?;
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -71,8 +83,13 @@ impl Client {
             .body(Full::new(Bytes::from(body)))?;
         let response = sender.send_request(request).await.with_context(lost)?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| anyhow!(error)).with_context(lost)?.to_bytes();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await;
+        let body = body
+            .map_err(|error| anyhow!(error))
+            .with_context(lost)?
+            .to_bytes();
         if !status.is_success() {
             match serde_json::from_slice::<ErrorBody>(&body) {
                 Ok(refusal) => bail!(refusal.error),
@@ -89,7 +106,8 @@ pub(crate) struct Answer(Bytes);
 impl Answer {
     /// The answer as what it stands for.
     pub(crate) fn parse<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
-        serde_json::from_slice(&self.0).context("vswitchd's answer is not understood; it may have another version")
+        serde_json::from_slice(&self.0)
+            .context("vswitchd's answer is not understood; it may have another version")
     }
 
     /// The answer as JSON; `{}` where it is empty.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use vswitch::api::{
-    AddFdbEntry, CreateNetwork, CreatePort, NetworkList, NetworkName, NetworkView, PatchNetwork, PatchPort, PortList,
-    PortName, StatsView, VhostUserMode,
+    AddFdbEntry, CreateNetwork, CreatePort, NetworkList, NetworkName, NetworkView, PatchNetwork,
+    PatchPort, PortList, PortName, StatsView, VhostUserMode,
 };
 
 use crate::cli::{FdbVerb, NetworkCreate, NetworkVerb, Noun, PortSet, PortVerb, StatsArgs};
@@ -36,31 +36,67 @@ impl Runner {
 
     fn network(&self, verb: NetworkVerb) -> anyhow::Result<()> {
         match verb {
-            NetworkVerb::Create(NetworkCreate { name, kind, uplink, host_nic, no_host_nic, vlan, mtu }) => {
+            NetworkVerb::Create(NetworkCreate {
+                name,
+                kind,
+                uplink,
+                host_nic,
+                no_host_nic,
+                vlan,
+                mtu,
+            }) => {
                 let done = format!("network '{name}' created");
-                let request = CreateNetwork { name, kind, uplink, host_nic, no_host_nic, vlan, mtu };
-                self.done(self.client.send(Method::POST, "/v1/networks", &request)?, done)
-            }
-            NetworkVerb::List => self.show("/v1/networks", |list: &NetworkList| show::networks(&list.networks)),
-            NetworkVerb::Show { name } => {
-                self.show(&of_network(&name), |network: &NetworkView| show::networks(std::slice::from_ref(network)))
-            }
-            NetworkVerb::Set { name, mtu, vlan } => {
-                let patch = PatchNetwork { mtu, vlan: vlan.map(|vlan| vlan.0) };
+                let request = CreateNetwork {
+                    name,
+                    kind,
+                    uplink,
+                    host_nic,
+                    no_host_nic,
+                    vlan,
+                    mtu,
+                };
                 self.done(
-                    self.client.send(Method::PATCH, &of_network(&name), &patch)?,
+                    self.client.send(Method::POST, "/v1/networks", &request)?,
+                    done,
+                )
+            }
+            NetworkVerb::List => self.show("/v1/networks", |list: &NetworkList| {
+                show::networks(&list.networks)
+            }),
+            NetworkVerb::Show { name } => self.show(&of_network(&name), |network: &NetworkView| {
+                show::networks(std::slice::from_ref(network))
+            }),
+            NetworkVerb::Set { name, mtu, vlan } => {
+                let patch = PatchNetwork {
+                    mtu,
+                    vlan: vlan.map(|vlan| vlan.0),
+                };
+                self.done(
+                    self.client
+                        .send(Method::PATCH, &of_network(&name), &patch)?,
                     format!("network '{name}' changed"),
                 )
             }
-            NetworkVerb::Delete { name } => {
-                self.done(self.client.delete(&of_network(&name))?, format!("network '{name}' deleted"))
-            }
+            NetworkVerb::Delete { name } => self.done(
+                self.client.delete(&of_network(&name))?,
+                format!("network '{name}' deleted"),
+            ),
         }
     }
 
     fn port(&self, verb: PortVerb) -> anyhow::Result<()> {
         match verb {
-            PortVerb::Add { network, port, vhost_user, tap, server, client, queues, policy, mtu } => {
+            PortVerb::Add {
+                network,
+                port,
+                vhost_user,
+                tap,
+                server,
+                client,
+                queues,
+                policy,
+                mtu,
+            } => {
                 let done = format!("port '{port}' added to network '{network}'");
                 let request = CreatePort {
                     name: port,
@@ -81,7 +117,9 @@ impl Runner {
                 self.done(self.client.send(Method::POST, &path, &request)?, done)
             }
             PortVerb::List { network } => {
-                let path = network.map_or("/v1/ports".to_owned(), |name| format!("{}/ports", of_network(&name)));
+                let path = network.map_or("/v1/ports".to_owned(), |name| {
+                    format!("{}/ports", of_network(&name))
+                });
                 self.show(&path, |list: &PortList| show::ports(&list.ports))
             }
             PortVerb::Show { network, port } => self.show(&of_port(&network, &port), show::port),
@@ -94,35 +132,62 @@ impl Runner {
     }
 
     fn set_port(&self, set: PortSet) -> anyhow::Result<()> {
-        let PortSet { network, port, policy, mtu, connect, disconnect } = set;
+        let PortSet {
+            network,
+            port,
+            policy,
+            mtu,
+            connect,
+            disconnect,
+        } = set;
         let patch = PatchPort {
             vlan: policy.vlan,
             mac_guard: policy.mac_guard,
             mtu: mtu.map(|mtu| mtu.0),
             link: policy.link,
-            network: if disconnect { Some(None) } else { connect.map(Some) },
+            network: if disconnect {
+                Some(None)
+            } else {
+                connect.map(Some)
+            },
         };
-        let answer = self.client.send(Method::PATCH, &of_port(&network, &port), &patch)?;
+        let answer = self
+            .client
+            .send(Method::PATCH, &of_port(&network, &port), &patch)?;
         self.done(answer, format!("port '{port}' changed"))
     }
 
     fn fdb(&self, verb: FdbVerb) -> anyhow::Result<()> {
         match verb {
             FdbVerb::Show { network } => self.show(&of_fdb(&network), show::fdb),
-            FdbVerb::Add { network, mac, port, vlan } => {
+            FdbVerb::Add {
+                network,
+                mac,
+                port,
+                vlan,
+            } => {
                 let done = format!("{mac} pinned to port '{port}' of network '{network}'");
                 let entry = AddFdbEntry { mac, port, vlan };
-                self.done(self.client.send(Method::POST, &of_fdb(&network), &entry)?, done)
+                self.done(
+                    self.client.send(Method::POST, &of_fdb(&network), &entry)?,
+                    done,
+                )
             }
             FdbVerb::Delete { network, mac, vlan } => {
                 let vlan = vlan.map_or(String::new(), |vlan| format!("?vlan={vlan}"));
                 let path = format!("{}/{mac}{vlan}", of_fdb(&network));
-                self.done(self.client.delete(&path)?, format!("{mac} forgotten in network '{network}'"))
+                self.done(
+                    self.client.delete(&path)?,
+                    format!("{mac} forgotten in network '{network}'"),
+                )
             }
             FdbVerb::Flush { network, port } => {
                 let port = port.map_or(String::new(), |port| format!("?port={port}"));
                 let path = format!("{}{port}", of_fdb(&network));
-                self.done(self.client.delete(&path)?, format!("learned addresses of network '{network}' forgotten"))
+                self.done(
+                    self.client.delete(&path)?,
+                    format!("learned addresses of network '{network}' forgotten"),
+                )
             }
         }
     }
@@ -136,7 +201,11 @@ impl Runner {
         if !args.watch {
             return self.show(&path, show::stats);
         }
-        let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        let clear = if std::io::stdout().is_terminal() {
+            "\x1b[H\x1b[2J"
+        } else {
+            ""
+        };
         let mut before: StatsView = self.client.get(&path)?.parse()?;
         loop {
             std::thread::sleep(Duration::from_secs(1));
@@ -146,13 +215,25 @@ impl Runner {
         }
     }
 
-    fn show<T: DeserializeOwned>(&self, path: &str, render: impl Fn(&T) -> String) -> anyhow::Result<()> {
+    fn show<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        render: impl Fn(&T) -> String,
+    ) -> anyhow::Result<()> {
         let answer = self.client.get(path)?;
-        if self.json { print(format_args!("{}\n", answer.json()?)) } else { print(render(&answer.parse()?)) }
+        if self.json {
+            print(format_args!("{}\n", answer.json()?))
+        } else {
+            print(render(&answer.parse()?))
+        }
     }
 
     fn done(&self, answer: Answer, what: String) -> anyhow::Result<()> {
-        if self.json { print(format_args!("{}\n", answer.json()?)) } else { print(format_args!("{what}\n")) }
+        if self.json {
+            print(format_args!("{}\n", answer.json()?))
+        } else {
+            print(format_args!("{what}\n"))
+        }
     }
 }
 

@@ -30,11 +30,22 @@ fn main() -> ExitCode {
         return report(USAGE, message);
     }
     if let Noun::Completion { shell } = cli.noun {
-        clap_complete::generate(shell, &mut Cli::command(), "vswitchctl", &mut std::io::stdout());
+        clap_complete::generate(
+            shell,
+            &mut Cli::command(),
+            "vswitchctl",
+            &mut std::io::stdout(),
+        );
         return ExitCode::SUCCESS;
     }
     let client = Client::new(&cli.run_dir);
-    match client.and_then(|client| Runner { client, json: cli.json }.run(cli.noun)) {
+    match client.and_then(|client| {
+        Runner {
+            client,
+            json: cli.json,
+        }
+        .run(cli.noun)
+    }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(REFUSED, &format!("{error:#}")),
     }
@@ -43,8 +54,12 @@ fn main() -> ExitCode {
 /// Refuses what clap cannot: `--json` goes with all commands but these.
 fn check(cli: &Cli) -> Result<(), &'static str> {
     match &cli.noun {
-        Noun::Stats(args) if args.watch && cli.json => Err("--json prints one value, and --watch goes on; give one"),
-        Noun::Completion { .. } if cli.json => Err("completion prints a script; --json is not allowed with it"),
+        Noun::Stats(args) if args.watch && cli.json => {
+            Err("--json prints one value, and --watch goes on; give one")
+        }
+        Noun::Completion { .. } if cli.json => {
+            Err("completion prints a script; --json is not allowed with it")
+        }
         _ => Ok(()),
     }
 }

@@ -15,13 +15,20 @@ pub(crate) fn status(status: &StatusView) -> String {
             vec![
                 worker.core.to_string(),
                 worker.ports.to_string(),
-                format!("{}.{}", worker.busy_permille / 10, worker.busy_permille % 10),
+                format!(
+                    "{}.{}",
+                    worker.busy_permille / 10,
+                    worker.busy_permille % 10
+                ),
                 yes(worker.parked),
                 worker.cycles_per_frame.to_string(),
             ]
         })
         .collect();
-    let mut text = table(&[">CORE", ">PORTS", ">BUSY %", "PARKED", ">CYCLES/FRAME"], &workers);
+    let mut text = table(
+        &[">CORE", ">PORTS", ">BUSY %", "PARKED", ">CYCLES/FRAME"],
+        &workers,
+    );
     if !status.networks.is_empty() {
         let _ = write!(text, "\n{}", networks(&status.networks));
     }
@@ -46,7 +53,12 @@ pub(crate) fn networks(networks: &[NetworkView]) -> String {
             ]
         })
         .collect();
-    table(&["NETWORK", "TYPE", "UPLINK", "HOST NIC", "VLAN", ">MTU", ">PORTS"], &rows)
+    table(
+        &[
+            "NETWORK", "TYPE", "UPLINK", "HOST NIC", "VLAN", ">MTU", ">PORTS",
+        ],
+        &rows,
+    )
 }
 
 pub(crate) fn ports(ports: &[PortView]) -> String {
@@ -61,12 +73,29 @@ pub(crate) fn ports(ports: &[PortView]) -> String {
                 port.vlan.to_string(),
                 port.mtu.to_string(),
                 port.link.to_string(),
-                if port.connected { port.state.to_string() } else { format!("{}, disconnected", port.state) },
+                if port.connected {
+                    port.state.to_string()
+                } else {
+                    format!("{}, disconnected", port.state)
+                },
                 port.detail.clone().unwrap_or_default(),
             ]
         })
         .collect();
-    table(&["NETWORK", "PORT", "KIND", "BEHIND IT", "VLAN", ">MTU", "LINK", "STATE", "DETAIL"], &rows)
+    table(
+        &[
+            "NETWORK",
+            "PORT",
+            "KIND",
+            "BEHIND IT",
+            "VLAN",
+            ">MTU",
+            "LINK",
+            "STATE",
+            "DETAIL",
+        ],
+        &rows,
+    )
 }
 
 /// One port, in full.
@@ -90,7 +119,9 @@ pub(crate) fn port(port: &PortView) -> String {
         ("state", port.state.to_string()),
         ("detail", or_dash(port.detail.as_ref())),
     ]);
-    lines.into_iter().fold(String::new(), |text, (key, value)| text + &format!("{key:<10}  {value}\n"))
+    lines.into_iter().fold(String::new(), |text, (key, value)| {
+        text + &format!("{key:<10}  {value}\n")
+    })
 }
 
 pub(crate) fn fdb(fdb: &FdbView) -> String {
@@ -102,7 +133,9 @@ pub(crate) fn fdb(fdb: &FdbView) -> String {
                 entry.mac.to_string(),
                 or_dash(entry.vlan),
                 entry.port.to_string(),
-                entry.age_seconds.map_or("static".to_owned(), |age| format!("{age} s")),
+                entry
+                    .age_seconds
+                    .map_or("static".to_owned(), |age| format!("{age} s")),
             ]
         })
         .collect();
@@ -122,17 +155,31 @@ pub(crate) fn stats(stats: &StatsView) -> String {
         ]
     };
     let rows: Vec<_> = stats.ports.iter().map(row).collect();
-    let headings = ["NETWORK", "PORT", ">TX FRAMES", ">TX BYTES", ">RX FRAMES", ">RX BYTES", ">DROPPED"];
+    let headings = [
+        "NETWORK",
+        "PORT",
+        ">TX FRAMES",
+        ">TX BYTES",
+        ">RX FRAMES",
+        ">RX BYTES",
+        ">DROPPED",
+    ];
     table(&headings, &rows) + &drops(stats)
 }
 
 /// Rates since `before`, which was a second ago.
 pub(crate) fn rates(before: &StatsView, now: &StatsView) -> String {
-    let known: BTreeMap<_, _> = before.ports.iter().map(|port| ((&port.network, &port.port), port)).collect();
+    let known: BTreeMap<_, _> = before
+        .ports
+        .iter()
+        .map(|port| ((&port.network, &port.port), port))
+        .collect();
     let row = |port: &PortStats| {
         let before = known.get(&(&port.network, &port.port));
         let rate = |value: fn(&PortStats) -> u64| {
-            value(port).saturating_sub(before.map_or(0, |before| value(before))).to_string()
+            value(port)
+                .saturating_sub(before.map_or(0, |before| value(before)))
+                .to_string()
         };
         vec![
             port.network.to_string(),
@@ -145,7 +192,15 @@ pub(crate) fn rates(before: &StatsView, now: &StatsView) -> String {
         ]
     };
     let rows: Vec<_> = now.ports.iter().map(row).collect();
-    let headings = ["NETWORK", "PORT", ">TX FRAMES/S", ">TX BYTES/S", ">RX FRAMES/S", ">RX BYTES/S", ">DROPPED/S"];
+    let headings = [
+        "NETWORK",
+        "PORT",
+        ">TX FRAMES/S",
+        ">TX BYTES/S",
+        ">RX FRAMES/S",
+        ">RX BYTES/S",
+        ">DROPPED/S",
+    ];
     table(&headings, &rows) + &drops(now)
 }
 
@@ -155,13 +210,21 @@ fn drops(stats: &StatsView) -> String {
         .iter()
         .flat_map(|port| port.drops.iter().map(move |drop| (port, drop)))
         .map(|(port, (reason, count))| {
-            vec![port.network.to_string(), port.port.to_string(), reason.clone(), count.to_string()]
+            vec![
+                port.network.to_string(),
+                port.port.to_string(),
+                reason.clone(),
+                count.to_string(),
+            ]
         })
         .collect();
     if rows.is_empty() {
         return String::new();
     }
-    format!("\n{}", table(&["NETWORK", "FROM PORT", "DROPPED FOR", ">COPIES"], &rows))
+    format!(
+        "\n{}",
+        table(&["NETWORK", "FROM PORT", "DROPPED FOR", ">COPIES"], &rows)
+    )
 }
 
 fn yes(yes: bool) -> String {

@@ -54,24 +54,67 @@ fn every_verb_is_taken() {
 #[test]
 fn values_are_refused_in_one_line() {
     for (line, value, allowed) in [
-        ("network create lab --type private --mtu 67", "67", "68 to 9000"),
-        ("network create lab --type private --mtu 65536", "65536", "68 to 9000"),
-        ("network create lab --type bridge", "bridge", "external, internal, private"),
-        ("network create a/b --type private", "a/b", "1 to 64 characters"),
-        ("network create lab --type internal --vlan 0", "0", "1 to 4094"),
+        (
+            "network create lab --type private --mtu 67",
+            "67",
+            "68 to 9000",
+        ),
+        (
+            "network create lab --type private --mtu 65536",
+            "65536",
+            "68 to 9000",
+        ),
+        (
+            "network create lab --type bridge",
+            "bridge",
+            "external, internal, private",
+        ),
+        (
+            "network create a/b --type private",
+            "a/b",
+            "1 to 64 characters",
+        ),
+        (
+            "network create lab --type internal --vlan 0",
+            "0",
+            "1 to 4094",
+        ),
         ("network set lab --vlan 4095", "4095", "1 to 4094"),
-        ("network create lab --type external --uplink abcdefghijklmnop", "abcdefghijklmnop", "1 to 15"),
-        ("port add lab vm1 --vhost-user vm1.sock", "vm1.sock", "absolute path"),
-        ("port add lab vm1 --vhost-user /s --queues 0", "0", "1 to 16"),
-        ("port set lab vm1 --vlan access:4095", "access:4095", "access:ID"),
+        (
+            "network create lab --type external --uplink abcdefghijklmnop",
+            "abcdefghijklmnop",
+            "1 to 15",
+        ),
+        (
+            "port add lab vm1 --vhost-user vm1.sock",
+            "vm1.sock",
+            "absolute path",
+        ),
+        (
+            "port add lab vm1 --vhost-user /s --queues 0",
+            "0",
+            "1 to 16",
+        ),
+        (
+            "port set lab vm1 --vlan access:4095",
+            "access:4095",
+            "access:ID",
+        ),
         ("port set lab vm1 --mac-guard xx", "xx", "off, or"),
         ("port set lab vm1 --link on", "on", "up, down"),
-        ("fdb add lab ff:ff:ff:ff:ff:ff vm1", "ff:ff:ff:ff:ff:ff", "one station"),
+        (
+            "fdb add lab ff:ff:ff:ff:ff:ff vm1",
+            "ff:ff:ff:ff:ff:ff",
+            "one station",
+        ),
     ] {
         let error = parse(line).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ValueValidation, "{line}");
         let message = refusal(&error);
-        assert!(message.contains(value) && message.contains(allowed) && !message.contains('\n'), "{line}: {message}");
+        assert!(
+            message.contains(value) && message.contains(allowed) && !message.contains('\n'),
+            "{line}: {message}"
+        );
     }
 }
 
@@ -104,15 +147,21 @@ fn wrong_usage() {
 
 #[test]
 fn arguments_arrive() {
-    let Noun::Network(NetworkVerb::Set { vlan, mtu, .. }) = parse("network set lab --vlan none").unwrap().noun else {
+    let Noun::Network(NetworkVerb::Set { vlan, mtu, .. }) =
+        parse("network set lab --vlan none").unwrap().noun
+    else {
         panic!("not a set");
     };
     assert!(vlan.unwrap().0.is_none() && mtu.is_none());
-    let Noun::Port(PortVerb::Set(set)) = parse("port set lab vm1 --disconnect --mtu none").unwrap().noun else {
+    let Noun::Port(PortVerb::Set(set)) = parse("port set lab vm1 --disconnect --mtu none")
+        .unwrap()
+        .noun
+    else {
         panic!("not a set");
     };
     assert!(set.disconnect && set.mtu.unwrap().0.is_none() && set.policy.vlan.is_none());
-    let Noun::Fdb(FdbVerb::Flush { port, .. }) = parse("fdb flush lab --port vm1").unwrap().noun else {
+    let Noun::Fdb(FdbVerb::Flush { port, .. }) = parse("fdb flush lab --port vm1").unwrap().noun
+    else {
         panic!("not a flush");
     };
     assert_eq!(port.unwrap().as_str(), "vm1");

@@ -45,8 +45,11 @@ pub(crate) trait Backend: Send {
 
 /// The host, as vswitchd uses it.
 pub(crate) trait Host: Send + Sync {
-    /// Checks that `uplink` can be bound: it is there, it is Ethernet, and it has no master.
-    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()>;
+    /// Checks that `uplink` can be bound: it is there, it is Ethernet, and it has no master. Answers its MTU.
+    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<u32>;
+
+    /// Gives an uplink that is not bound any more the MTU it had before.
+    fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()>;
 
     /// Checks that no interface has the name of a host NIC that is to be made.
     fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()>;

@@ -39,16 +39,29 @@ fn main() -> ExitCode {
     }
 }
 
+/// What is logged unless `VSWITCH_LOG` says otherwise. netlink_proto warns of each message that nobody waits for.
+const LOG: &str = "info,netlink_proto=error";
+
 fn start_log() -> anyhow::Result<()> {
-    let filter = std::env::var("VSWITCH_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = std::env::var("VSWITCH_LOG").unwrap_or_else(|_| LOG.to_owned());
     let parsed = tracing_subscriber::EnvFilter::try_new(&filter);
-    let usable = parsed.as_ref().map_or_else(|_| "info".into(), Clone::clone);
-    tracing_subscriber::fmt().with_env_filter(usable).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
-    parsed.map(drop).with_context(|| format!("VSWITCH_LOG '{filter}' is no filter; allowed: as info or vswitchd=debug,warn"))
+    let usable = parsed.as_ref().map_or_else(|_| LOG.into(), Clone::clone);
+    tracing_subscriber::fmt()
+        .with_env_filter(usable)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    parsed.map(drop).with_context(|| {
+        format!("VSWITCH_LOG '{filter}' is no filter; allowed: as info or vswitchd=debug,warn")
+    })
 }
 
 fn run(settings: Settings) -> anyhow::Result<()> {
-    let group = settings.group.as_deref().map(socket::group_id).transpose()?;
+    let group = settings
+        .group
+        .as_deref()
+        .map(socket::group_id)
+        .transpose()?;
     socket::make_dir(&settings.state_dir, 0o700)?;
     socket::make_dir(&settings.run_dir, 0o755)?;
     let _lock = socket::lock(&settings.state_dir)?;
@@ -62,7 +75,11 @@ fn run(settings: Settings) -> anyhow::Result<()> {
         .build()
         .context("cannot start the control threads")?;
     let host: Box<dyn Host> = Box::new(host::LinuxHost);
-    runtime.block_on(serve(Manager::new(switch, host, store), listener, Access::new(socket.group)))?;
+    runtime.block_on(serve(
+        Manager::new(switch, host, store),
+        listener,
+        Access::new(socket.group),
+    ))?;
     info!("stopped");
     Ok(())
 }
@@ -86,7 +103,12 @@ async fn serve(
     notify(sd_notify::NotifyState::Ready);
     let served = http::serve(listener, http::router(shared.clone(), access), stop).await;
     ticker.abort();
-    shared.with(|manager| Ok(manager.stop())).await?;
+    shared
+        .with(|manager| {
+            manager.stop();
+            Ok(())
+        })
+        .await?;
     served
 }
 
@@ -102,7 +124,13 @@ async fn tick(shared: Shared) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if let Err(refusal) = shared.with(|manager| Ok(manager.tick())).await {
+        if let Err(refusal) = shared
+            .with(|manager| {
+                manager.tick();
+                Ok(())
+            })
+            .await
+        {
             error!("{refusal}");
         }
     }

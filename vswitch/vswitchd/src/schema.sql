@@ -5,6 +5,8 @@ CREATE TABLE network (
     uplink   TEXT UNIQUE,
     host_nic TEXT UNIQUE,
     mtu      INTEGER NOT NULL CHECK (mtu BETWEEN 68 AND 9000),
+    -- The MTU that the uplink had before it was bound, and gets back.
+    uplink_mtu INTEGER,
     CHECK ((type = 'external') = (uplink IS NOT NULL)),
     CHECK (type <> 'private' OR host_nic IS NULL)
 ) STRICT;

@@ -64,14 +64,25 @@ pub(crate) struct Settings {
 impl Settings {
     /// Joins the command line and the file it names.
     pub(crate) fn new(args: Args) -> anyhow::Result<Settings> {
-        let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let file = args
+            .config
+            .as_deref()
+            .map(read_file)
+            .transpose()?
+            .unwrap_or_default();
         let cores = match args.cores.or(file.cores) {
             Some(cores) => cores.0,
             None => vec![last_core()?],
         };
         Ok(Settings {
-            state_dir: args.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/vswitch".into()),
-            run_dir: args.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/vswitch".into()),
+            state_dir: args
+                .state_dir
+                .or(file.state_dir)
+                .unwrap_or_else(|| "/var/lib/vswitch".into()),
+            run_dir: args
+                .run_dir
+                .or(file.run_dir)
+                .unwrap_or_else(|| "/run/vswitch".into()),
             cores,
             group: args.group.or(file.group),
         })
@@ -79,14 +90,23 @@ impl Settings {
 }
 
 fn read_file(path: &Path) -> anyhow::Result<File> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("{}: allowed: state_dir, run_dir, cores, group", path.display()))
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    toml::from_str(&text).with_context(|| {
+        format!(
+            "{}: allowed: state_dir, run_dir, cores, group",
+            path.display()
+        )
+    })
 }
 
 /// The highest core this process may run on.
 fn last_core() -> anyhow::Result<usize> {
-    let set = rustix::thread::sched_getaffinity(None).context("cannot read the cores of this process")?;
-    let last = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|&core| set.is_set(core));
+    let set =
+        rustix::thread::sched_getaffinity(None).context("cannot read the cores of this process")?;
+    let last = (0..rustix::thread::CpuSet::MAX_CPU)
+        .rev()
+        .find(|&core| set.is_set(core));
     last.context("this process may run on no core")
 }
 
@@ -100,7 +120,11 @@ impl FromStr for CoreList {
 
     fn from_str(text: &str) -> anyhow::Result<CoreList> {
         let highest = rustix::thread::CpuSet::MAX_CPU - 1;
-        let allowed = || format!("cores '{text}' not allowed; allowed: numbers 0 to {highest} and ranges, as 1,3-5");
+        let allowed = || {
+            format!(
+                "cores '{text}' not allowed; allowed: numbers 0 to {highest} and ranges, as 1,3-5"
+            )
+        };
         let mut cores = Vec::new();
         for item in text.split(',') {
             let (first, last) = item.split_once('-').unwrap_or((item, item));
@@ -110,7 +134,10 @@ impl FromStr for CoreList {
                 bail!(allowed());
             }
             for core in first..=last {
-                ensure!(!cores.contains(&core), "core {core} is twice in '{text}'; a core has one worker");
+                ensure!(
+                    !cores.contains(&core),
+                    "core {core} is twice in '{text}'; a core has one worker"
+                );
                 cores.push(core);
             }
         }
@@ -136,10 +163,26 @@ mod tests {
 
     #[test]
     fn core_lists() {
-        for (text, cores) in [("0", vec![0]), ("1,3-5", vec![1, 3, 4, 5]), ("2-2", vec![2])] {
+        for (text, cores) in [
+            ("0", vec![0]),
+            ("1,3-5", vec![1, 3, 4, 5]),
+            ("2-2", vec![2]),
+        ] {
             assert_eq!(text.parse::<CoreList>().unwrap().0, cores);
         }
-        for bad in ["", ",", "1,", "a", "-1", "3-1", "1,1", "1-3,2", "1-", "99999", "1-99999999999"] {
+        for bad in [
+            "",
+            ",",
+            "1,",
+            "a",
+            "-1",
+            "3-1",
+            "1,1",
+            "1-3,2",
+            "1-",
+            "99999",
+            "1-99999999999",
+        ] {
             assert!(bad.parse::<CoreList>().is_err(), "{bad}");
         }
     }
@@ -158,7 +201,14 @@ mod tests {
         std::fs::write(&file, "run_dir = '/r'\ncores = '0-1'\ngroup = 'g'\n").unwrap();
         let path = file.path().to_str().unwrap();
         let settings = Settings::new(args(&["--config", path, "--cores", "1"])).unwrap();
-        assert_eq!((settings.run_dir.to_str(), settings.cores, settings.group.as_deref()), (Some("/r"), vec![1], Some("g")));
+        assert_eq!(
+            (
+                settings.run_dir.to_str(),
+                settings.cores,
+                settings.group.as_deref()
+            ),
+            (Some("/r"), vec![1], Some("g"))
+        );
     }
 
     #[test]
@@ -166,8 +216,12 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for bad in ["x = 1", "cores = 1", "cores = '3-1'", "cores ="] {
             std::fs::write(&file, bad).unwrap();
-            let error = Settings::new(args(&["--config", file.path().to_str().unwrap()])).unwrap_err();
-            assert!(format!("{error:#}").contains("allowed: state_dir"), "{error:#}");
+            let error =
+                Settings::new(args(&["--config", file.path().to_str().unwrap()])).unwrap_err();
+            assert!(
+                format!("{error:#}").contains("allowed: state_dir"),
+                "{error:#}"
+            );
         }
         let error = Settings::new(args(&["--config", "/nowhere.toml"])).unwrap_err();
         assert!(error.to_string().contains("/nowhere.toml"));

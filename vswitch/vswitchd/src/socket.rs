@@ -27,16 +27,23 @@ pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!("another vswitchd is running: it holds {}; allowed: one for each state directory", path.display())
+            bail!(
+                "another vswitchd is running: it holds {}; allowed: one for each state directory",
+                path.display()
+            )
         }
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
     }
 }
 
 /// The id of a group.
 pub(crate) fn group_id(name: &str) -> anyhow::Result<Gid> {
     let group = Group::from_name(name).with_context(|| format!("cannot look up group '{name}'"))?;
-    Ok(group.with_context(|| format!("there is no group '{name}'; allowed: a group of this host"))?.gid)
+    Ok(group
+        .with_context(|| format!("there is no group '{name}'; allowed: a group of this host"))?
+        .gid)
 }
 
 /// The socket of the API; its file goes when this is dropped.
@@ -48,24 +55,39 @@ pub(crate) struct ApiSocket {
 
 impl ApiSocket {
     /// Makes the socket `path` with mode 0660, in place of one that nobody answers on.
-    pub(crate) fn bind(path: PathBuf, group: Option<Gid>) -> anyhow::Result<(ApiSocket, UnixListener)> {
+    pub(crate) fn bind(
+        path: PathBuf,
+        group: Option<Gid>,
+    ) -> anyhow::Result<(ApiSocket, UnixListener)> {
         let shown = path.display().to_string();
-        ensure!(shown.len() <= 107, "socket path '{shown}' is too long; allowed: at most 107 bytes");
+        ensure!(
+            shown.len() <= 107,
+            "socket path '{shown}' is too long; allowed: at most 107 bytes"
+        );
         remove_stale(&path)?;
         // The mode must hold from the first moment on. No other thread makes files yet.
         let before = umask(Mode::from_raw_mode(0o117));
         let bound = UnixListener::bind(&path);
         umask(before);
         let listener = bound.with_context(|| format!("cannot make socket {shown}"))?;
-        let own = Gid::from_raw(path.metadata().with_context(|| format!("cannot stat {shown}"))?.gid());
-        let socket = ApiSocket { path, group: group.unwrap_or(own) };
+        let own = Gid::from_raw(
+            path.metadata()
+                .with_context(|| format!("cannot stat {shown}"))?
+                .gid(),
+        );
+        let socket = ApiSocket {
+            path,
+            group: group.unwrap_or(own),
+        };
         if let Some(group) = group {
             std::os::unix::fs::chown(&socket.path, None, Some(group.as_raw()))
                 .with_context(|| format!("cannot give {shown} to group {group}"))?;
         }
         std::fs::set_permissions(&socket.path, Permissions::from_mode(0o660))
             .with_context(|| format!("cannot set the mode of {shown}"))?;
-        listener.set_nonblocking(true).with_context(|| format!("cannot set up {shown}"))?;
+        listener
+            .set_nonblocking(true)
+            .with_context(|| format!("cannot set up {shown}"))?;
         Ok((socket, listener))
     }
 }
@@ -82,14 +104,17 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
     match path.symlink_metadata() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("cannot stat {shown}")),
-        Ok(found) if !found.file_type().is_socket() => bail!("{shown} is in the way: it is no socket; remove it"),
+        Ok(found) if !found.file_type().is_socket() => {
+            bail!("{shown} is in the way: it is no socket; remove it")
+        }
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Ok(_) => bail!("another vswitchd is running: it answers on {shown}; allowed: one for each run directory"),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {shown}"))
-        }
+        Ok(_) => bail!(
+            "another vswitchd is running: it answers on {shown}; allowed: one for each run directory"
+        ),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)
+            .with_context(|| format!("cannot remove the old socket {shown}")),
         Err(error) => Err(error).with_context(|| format!("cannot tell who holds {shown}")),
     }
 }
@@ -104,7 +129,10 @@ mod tests {
         let path = dir.path().join("api.sock");
         let (socket, listener) = ApiSocket::bind(path.clone(), None).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
-        let error = ApiSocket::bind(path.clone(), None).err().unwrap().to_string();
+        let error = ApiSocket::bind(path.clone(), None)
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("another vswitchd is running"), "{error}");
         // As after SIGKILL: the file is there, and nobody listens.
         drop(listener);
@@ -139,6 +167,11 @@ mod tests {
     #[test]
     fn unknown_groups_are_refused() {
         assert_eq!(group_id("root").unwrap().as_raw(), 0);
-        assert!(group_id("no-such-group").unwrap_err().to_string().contains("no-such-group"));
+        assert!(
+            group_id("no-such-group")
+                .unwrap_err()
+                .to_string()
+                .contains("no-such-group")
+        );
     }
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use vswitch::api::{
-    ErrorCode, IfName, Mtu, NetworkConfig, NetworkKind, NetworkName, NetworkType, PortConfig, PortName, Refusal,
-    StationMac,
+    ErrorCode, IfName, Mtu, NetworkConfig, NetworkKind, NetworkName, NetworkType, PortConfig,
+    PortName, Refusal, StationMac,
 };
 
 /// The version of the schema, kept in `PRAGMA user_version`.
@@ -41,7 +41,10 @@ pub(crate) enum StoreError {
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Refusal {
-        Refusal::new(ErrorCode::Failed, format!("{:#}", anyhow::Error::from(error)))
+        Refusal::new(
+            ErrorCode::Failed,
+            format!("{:#}", anyhow::Error::from(error)),
+        )
     }
 }
 
@@ -52,6 +55,8 @@ pub(crate) type StaticKey = (StationMac, u16);
 pub(crate) struct SavedNetwork {
     /// The network.
     pub(crate) config: NetworkConfig,
+    /// The MTU that its uplink had before it was bound.
+    pub(crate) uplink_mtu: Option<u32>,
     /// Its ports.
     pub(crate) ports: Vec<PortConfig>,
     /// Its static entries.
@@ -77,16 +82,29 @@ pub(crate) struct Store {
 impl Store {
     /// Opens the database, or makes it.
     pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
-        let failed = |source| StoreError::Open { path: path.to_owned(), source };
+        let failed = |source| StoreError::Open {
+            path: path.to_owned(),
+            source,
+        };
         let mut connection = Connection::open(path).map_err(failed)?;
-        let found: i64 =
-            connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        let found: i64 = connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .map_err(failed)?;
         if found > VERSION {
-            return Err(StoreError::Newer { path: path.to_owned(), found });
+            return Err(StoreError::Newer {
+                path: path.to_owned(),
+                found,
+            });
         }
-        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-        connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+        connection
+            .pragma_update(None, "journal_mode", "WAL")
+            .map_err(failed)?;
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(failed)?;
+        connection
+            .pragma_update(None, "foreign_keys", true)
+            .map_err(failed)?;
         if found == 0 {
             let transaction = connection.transaction()?;
             transaction.execute_batch(SCHEMA)?;
@@ -103,14 +121,23 @@ impl Store {
 
     /// All networks, with what is in them.
     pub(crate) fn load(&self) -> Result<Vec<SavedNetwork>, StoreError> {
-        let mut query = self.connection.prepare("SELECT name, type, uplink, host_nic, mtu FROM network ORDER BY name")?;
-        let configs = query.query_map([], read_network)?.collect::<Result<Vec<_>, _>>()?;
+        let mut query = self.connection.prepare(
+            "SELECT name, type, uplink, host_nic, mtu, uplink_mtu FROM network ORDER BY name",
+        )?;
+        let configs = query
+            .query_map([], |row| Ok((read_network(row)?, row.get(5)?)))?
+            .collect::<Result<Vec<_>, _>>()?;
         configs
             .into_iter()
-            .map(|config| {
+            .map(|(config, uplink_mtu)| {
                 let ports = self.load_ports(&config.name)?;
                 let statics = self.load_statics(&config.name)?;
-                Ok(SavedNetwork { config, ports, statics })
+                Ok(SavedNetwork {
+                    config,
+                    uplink_mtu,
+                    ports,
+                    statics,
+                })
             })
             .collect()
     }
@@ -123,8 +150,13 @@ impl Store {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    fn load_statics(&self, network: &NetworkName) -> Result<Vec<(StaticKey, PortName)>, StoreError> {
-        let mut query = self.connection.prepare("SELECT mac, vlan, port FROM static_entry WHERE network = ?")?;
+    fn load_statics(
+        &self,
+        network: &NetworkName,
+    ) -> Result<Vec<(StaticKey, PortName)>, StoreError> {
+        let mut query = self
+            .connection
+            .prepare("SELECT mac, vlan, port FROM static_entry WHERE network = ?")?;
         let rows = query.query_map([network.as_str()], |row| {
             Ok(((parsed(row, 0)?, row.get(1)?), parsed(row, 2)?))
         })?;
@@ -133,9 +165,15 @@ impl Store {
 
     /// What was changed on the host and not undone.
     pub(crate) fn host_changes(&self) -> Result<Vec<HostChange>, StoreError> {
-        let mut query = self.connection.prepare("SELECT host_nic, uplink, moved FROM host_change")?;
+        let mut query = self
+            .connection
+            .prepare("SELECT host_nic, uplink, moved FROM host_change")?;
         let rows = query.query_map([], |row| {
-            Ok(HostChange { host_nic: parsed(row, 0)?, uplink: parsed_option(row, 1)?, moved: row.get(2)? })
+            Ok(HostChange {
+                host_nic: parsed(row, 0)?,
+                uplink: parsed_option(row, 1)?,
+                moved: row.get(2)?,
+            })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
@@ -143,7 +181,10 @@ impl Store {
     /// The addresses that were moved to `host_nic`.
     pub(crate) fn moved(&self, host_nic: &IfName) -> Result<Option<String>, StoreError> {
         let query = "SELECT moved FROM host_change WHERE host_nic = ?";
-        let row = self.connection.query_row(query, [host_nic.as_str()], |row| row.get(0)).optional()?;
+        let row = self
+            .connection
+            .query_row(query, [host_nic.as_str()], |row| row.get(0))
+            .optional()?;
         Ok(row.flatten())
     }
 
@@ -159,7 +200,10 @@ impl Store {
 
     /// Everything noted for `host_nic` has been undone.
     pub(crate) fn forget_host_change(&mut self, host_nic: &IfName) -> Result<(), StoreError> {
-        self.connection.execute("DELETE FROM host_change WHERE host_nic = ?", [host_nic.as_str()])?;
+        self.connection.execute(
+            "DELETE FROM host_change WHERE host_nic = ?",
+            [host_nic.as_str()],
+        )?;
         Ok(())
     }
 }
@@ -175,20 +219,28 @@ impl Change<'_> {
 
     /// Keeps the record of what was moved to a host NIC.
     pub(crate) fn set_moved(&self, host_nic: &IfName, moved: &str) -> Result<(), StoreError> {
-        self.0.execute("UPDATE host_change SET moved = ? WHERE host_nic = ?", [moved, host_nic.as_str()])?;
+        self.0.execute(
+            "UPDATE host_change SET moved = ? WHERE host_nic = ?",
+            [moved, host_nic.as_str()],
+        )?;
         Ok(())
     }
 
     /// Adds a network without ports.
-    pub(crate) fn add_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
+    pub(crate) fn add_network(
+        &self,
+        config: &NetworkConfig,
+        uplink_mtu: Option<u32>,
+    ) -> Result<(), StoreError> {
         self.0.execute(
-            "INSERT INTO network (name, type, uplink, host_nic, mtu) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO network (name, type, uplink, host_nic, mtu, uplink_mtu) VALUES (?, ?, ?, ?, ?, ?)",
             params![
                 config.name.as_str(),
                 config.kind.network_type().to_string(),
                 config.kind.uplink().map(IfName::as_str),
                 config.kind.host_nic().map(IfName::as_str),
                 config.mtu.get(),
+                uplink_mtu,
             ],
         )?;
         Ok(())
@@ -197,18 +249,24 @@ impl Change<'_> {
     /// Sets what may change about a network.
     pub(crate) fn set_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
         let parameters = params![config.mtu.get(), config.name.as_str()];
-        self.0.execute("UPDATE network SET mtu = ? WHERE name = ?", parameters)?;
+        self.0
+            .execute("UPDATE network SET mtu = ? WHERE name = ?", parameters)?;
         Ok(())
     }
 
     /// Deletes a network with everything in it.
     pub(crate) fn delete_network(&self, name: &NetworkName) -> Result<(), StoreError> {
-        self.0.execute("DELETE FROM network WHERE name = ?", [name.as_str()])?;
+        self.0
+            .execute("DELETE FROM network WHERE name = ?", [name.as_str()])?;
         Ok(())
     }
 
     /// Adds a port.
-    pub(crate) fn add_port(&self, network: &NetworkName, config: &PortConfig) -> Result<(), StoreError> {
+    pub(crate) fn add_port(
+        &self,
+        network: &NetworkName,
+        config: &PortConfig,
+    ) -> Result<(), StoreError> {
         let backend = serde_json::to_string(&config.backend)
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         self.0.execute(
@@ -230,13 +288,24 @@ impl Change<'_> {
     }
 
     /// Deletes a port with its static entries.
-    pub(crate) fn delete_port(&self, network: &NetworkName, name: &PortName) -> Result<(), StoreError> {
-        self.0.execute("DELETE FROM port WHERE network = ? AND name = ?", [network.as_str(), name.as_str()])?;
+    pub(crate) fn delete_port(
+        &self,
+        network: &NetworkName,
+        name: &PortName,
+    ) -> Result<(), StoreError> {
+        self.0.execute(
+            "DELETE FROM port WHERE network = ? AND name = ?",
+            [network.as_str(), name.as_str()],
+        )?;
         Ok(())
     }
 
     /// Sets what may change about a port.
-    pub(crate) fn set_port(&self, network: &NetworkName, config: &PortConfig) -> Result<(), StoreError> {
+    pub(crate) fn set_port(
+        &self,
+        network: &NetworkName,
+        config: &PortConfig,
+    ) -> Result<(), StoreError> {
         self.0.execute(
             "UPDATE port SET vlan = ?, mac_guard = ?, mtu = ?, link = ?, connected = ? WHERE network = ? AND name = ?",
             params![
@@ -253,7 +322,12 @@ impl Change<'_> {
     }
 
     /// Adds a static entry, or moves it to another port.
-    pub(crate) fn add_static(&self, network: &NetworkName, key: StaticKey, port: &PortName) -> Result<(), StoreError> {
+    pub(crate) fn add_static(
+        &self,
+        network: &NetworkName,
+        key: StaticKey,
+        port: &PortName,
+    ) -> Result<(), StoreError> {
         self.0.execute(
             "INSERT OR REPLACE INTO static_entry (network, mac, vlan, port) VALUES (?, ?, ?, ?)",
             params![network.as_str(), key.0.to_string(), key.1, port.as_str()],
@@ -262,7 +336,11 @@ impl Change<'_> {
     }
 
     /// Deletes a static entry.
-    pub(crate) fn delete_static(&self, network: &NetworkName, key: StaticKey) -> Result<(), StoreError> {
+    pub(crate) fn delete_static(
+        &self,
+        network: &NetworkName,
+        key: StaticKey,
+    ) -> Result<(), StoreError> {
         self.0.execute(
             "DELETE FROM static_entry WHERE network = ? AND mac = ? AND vlan = ?",
             params![network.as_str(), key.0.to_string(), key.1],
@@ -276,12 +354,16 @@ fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
-    row.get_ref(column)?.as_str()?.parse().map_err(|error| wrong(column, error))
+    row.get_ref(column)?
+        .as_str()?
+        .parse()
+        .map_err(|error| wrong(column, error))
 }
 
 fn parsed_option(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<IfName>> {
     let text: Option<String> = row.get(column)?;
-    text.map(|text| text.parse().map_err(|error| wrong(column, error))).transpose()
+    text.map(|text| text.parse().map_err(|error| wrong(column, error)))
+        .transpose()
 }
 
 fn wrong(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
@@ -295,16 +377,28 @@ fn mtu(column: usize, number: i64) -> rusqlite::Result<Mtu> {
 fn read_network(row: &Row<'_>) -> rusqlite::Result<NetworkConfig> {
     let (uplink, host_nic) = (parsed_option(row, 2)?, parsed_option(row, 3)?);
     let kind = match (parsed(row, 1)?, uplink, host_nic) {
-        (NetworkType::External, Some(uplink), host_nic) => NetworkKind::External { uplink, host_nic },
+        (NetworkType::External, Some(uplink), host_nic) => {
+            NetworkKind::External { uplink, host_nic }
+        }
         (NetworkType::Internal, None, Some(host_nic)) => NetworkKind::Internal { host_nic },
         (NetworkType::Private, None, None) => NetworkKind::Private,
-        (kind, ..) => return Err(wrong(1, Refusal::invalid(format!("a network of type {kind} is not made so")))),
+        (kind, ..) => {
+            return Err(wrong(
+                1,
+                Refusal::invalid(format!("a network of type {kind} is not made so")),
+            ));
+        }
     };
-    Ok(NetworkConfig { name: parsed(row, 0)?, kind, mtu: mtu(4, row.get(4)?)? })
+    Ok(NetworkConfig {
+        name: parsed(row, 0)?,
+        kind,
+        mtu: mtu(4, row.get(4)?)?,
+    })
 }
 
 fn read_port(row: &Row<'_>) -> rusqlite::Result<PortConfig> {
-    let backend = serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|error| wrong(1, error))?;
+    let backend =
+        serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|error| wrong(1, error))?;
     let own_mtu: Option<i64> = row.get(4)?;
     Ok(PortConfig {
         name: parsed(row, 0)?,

@@ -1,4 +1,4 @@
-//! bpf(2), as far as one XDP program with one map needs it (linux/bpf.h).
+//! bpf(2), as far as one XDP program with one map, and one that drops, need it (linux/bpf.h).
 #![allow(unsafe_code, reason = "bpf(2) takes untyped memory")]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -11,8 +11,10 @@ const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
 
 const BPF_MAP_TYPE_XSKMAP: u32 = 17;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
 
 /// The program can take frames in several pieces (Linux 5.18).
 pub(crate) const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
@@ -26,7 +28,16 @@ pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 /// `struct bpf_insn`: one instruction, from its first byte on.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Instruction(pub(crate) [u8; 8]);
+pub(crate) struct Instruction([u8; 8]);
+
+impl Instruction {
+    /// An instruction in the encoding of RFC 9669.
+    pub(crate) const fn new(opcode: u8, dst: u8, src: u8, offset: i16, imm: i32) -> Self {
+        let [o0, o1] = offset.to_le_bytes();
+        let [i0, i1, i2, i3] = imm.to_le_bytes();
+        Self([opcode, src << 4 | dst, o0, o1, i0, i1, i2, i3])
+    }
+}
 
 #[repr(C)]
 struct MapCreate {
@@ -131,15 +142,40 @@ pub(crate) fn set_xskmap_entry(
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attributes) }.map(|_| ())
 }
 
+/// What kind of program, and where it will be attached.
+#[derive(Clone, Copy)]
+struct Kind {
+    prog_type: u32,
+    attach_type: u32,
+}
+
+const XDP: Kind = Kind {
+    prog_type: BPF_PROG_TYPE_XDP,
+    attach_type: BPF_XDP,
+};
+const TCX_INGRESS: Kind = Kind {
+    prog_type: BPF_PROG_TYPE_SCHED_CLS,
+    attach_type: BPF_TCX_INGRESS,
+};
+
 /// Loads an XDP program; with [`BPF_F_XDP_DEV_BOUND_ONLY`] for `interface` alone, else that is 0.
 pub(crate) fn load_xdp(
     instructions: &[Instruction],
     flags: u32,
     interface: u32,
 ) -> Result<OwnedFd> {
+    load(XDP, instructions, flags, interface)
+}
+
+/// Loads a program for frames on their way from an interface to the network stack.
+pub(crate) fn load_ingress(instructions: &[Instruction]) -> Result<OwnedFd> {
+    load(TCX_INGRESS, instructions, 0, 0)
+}
+
+fn load(kind: Kind, instructions: &[Instruction], flags: u32, interface: u32) -> Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let attributes = ProgLoad {
-        prog_type: BPF_PROG_TYPE_XDP,
+        prog_type: kind.prog_type,
         insn_cnt: instructions.len() as u32,
         insns: instructions.as_ptr().expose_provenance() as u64,
         license: license.as_ptr().expose_provenance() as u64,
@@ -150,7 +186,7 @@ pub(crate) fn load_xdp(
         prog_flags: flags,
         prog_name: *b"vswitch_uplink\0\0",
         prog_ifindex: interface,
-        expected_attach_type: BPF_XDP,
+        expected_attach_type: kind.attach_type,
     };
     // SAFETY: BPF_PROG_LOAD takes these fields; `insns` is `insn_cnt` instructions, `license` a C string, both live;
     // it returns a new file descriptor.
@@ -159,11 +195,19 @@ pub(crate) fn load_xdp(
 
 /// Attaches an XDP program to an interface for as long as the returned file is open.
 pub(crate) fn link_xdp(program: BorrowedFd<'_>, interface: u32, flags: u32) -> Result<OwnedFd> {
-    let prog_fd = program.as_raw_fd() as u32;
+    link(XDP, program, interface, flags)
+}
+
+/// Attaches a program of [`load_ingress`] to an interface for as long as the returned file is open (Linux 6.6).
+pub(crate) fn link_ingress(program: BorrowedFd<'_>, interface: u32) -> Result<OwnedFd> {
+    link(TCX_INGRESS, program, interface, 0)
+}
+
+fn link(kind: Kind, program: BorrowedFd<'_>, interface: u32, flags: u32) -> Result<OwnedFd> {
     let attributes = LinkCreate {
-        prog_fd,
+        prog_fd: program.as_raw_fd() as u32,
         target_ifindex: interface,
-        attach_type: BPF_XDP,
+        attach_type: kind.attach_type,
         flags,
     };
     // SAFETY: BPF_LINK_CREATE takes these four fields first, no addresses, and returns a new file descriptor.

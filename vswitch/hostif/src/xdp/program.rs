@@ -86,12 +86,12 @@ fn redirect_to(map: i32, unclaimed: Unclaimed) -> [Instruction; 6] {
         Unclaimed::Pass => 2,
     };
     [
-        instruction(0x61, 2, 1, RX_QUEUE_INDEX, 0), // r2 = *(u32 *)(r1 + 16)
-        instruction(0x18, 1, BPF_PSEUDO_MAP_FD, 0, map), // r1 = map, in two slots
-        instruction(0x00, 0, 0, 0, 0),              //
-        instruction(0xb7, 3, 0, 0, action),         // r3 = action
-        instruction(0x85, 0, 0, 0, BPF_FUNC_REDIRECT_MAP), // r0 = bpf_redirect_map(r1, r2, r3)
-        instruction(0x95, 0, 0, 0, 0),              // return r0
+        Instruction::new(0x61, 2, 1, RX_QUEUE_INDEX, 0), // r2 = *(u32 *)(r1 + 16)
+        Instruction::new(0x18, 1, BPF_PSEUDO_MAP_FD, 0, map), // r1 = map, in two slots
+        Instruction::new(0x00, 0, 0, 0, 0),              //
+        Instruction::new(0xb7, 3, 0, 0, action),         // r3 = action
+        Instruction::new(0x85, 0, 0, 0, BPF_FUNC_REDIRECT_MAP), // r0 = bpf_redirect_map(r1, r2, r3)
+        Instruction::new(0x95, 0, 0, 0, 0),              // return r0
     ]
 }
 
@@ -116,42 +116,37 @@ fn tag_from_metadata(rx_vlan_tag: i32) -> [Instruction; 31] {
     const BPF_PSEUDO_KFUNC_CALL: u8 = 2;
     const XDP_DROP: i32 = 1;
     [
-        instruction(0xbf, 6, 1, 0, 0),                                // r6 = r1
-        instruction(0x62, 10, 0, -8, 0),                              // proto, tci = 0
-        instruction(0xbf, 2, 10, 0, 0),                               // r2 = &proto
-        instruction(0x07, 2, 0, 0, -8),
-        instruction(0xbf, 3, 10, 0, 0),                               // r3 = &tci
-        instruction(0x07, 3, 0, 0, -6),
-        instruction(0x85, 0, BPF_PSEUDO_KFUNC_CALL, 0, rx_vlan_tag),  // r0 = bpf_xdp_metadata_rx_vlan_tag(r1, r2, r3)
-        instruction(0x55, 0, 0, 22, 0),                               // if r0 != 0 goto end
-        instruction(0xbf, 1, 6, 0, 0),                                // r1 = r6
-        instruction(0xb7, 2, 0, 0, -4),                               // r2 = -4
-        instruction(0x85, 0, 0, 0, BPF_FUNC_XDP_ADJUST_HEAD),         // r0 = bpf_xdp_adjust_head(r1, r2)
-        instruction(0x55, 0, 0, 5, 0),                                // if r0 != 0 goto drop
-        instruction(0x61, 2, 6, 0, 0),                                // r2 = data
-        instruction(0x61, 3, 6, 4, 0),                                // r3 = data_end
-        instruction(0xbf, 4, 2, 0, 0),                                // r4 = r2 + 18
-        instruction(0x07, 4, 0, 0, 18),
-        instruction(0xbd, 4, 3, 2, 0),                                // if r4 <= r3 goto over the next two
-        instruction(0xb7, 0, 0, 0, XDP_DROP),                         // drop: r0 = XDP_DROP
-        instruction(0x95, 0, 0, 0, 0),                                // return r0
-        instruction(0x61, 4, 2, 4, 0),                                // the addresses move to the front
-        instruction(0x63, 2, 4, 0, 0),
-        instruction(0x61, 4, 2, 8, 0),
-        instruction(0x63, 2, 4, 4, 0),
-        instruction(0x61, 4, 2, 12, 0),
-        instruction(0x63, 2, 4, 8, 0),
-        instruction(0x69, 4, 10, -8, 0),                              // proto is in network order
-        instruction(0x6b, 2, 4, 12, 0),
-        instruction(0x69, 4, 10, -6, 0),                              // tci is not
-        instruction(0xdc, 4, 0, 0, 16),
-        instruction(0x6b, 2, 4, 14, 0),
-        instruction(0xbf, 1, 6, 0, 0),                                // end: r1 = r6
+        Instruction::new(0xbf, 6, 1, 0, 0),                                // r6 = r1
+        Instruction::new(0x62, 10, 0, -8, 0),                              // proto, tci = 0
+        Instruction::new(0xbf, 2, 10, 0, 0),                               // r2 = &proto
+        Instruction::new(0x07, 2, 0, 0, -8),
+        Instruction::new(0xbf, 3, 10, 0, 0),                               // r3 = &tci
+        Instruction::new(0x07, 3, 0, 0, -6),
+        Instruction::new(0x85, 0, BPF_PSEUDO_KFUNC_CALL, 0, rx_vlan_tag),  // r0 = bpf_xdp_metadata_rx_vlan_tag(r1, r2, r3)
+        Instruction::new(0x55, 0, 0, 22, 0),                               // if r0 != 0 goto end
+        Instruction::new(0xbf, 1, 6, 0, 0),                                // r1 = r6
+        Instruction::new(0xb7, 2, 0, 0, -4),                               // r2 = -4
+        Instruction::new(0x85, 0, 0, 0, BPF_FUNC_XDP_ADJUST_HEAD),         // r0 = bpf_xdp_adjust_head(r1, r2)
+        Instruction::new(0x55, 0, 0, 5, 0),                                // if r0 != 0 goto drop
+        Instruction::new(0x61, 2, 6, 0, 0),                                // r2 = data
+        Instruction::new(0x61, 3, 6, 4, 0),                                // r3 = data_end
+        Instruction::new(0xbf, 4, 2, 0, 0),                                // r4 = r2 + 18
+        Instruction::new(0x07, 4, 0, 0, 18),
+        Instruction::new(0xbd, 4, 3, 2, 0),                                // if r4 <= r3 goto over the next two
+        Instruction::new(0xb7, 0, 0, 0, XDP_DROP),                         // drop: r0 = XDP_DROP
+        Instruction::new(0x95, 0, 0, 0, 0),                                // return r0
+        Instruction::new(0x61, 4, 2, 4, 0),                                // the addresses move to the front
+        Instruction::new(0x63, 2, 4, 0, 0),
+        Instruction::new(0x61, 4, 2, 8, 0),
+        Instruction::new(0x63, 2, 4, 4, 0),
+        Instruction::new(0x61, 4, 2, 12, 0),
+        Instruction::new(0x63, 2, 4, 8, 0),
+        Instruction::new(0x69, 4, 10, -8, 0),                              // proto is in network order
+        Instruction::new(0x6b, 2, 4, 12, 0),
+        Instruction::new(0x69, 4, 10, -6, 0),                              // tci is not
+        Instruction::new(0xdc, 4, 0, 0, 16),
+        Instruction::new(0x6b, 2, 4, 14, 0),
+        Instruction::new(0xbf, 1, 6, 0, 0),                                // end: r1 = r6
     ]
 }
 
-fn instruction(opcode: u8, dst: u8, src: u8, offset: i16, imm: i32) -> Instruction {
-    let [o0, o1] = offset.to_le_bytes();
-    let [i0, i1, i2, i3] = imm.to_le_bytes();
-    Instruction([opcode, src << 4 | dst, o0, o1, i0, i1, i2, i3])
-}

@@ -10,6 +10,9 @@
 //! * [`tx`] and [`rx`] turn chains of descriptors into frames and frames into chains, the same for both formats of a
 //!   virtqueue, [`split`] and [`packed`], which [`ring`] abstracts over.
 //! * [`inflight`] keeps the place in a ring where the front-end finds it again after this process was killed.
+//! * [`socket`] binds and connects without waiting; [`notify`] signals and drains the eventfds of a peer.
+//!
+//! With feature `test-support` there is `driver`: a guest with a virtio-net driver, and a front-end, for tests.
 
 pub mod connection;
 pub mod inflight;

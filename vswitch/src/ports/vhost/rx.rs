@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use guestmem::{Memory, Span};
+use guestmem::{Fault, Memory, Span};
 use offload::{Features, VirtioNetHdr};
 
 use super::ring::{Buffer, Mark, Piece, Ring, fault};
@@ -124,21 +124,29 @@ impl<R: Ring> RxQueue<R> {
         let mut header = meta.request.to_virtio(meta.header_len);
         header.num_buffers = self.reserved.chains.len() as u16;
         let bytes = header.to_bytes();
-        let mut left = bytes
-            .get(..usize::from(self.format.header_len))
-            .unwrap_or(&[]);
-        for span in &self.reserved.header {
-            let Some((now, rest)) = left.split_at_checked(span.len() as usize) else {
-                break;
-            };
-            self.memory.write(*span, now).map_err(super::ring::lost)?;
-            left = rest;
+        match self.reserved.header.as_slice() {
+            [whole] if whole.len() as usize == bytes.len() => self.memory.write(*whole, &bytes),
+            pieces => write_pieces(&self.memory, pieces, &bytes),
         }
-        for (buffer, written) in self.reserved.chains.drain(..) {
+        .map_err(super::ring::lost)?;
+        for &(buffer, written) in &self.reserved.chains {
             self.ring.give(buffer, written)?;
         }
         Ok(())
     }
+}
+
+/// Writes a header that the driver split, or its first 10 bytes for legacy drivers.
+fn write_pieces(memory: &Memory, pieces: &[Span], header: &[u8]) -> Result<(), Fault> {
+    let mut left = header;
+    for piece in pieces {
+        let Some((now, rest)) = left.split_at_checked(piece.len() as usize) else {
+            break;
+        };
+        memory.write(*piece, now)?;
+        left = rest;
+    }
+    Ok(())
 }
 
 /// What is still to be placed in buffers.

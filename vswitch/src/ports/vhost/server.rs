@@ -9,7 +9,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -101,6 +101,8 @@ struct Shared {
     wake: OwnedFd,
     stop: AtomicBool,
     link_down: AtomicBool,
+    /// As in [`Offer`], for the next connection.
+    mtu: AtomicU16,
     status: Mutex<Status>,
 }
 
@@ -143,6 +145,7 @@ impl VhostPort {
             wake: wake.map_err(|errno| StartError::Thread(errno.into()))?,
             stop: AtomicBool::new(false),
             link_down: AtomicBool::new(false),
+            mtu: AtomicU16::new(config.offer.mtu),
             status: Mutex::default(),
         });
         let server = Server {
@@ -174,6 +177,11 @@ impl VhostPort {
     pub fn set_link(&self, up: bool) {
         self.shared.link_down.store(!up, Ordering::Release);
         notify::signal(&self.shared.wake);
+    }
+
+    /// Changes the most that the guest of the next connection may be told to have as its MTU, in IP bytes.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.shared.mtu.store(mtu, Ordering::Relaxed);
     }
 
     /// Stops the port and waits for its thread, which ends at once.
@@ -279,7 +287,10 @@ impl Server {
             };
         });
         let mut peer = Peer {
-            session: Session::new(self.config.offer),
+            session: Session::new(Offer {
+                mtu: self.shared.mtu.load(Ordering::Relaxed),
+                ..self.config.offer
+            }),
             control: &*self.control,
             shared: &self.shared,
             attached: false,
@@ -405,6 +416,10 @@ impl Peer<'_> {
             && let Some(sides) = self.session.start()?
         {
             drop(self.control.attach(sides));
+            if !self.worked {
+                let (features, rings) = (self.session.features(), self.session.ready_rings());
+                tracing::info!(features, rings, "vhost-user port in service");
+            }
             (self.attached, self.worked) = (true, true);
         }
         Ok(())

@@ -114,7 +114,7 @@ impl<R: Ring> TxQueue<R> {
                 &self.memory,
                 chain,
                 spans,
-                usize::from(self.header_len),
+                u32::from(self.header_len),
             );
         }
     }
@@ -164,6 +164,10 @@ impl<R: Ring> TxQueue<R> {
         chain.end = spans.len();
         if let Some(span) = spans.get(first) {
             memory.prefetch(*span);
+            // Header and frame often lie at the two sides of a line's end.
+            if let Some(second) = span.sub(64, 1) {
+                memory.prefetch(second);
+            }
         }
         Ok(Some((chain, buffer)))
     }
@@ -173,7 +177,9 @@ impl<R: Ring> TxQueue<R> {
         if self.pending.is_empty() {
             return false;
         }
-        match self.give_back() {
+        let given = self.give_back();
+        self.pending.clear();
+        match given {
             Ok(wanted) => wanted && self.events.call(),
             Err(fault) => {
                 self.fail(fault);
@@ -183,7 +189,7 @@ impl<R: Ring> TxQueue<R> {
     }
 
     fn give_back(&mut self) -> Result<bool, PortFault> {
-        for buffer in self.pending.drain(..) {
+        for &buffer in &self.pending {
             self.ring.give(buffer, 0)?;
         }
         self.ring.publish()
@@ -244,22 +250,19 @@ fn push_frame(
     memory: &Memory,
     chain: &Taken,
     spans: &mut [Span],
-    header_len: usize,
+    header_len: u32,
 ) {
-    let mut header = [0; VirtioNetHdr::LEN];
-    let header = header.get_mut(..header_len).unwrap_or(&mut []);
     let reason = if chain.scattered {
         DropReason::TooManySegments
-    } else if chain.len < header_len as u64 + u64::from(MIN_FRAME) {
+    } else if chain.len < u64::from(header_len + MIN_FRAME) {
         DropReason::Runt
     } else if chain.len > u64::from(u32::MAX) {
         DropReason::Oversize
     } else {
-        match read_front(memory, spans, header).and_then(|()| request(header)) {
+        match read_header(memory, spans).and_then(|header| request(&header)) {
             Ok(request) => {
-                let len = chain.len as u32 - header_len as u32;
-                let rest = skip(spans, header_len as u32);
-                push_body(burst, memory, len, request, rest);
+                let len = chain.len as u32 - header_len;
+                push_body(burst, memory, len, request, skip(spans, header_len));
                 return;
             }
             Err(reason) => reason,
@@ -268,13 +271,26 @@ fn push_frame(
     burst.push_refused(reason);
 }
 
+/// Reads the header. Of a legacy one of 10 bytes, the number of buffers is the start of the frame; it means nothing in
+/// a frame that was sent.
 #[inline]
-fn request(header: &[u8]) -> Result<Request, DropReason> {
-    let mut bytes = [0; VirtioNetHdr::LEN];
-    if let Some(to) = bytes.get_mut(..header.len()) {
-        to.copy_from_slice(header);
+fn read_header(memory: &Memory, spans: &[Span]) -> Result<[u8; VirtioNetHdr::LEN], DropReason> {
+    let mut header = [0; VirtioNetHdr::LEN];
+    match spans
+        .first()
+        .and_then(|span| span.sub(0, VirtioNetHdr::LEN as u32))
+    {
+        Some(whole) => memory
+            .read(whole, &mut header)
+            .map_err(|_| DropReason::SourceFault)?,
+        None => read_front(memory, spans, &mut header)?,
     }
-    match Request::from_virtio(&VirtioNetHdr::from_bytes(&bytes)) {
+    Ok(header)
+}
+
+#[inline]
+fn request(header: &[u8; VirtioNetHdr::LEN]) -> Result<Request, DropReason> {
+    match Request::from_virtio(&VirtioNetHdr::from_bytes(header)) {
         // A guest is not trusted with vouching for checksums.
         Ok(request) => Ok(Request {
             csum_valid: false,

@@ -16,18 +16,24 @@ fn connect() -> anyhow::Result<(Handle, Links)> {
 }
 
 /// Moves all addresses and routes; a record of them, `None` if there were none.
-pub(super) fn move_addresses(from: &hostif::IfName, to: &hostif::IfName) -> anyhow::Result<Option<String>> {
+pub(super) fn move_addresses(
+    from: &hostif::IfName,
+    to: &hostif::IfName,
+) -> anyhow::Result<Option<String>> {
     let (runtime, links) = connect()?;
     let moved = runtime.block_on(links.take_over(from, to))?;
     if moved.addresses.is_empty() && moved.routes.is_empty() {
         return Ok(None);
     }
-    Ok(Some(serde_json::to_string(&moved).context("cannot write down what was moved")?))
+    Ok(Some(
+        serde_json::to_string(&moved).context("cannot write down what was moved")?,
+    ))
 }
 
 /// Moves back what a record names.
 pub(super) fn give_back(record: &str) -> anyhow::Result<()> {
-    let moved: Moved = serde_json::from_str(record).context("the record of moved addresses cannot be read")?;
+    let moved: Moved =
+        serde_json::from_str(record).context("the record of moved addresses cannot be read")?;
     quiet::restore(&moved.from.as_str().parse()?);
     let (runtime, links) = connect()?;
     Ok(runtime.block_on(links.give_back(&moved))?)

@@ -17,7 +17,7 @@ use crate::backend::{Backend, Host, Open};
 pub(crate) struct LinuxHost;
 
 impl Host for LinuxHost {
-    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()> {
+    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<u32> {
         let Some(link) = read(uplink)? else {
             bail!("there is no interface '{uplink}'; allowed: an Ethernet interface of this host");
         };
@@ -28,9 +28,15 @@ impl Host for LinuxHost {
         ensure!(
             link.master.is_none(),
             "interface '{uplink}' has a master, '{}'; allowed: one without (ip link set {uplink} nomaster)",
-            link.master.map(|index| master_name(uplink, index)).unwrap_or_default()
+            link.master
+                .map(|index| master_name(uplink, index))
+                .unwrap_or_default()
         );
-        Ok(())
+        Ok(link.mtu)
+    }
+
+    fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()> {
+        links::set_mtu(uplink, mtu)
     }
 
     fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()> {
@@ -46,10 +52,12 @@ impl Host for LinuxHost {
             PortBackend::HostNic { interface } => tap::open_host_nic(what, interface),
             PortBackend::Tap { interface } => tap::open_tap(what, interface),
             PortBackend::Uplink { interface } => {
-                self.check_uplink(interface)?;
-                uplink::open(what, interface)
+                let mtu = self.check_uplink(interface)?;
+                uplink::open(what, interface, mtu)
             }
-            PortBackend::VhostUser { path, mode, queues } => vhost_user::open(what, path, *mode, *queues),
+            PortBackend::VhostUser { path, mode, queues } => {
+                vhost_user::open(what, path, *mode, *queues)
+            }
         }
     }
 
@@ -66,7 +74,12 @@ impl Host for LinuxHost {
 
     fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()> {
         if read(host_nic)?.is_some() {
-            let config = TapConfig { name: name(host_nic)?, queues: 1, persist: false, mac: None };
+            let config = TapConfig {
+                name: name(host_nic)?,
+                queues: 1,
+                persist: false,
+                mac: None,
+            };
             // Opened without persistence, it goes when it is closed.
             Tap::open(&config).with_context(|| format!("cannot delete '{host_nic}'"))?;
         }
@@ -81,12 +94,15 @@ fn name(interface: &IfName) -> anyhow::Result<hostif::IfName> {
 
 /// What the kernel says about an interface; `None` where there is none.
 fn read(interface: &IfName) -> anyhow::Result<Option<LinkInfo>> {
-    LinkInfo::read(&name(interface)?).with_context(|| format!("cannot ask for interface '{interface}'"))
+    LinkInfo::read(&name(interface)?)
+        .with_context(|| format!("cannot ask for interface '{interface}'"))
 }
 
 /// The name of the master of an interface, by sysfs; its index where that does not tell.
 fn master_name(interface: &IfName, index: u32) -> String {
     let link = std::fs::read_link(format!("/sys/class/net/{interface}/master"));
-    let name = link.ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let name = link
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     name.unwrap_or_else(|| format!("interface {index}"))
 }

@@ -41,7 +41,9 @@ fn set(interface: &IfName, family: &str, key: &str, value: &str) {
     match fs::write(path(interface.as_str(), family, key), value) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => warn!(%interface, key, value, %error, "the host's network stack may hear the uplink"),
+        Err(error) => {
+            warn!(%interface, key, value, %error, "the host's network stack may hear the uplink")
+        }
     }
 }
 

@@ -17,27 +17,60 @@ use crate::backend::{Backend, Fate, Open};
 const MAX_QUEUES: usize = 4;
 
 /// Makes the host NIC of a network, or takes up the one that was left by the last vswitchd, and sets it up.
-pub(super) fn open_host_nic(what: &Open<'_>, interface: &IfName) -> anyhow::Result<Box<dyn Backend>> {
+pub(super) fn open_host_nic(
+    what: &Open<'_>,
+    interface: &IfName,
+) -> anyhow::Result<Box<dyn Backend>> {
     let is_new = read(interface)?.is_none();
     // The host keeps the address that others on the physical network know it by.
     let mac = match what.uplink {
         Some(uplink) if is_new => read(uplink)?.and_then(|link| link.mac),
         _ => None,
     };
-    let queues = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_QUEUES) as u16;
-    let device = open(what, &TapConfig { name: name(interface)?, queues, persist: true, mac });
+    let queues = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(MAX_QUEUES) as u16;
+    let device = open(
+        what,
+        &TapConfig {
+            name: name(interface)?,
+            queues,
+            persist: true,
+            mac,
+        },
+    );
     // What is new must not outlive a failure.
-    device.map(|device| Box::new(TapPort { delete: true, ..device }) as Box<dyn Backend>).inspect_err(|_| {
-        if is_new && let Err(error) = crate::backend::Host::delete_host_nic(&super::LinuxHost, interface) {
-            warn!("'{interface}' stays behind: {error:#}");
-        }
-    })
+    device
+        .map(|device| {
+            Box::new(TapPort {
+                delete: true,
+                ..device
+            }) as Box<dyn Backend>
+        })
+        .inspect_err(|_| {
+            if is_new
+                && let Err(error) =
+                    crate::backend::Host::delete_host_nic(&super::LinuxHost, interface)
+            {
+                warn!("'{interface}' stays behind: {error:#}");
+            }
+        })
 }
 
 /// Makes a TAP device that goes with the port, or takes up a persistent one that stays.
 pub(super) fn open_tap(what: &Open<'_>, interface: &IfName) -> anyhow::Result<Box<dyn Backend>> {
-    let persist = read(interface)?.and_then(|link| link.tun).is_some_and(|tun| tun.persist);
-    Ok(Box::new(open(what, &TapConfig { name: name(interface)?, queues: 1, persist, mac: None })?))
+    let persist = read(interface)?
+        .and_then(|link| link.tun)
+        .is_some_and(|tun| tun.persist);
+    Ok(Box::new(open(
+        what,
+        &TapConfig {
+            name: name(interface)?,
+            queues: 1,
+            persist,
+            mac: None,
+        },
+    )?))
 }
 
 fn open(what: &Open<'_>, config: &TapConfig) -> anyhow::Result<TapPort> {
@@ -48,7 +81,12 @@ fn open(what: &Open<'_>, config: &TapConfig) -> anyhow::Result<TapPort> {
     device.set_up(true)?;
     let sides = ports::tap::open(queues).context("cannot map receive buffers")?;
     drop(what.port.attach(sides));
-    Ok(TapPort { device, interface, port: what.port.clone(), delete: false })
+    Ok(TapPort {
+        device,
+        interface,
+        port: what.port.clone(),
+        delete: false,
+    })
 }
 
 struct TapPort {
@@ -66,7 +104,11 @@ impl Backend for TapPort {
             && fate == Fate::Delete
             && let Err(error) = self.device.set_persist(false)
         {
-            warn!("'{}' stays behind: {:#}", self.interface, anyhow::Error::from(error));
+            warn!(
+                "'{}' stays behind: {:#}",
+                self.interface,
+                anyhow::Error::from(error)
+            );
         }
     }
 

@@ -2,24 +2,31 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use tracing::{info, warn};
 use vswitch::api::{IfName, Link, Mtu, PortState};
 use vswitch::control::PortHandle;
 use vswitch::port::PortControl;
 use vswitch::ports::uplink::{Uplink, Way};
 
-use super::{links, name, quiet, read};
+use super::{links, name, quiet};
 use crate::backend::{Backend, Fate, Open};
 
-/// Binds the interface: from now on its frames come to the port.
-pub(super) fn open(what: &Open<'_>, interface: &IfName) -> anyhow::Result<Box<dyn Backend>> {
-    let before = read(interface)?.with_context(|| format!("there is no interface '{interface}'"))?.mtu;
+/// Binds the interface: from now on its frames come to the port. On failure it has the MTU `before` again.
+pub(super) fn open(
+    what: &Open<'_>,
+    interface: &IfName,
+    before: u32,
+) -> anyhow::Result<Box<dyn Backend>> {
     links::set_mtu_and_up(interface, what.mtu)?;
-    let (uplink, sides) = Uplink::open(&name(interface)?, Way::Any).inspect_err(|_| restore_mtu(interface, before))?;
+    let (uplink, sides) = Uplink::open(&name(interface)?, Way::Any)
+        .inspect_err(|_| restore_mtu(interface, before))?;
     drop(what.port.attach(sides));
     info!(%interface, mode = %uplink.mode(), "uplink bound");
-    Ok(Box::new(UplinkPort { uplink: Some(uplink), interface: interface.clone(), port: what.port.clone(), mtu_before: before }))
+    Ok(Box::new(UplinkPort {
+        uplink: Some(uplink),
+        interface: interface.clone(),
+        port: what.port.clone(),
+    }))
 }
 
 fn restore_mtu(interface: &IfName, mtu: u32) {
@@ -33,17 +40,16 @@ struct UplinkPort {
     uplink: Option<Uplink>,
     interface: IfName,
     port: Arc<PortHandle>,
-    /// The interface's MTU when it was bound.
-    mtu_before: u32,
 }
 
 impl Backend for UplinkPort {
     fn close(self: Box<Self>, fate: Fate) {
         drop(self.port.detach());
-        let UplinkPort { uplink, interface, mtu_before, .. } = *self;
+        let UplinkPort {
+            uplink, interface, ..
+        } = *self;
         drop(uplink);
         if fate == Fate::Delete {
-            restore_mtu(&interface, mtu_before);
             quiet::restore(&interface);
         }
         info!(%interface, "uplink released");
@@ -52,7 +58,10 @@ impl Backend for UplinkPort {
     fn status(&self) -> (PortState, Option<String>) {
         match &self.uplink {
             Some(uplink) => (PortState::Up, Some(uplink.mode().to_string())),
-            None => (PortState::Down, Some("the interface could not be bound again after its MTU was changed".to_owned())),
+            None => (
+                PortState::Down,
+                Some("the interface could not be bound again after its MTU was changed".to_owned()),
+            ),
         }
     }
 

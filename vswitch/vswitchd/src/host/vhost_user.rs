@@ -1,10 +1,8 @@
 //! Ports of VMMs that speak vhost-user.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use vswitch::api::{Link, Mtu, PortState, Queues, SocketPath, VhostUserMode};
-use vswitch::control::PortHandle;
 use vswitch::ports::vhost::server::{Config, Mode, VhostPort};
 use vswitch::ports::vhost::session::Offer;
 
@@ -23,66 +21,46 @@ pub(super) fn open(
             VhostUserMode::Server => Mode::Server,
             VhostUserMode::Client => Mode::Client,
         },
-        offer: Offer { queue_pairs: queues.get(), mtu: what.mtu.get() },
+        offer: Offer {
+            queue_pairs: queues.get(),
+            mtu: what.mtu.get(),
+        },
     };
-    let mut port = VhostUserPort { running: None, config, port: what.port.clone(), link: what.link };
-    port.start()?;
-    Ok(Box::new(port))
+    let port = VhostPort::start(config, what.port.clone())?;
+    port.set_link(what.link == Link::Up);
+    Ok(Box::new(VhostUserPort(port)))
 }
 
-struct VhostUserPort {
-    /// `None` only while it is started anew.
-    running: Option<VhostPort>,
-    config: Config,
-    port: Arc<PortHandle>,
-    link: Link,
-}
-
-impl VhostUserPort {
-    fn start(&mut self) -> anyhow::Result<()> {
-        let running = VhostPort::start(self.config.clone(), self.port.clone())?;
-        running.set_link(self.link == Link::Up);
-        self.running = Some(running);
-        Ok(())
-    }
-}
+struct VhostUserPort(VhostPort);
 
 impl Backend for VhostUserPort {
     fn close(self: Box<Self>, _: Fate) {
-        if let Some(running) = self.running {
-            running.stop();
-        }
+        self.0.stop();
     }
 
     fn status(&self) -> (PortState, Option<String>) {
-        let Some(status) = self.running.as_ref().map(VhostPort::status) else {
-            return (PortState::Down, None);
-        };
+        let status = self.0.status();
         if status.running {
-            let mtu = status.guest_mtu.map_or(String::new(), |mtu| format!(", guest was told MTU {mtu}"));
+            let mtu = status.guest_mtu;
+            let mtu = mtu.map_or(String::new(), |mtu| format!(", guest was told MTU {mtu}"));
             return (PortState::Up, Some(format!("{} rings{mtu}", status.rings)));
         }
-        let state = if status.fault.is_some() { PortState::Fault } else { PortState::Waiting };
         let fault = status.fault.map(|fault| fault.to_string());
+        let state = fault
+            .as_ref()
+            .map_or(PortState::Waiting, |_| PortState::Fault);
         (state, fault.or(status.last_error))
     }
 
-    /// A guest asks for its MTU when it starts its driver. Where nobody is connected the next one is told the new MTU;
-    /// a connected guest keeps what it was told, and the switch drops by name what is too long.
+    /// A guest asks for its MTU when it connects: the next one is told the new MTU. One that is connected keeps what it
+    /// was told, and the switch drops by name what is too long.
     fn set_mtu(&mut self, mtu: Mtu) -> anyhow::Result<()> {
-        self.config.offer.mtu = mtu.get();
-        if self.running.as_ref().is_some_and(|running| !running.status().connected) {
-            self.running.take().map(VhostPort::stop);
-            self.start()?;
-        }
+        self.0.set_mtu(mtu.get());
         Ok(())
     }
 
     fn set_link(&mut self, link: Link) -> anyhow::Result<()> {
-        self.link = link;
-        if let Some(running) = &self.running {
-            running.set_link(link == Link::Up);
-        }
+        self.0.set_link(link == Link::Up);
         Ok(())
     }
 }

@@ -23,7 +23,13 @@ pub(crate) struct Peer {
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Peer {
-        Peer { ids: stream.io().peer_cred().ok().map(|cred| (cred.uid(), cred.gid())) }
+        Peer {
+            ids: stream
+                .io()
+                .peer_cred()
+                .ok()
+                .map(|cred| (cred.uid(), cred.gid())),
+        }
     }
 }
 
@@ -37,7 +43,10 @@ pub(crate) struct Access {
 impl Access {
     /// Root, the user of this process, and members of `group`.
     pub(crate) fn new(group: Gid) -> Access {
-        Access { user: Uid::effective(), group }
+        Access {
+            user: Uid::effective(),
+            group,
+        }
     }
 
     /// Whether a process of this user and primary group may. Asks the user database for further groups, and may block.
@@ -47,8 +56,12 @@ impl Access {
 }
 
 fn is_member(uid: Uid, gid: Gid, group: Gid) -> bool {
-    let Ok(Some(user)) = User::from_uid(uid) else { return false };
-    let Ok(name) = std::ffi::CString::new(user.name) else { return false };
+    let Ok(Some(user)) = User::from_uid(uid) else {
+        return false;
+    };
+    let Ok(name) = std::ffi::CString::new(user.name) else {
+        return false;
+    };
     getgrouplist(&name, gid).is_ok_and(|groups| groups.contains(&group))
 }
 
@@ -69,9 +82,12 @@ pub(super) async fn check(
     if allowed {
         return next.run(request).await;
     }
-    let who = peer.ids.map_or("an unknown user".to_owned(), |(uid, _)| format!("user {uid}"));
+    let who = peer.ids.map_or("an unknown user".to_owned(), |(uid, _)| {
+        format!("user {uid}")
+    });
     let (user, group) = (access.user, access.group);
-    let message = format!("{who} may not use this API; allowed: root, user {user}, members of group {group}");
+    let message =
+        format!("{who} may not use this API; allowed: root, user {user}, members of group {group}");
     Failure(Refusal::new(ErrorCode::Forbidden, message)).into_response()
 }
 
@@ -81,11 +97,22 @@ mod tests {
 
     #[test]
     fn who_may() {
-        let access = Access { user: Uid::from_raw(500), group: Gid::from_raw(60_001) };
-        for (uid, gid, allowed) in
-            [(0, 1, true), (500, 1, true), (60_002, 60_001, true), (60_002, 1, false), (60_001, 500, false)]
-        {
-            assert_eq!(access.allows(Uid::from_raw(uid), Gid::from_raw(gid)), allowed, "{uid} {gid}");
+        let access = Access {
+            user: Uid::from_raw(500),
+            group: Gid::from_raw(60_001),
+        };
+        for (uid, gid, allowed) in [
+            (0, 1, true),
+            (500, 1, true),
+            (60_002, 60_001, true),
+            (60_002, 1, false),
+            (60_001, 500, false),
+        ] {
+            assert_eq!(
+                access.allows(Uid::from_raw(uid), Gid::from_raw(gid)),
+                allowed,
+                "{uid} {gid}"
+            );
         }
         // User daemon is in group daemon by the user database, whatever group its process has.
         let daemon = User::from_name("daemon").unwrap().unwrap();

@@ -16,15 +16,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            let text = rejection.body_text();
-            Failure(match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => {
-                    Refusal::new(ErrorCode::TooLarge, format!("{text}; allowed: bodies of at most {MAX_BODY} bytes"))
-                }
-                _ => Refusal::invalid(text),
-            })
-        })?;
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| {
+                let text = rejection.body_text();
+                Failure(match rejection.status() {
+                    StatusCode::PAYLOAD_TOO_LARGE => Refusal::new(
+                        ErrorCode::TooLarge,
+                        format!("{text}; allowed: bodies of at most {MAX_BODY} bytes"),
+                    ),
+                    _ => Refusal::invalid(text),
+                })
+            })?;
         Ok(Body(from_json(&bytes)?))
     }
 }

@@ -5,28 +5,82 @@ use std::fmt::Write;
 use vswitch::api::{PortState, PortStats, StatsView, StatusView, WorkerView};
 
 /// One metric: its name, what it is, and where it is found.
-type Metric<T> = (&'static str, &'static str, fn(&T) -> u64);
+type Metric<T> = (&'static str, &'static str, Reading<T>);
+/// Where a number is found.
+type Reading<T> = fn(&T) -> u64;
 
 const WORKERS: &[Metric<WorkerView>] = &[
-    ("vswitch_worker_ports", "Ports the worker owns.", |worker| worker.ports),
-    ("vswitch_worker_busy_permille", "Thousandths of the time spent on frames.", |worker| worker.busy_permille),
-    ("vswitch_worker_parked", "Whether the worker sleeps.", |worker| u64::from(worker.parked)),
-    ("vswitch_worker_cycles_per_frame", "Clock cycles per frame.", |worker| worker.cycles_per_frame),
+    ("vswitch_worker_ports", "Ports the worker owns.", |worker| {
+        worker.ports
+    }),
+    (
+        "vswitch_worker_busy_permille",
+        "Thousandths of the time spent on frames.",
+        |worker| worker.busy_permille,
+    ),
+    (
+        "vswitch_worker_parked",
+        "Whether the worker sleeps.",
+        |worker| u64::from(worker.parked),
+    ),
+    (
+        "vswitch_worker_cycles_per_frame",
+        "Clock cycles per frame.",
+        |worker| worker.cycles_per_frame,
+    ),
 ];
 
 /// These come in pairs: tx, and rx of the same name.
-const DIRECTED: &[(Metric<PortStats>, fn(&PortStats) -> u64)] = &[
-    (("vswitch_port_frames_total", "Frames, as the guest sees them.", |port| port.tx_frames), |port| port.rx_frames),
-    (("vswitch_port_bytes_total", "Bytes of these frames.", |port| port.tx_bytes), |port| port.rx_bytes),
+const DIRECTED: &[(Metric<PortStats>, Reading<PortStats>)] = &[
+    (
+        (
+            "vswitch_port_frames_total",
+            "Frames, as the guest sees them.",
+            |port| port.tx_frames,
+        ),
+        |port| port.rx_frames,
+    ),
+    (
+        (
+            "vswitch_port_bytes_total",
+            "Bytes of these frames.",
+            |port| port.tx_bytes,
+        ),
+        |port| port.rx_bytes,
+    ),
 ];
 
 const PORTS: &[Metric<PortStats>] = &[
-    ("vswitch_port_taken_frames_total", "Frames taken in from the port.", |port| port.taken_frames),
-    ("vswitch_port_extra_copies_total", "Copies made beyond the first of each frame.", |port| port.extra_copies),
-    ("vswitch_port_delivered_frames_total", "Copies that reached a port.", |port| port.delivered_frames),
-    ("vswitch_port_consumed_frames_total", "Frames that were for the switch itself.", |port| port.consumed_frames),
-    ("vswitch_port_dropped_frames_total", "Copies dropped, for all reasons.", |port| port.dropped_frames),
-    ("vswitch_port_copied_bytes_total", "Bytes the switch itself copied.", |port| port.copied_bytes),
+    (
+        "vswitch_port_taken_frames_total",
+        "Frames taken in from the port.",
+        |port| port.taken_frames,
+    ),
+    (
+        "vswitch_port_extra_copies_total",
+        "Copies made beyond the first of each frame.",
+        |port| port.extra_copies,
+    ),
+    (
+        "vswitch_port_delivered_frames_total",
+        "Copies that reached a port.",
+        |port| port.delivered_frames,
+    ),
+    (
+        "vswitch_port_consumed_frames_total",
+        "Frames that were for the switch itself.",
+        |port| port.consumed_frames,
+    ),
+    (
+        "vswitch_port_dropped_frames_total",
+        "Copies dropped, for all reasons.",
+        |port| port.dropped_frames,
+    ),
+    (
+        "vswitch_port_copied_bytes_total",
+        "Bytes the switch itself copied.",
+        |port| port.copied_bytes,
+    ),
 ];
 
 /// All metrics.
@@ -42,10 +96,21 @@ pub(super) fn render(status: &StatusView, stats: &StatsView) -> String {
             text.sample(name, &[("core", &worker.core.to_string())], value(worker));
         }
     }
-    text.header("vswitch_port_up", "gauge", "Whether what is behind the port is there.");
+    text.header(
+        "vswitch_port_up",
+        "gauge",
+        "Whether what is behind the port is there.",
+    );
     for port in &status.ports {
-        let labels = [("network", port.network.as_str()), ("port", port.port.as_str())];
-        text.sample("vswitch_port_up", &labels, u64::from(port.state == PortState::Up));
+        let labels = [
+            ("network", port.network.as_str()),
+            ("port", port.port.as_str()),
+        ];
+        text.sample(
+            "vswitch_port_up",
+            &labels,
+            u64::from(port.state == PortState::Up),
+        );
     }
     ports(&mut text, &stats.ports);
     text.0
@@ -60,7 +125,11 @@ fn ports(text: &mut Text, ports: &[PortStats]) {
         }
     }
     let drops = "vswitch_port_drops_total";
-    text.header(drops, "counter", "Copies of frames from the port that were dropped, by reason.");
+    text.header(
+        drops,
+        "counter",
+        "Copies of frames from the port that were dropped, by reason.",
+    );
     for port in ports {
         for (reason, &count) in &port.drops {
             text.port_sample(drops, port, Some(("reason", reason)), count);
@@ -83,21 +152,40 @@ impl Text {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn port_sample(&mut self, name: &str, port: &PortStats, further: Option<(&str, &str)>, value: u64) {
-        let mut labels = vec![("network", port.network.as_str()), ("port", port.port.as_str())];
+    fn port_sample(
+        &mut self,
+        name: &str,
+        port: &PortStats,
+        further: Option<(&str, &str)>,
+        value: u64,
+    ) {
+        let mut labels = vec![
+            ("network", port.network.as_str()),
+            ("port", port.port.as_str()),
+        ];
         labels.extend(further);
         self.sample(name, &labels, value);
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
-        let shown: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
-        let labels = if shown.is_empty() { String::new() } else { format!("{{{}}}", shown.join(",")) };
+        let shown: Vec<String> = labels
+            .iter()
+            .map(|(key, value)| format!("{key}=\"{}\"", escape(value)))
+            .collect();
+        let labels = if shown.is_empty() {
+            String::new()
+        } else {
+            format!("{{{}}}", shown.join(","))
+        };
         let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 }
 
 fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 #[cfg(test)]

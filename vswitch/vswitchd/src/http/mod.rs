@@ -45,7 +45,10 @@ impl Shared {
         let run = move || work(&mut manager.lock().unwrap_or_else(PoisonError::into_inner));
         match tokio::task::spawn_blocking(run).await {
             Ok(result) => result,
-            Err(error) => Err(Refusal::new(ErrorCode::Failed, format!("the request was cut short: {error}"))),
+            Err(error) => Err(Refusal::new(
+                ErrorCode::Failed,
+                format!("the request was cut short: {error}"),
+            )),
         }
     }
 }
@@ -93,7 +96,8 @@ pub(crate) async fn serve(
     router: Router,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
-    let listener = tokio::net::UnixListener::from_std(listener).context("cannot listen for API requests")?;
+    let listener =
+        tokio::net::UnixListener::from_std(listener).context("cannot listen for API requests")?;
     let (stopping, stopped) = tokio::sync::oneshot::channel();
     let service = router.into_make_service_with_connect_info::<access::Peer>();
     let server = axum::serve(listener, service).with_graceful_shutdown(async {

@@ -10,9 +10,9 @@ use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vswitch::api::{
-    AddFdbEntry, CreateNetwork, CreatePort, ErrorBody, ErrorCode, FdbEntryView, FdbView, NetworkList, NetworkName,
-    NetworkView, PatchNetwork, PatchPort, PortList, PortName, PortView, Refusal, StationMac, StatsView, StatusView,
-    VlanId,
+    AddFdbEntry, CreateNetwork, CreatePort, ErrorBody, ErrorCode, FdbEntryView, FdbView,
+    NetworkList, NetworkName, NetworkView, PatchNetwork, PatchPort, PortList, PortName, PortView,
+    Refusal, StationMac, StatsView, StatusView, VlanId,
 };
 
 use super::extract::{Asked, Body, Names};
@@ -54,18 +54,29 @@ pub(super) fn routes(shared: Shared) -> Router {
 }
 
 async fn no_such_resource(uri: Uri) -> Failure {
-    let message = format!("there is no resource '{}'; see /openapi.json for those there are", uri.path());
+    let message = format!(
+        "there is no resource '{}'; see /openapi.json for those there are",
+        uri.path()
+    );
     Failure(Refusal::new(ErrorCode::NotFound, message))
 }
 
 async fn no_such_method(method: Method, uri: Uri) -> Failure {
-    let message = format!("'{}' has no method {method}; see /openapi.json for those it has", uri.path());
+    let message = format!(
+        "'{}' has no method {method}; see /openapi.json for those it has",
+        uri.path()
+    );
     Failure(Refusal::new(ErrorCode::MethodNotAllowed, message))
 }
 
 async fn show_metrics(State(shared): State<Shared>) -> Result<impl IntoResponse, Failure> {
-    let (status, stats) = shared.with(|manager| Ok((manager.status(), manager.stats(None, None)?))).await?;
-    Ok(([("content-type", "text/plain; version=0.0.4")], metrics::render(&status, &stats)))
+    let (status, stats) = shared
+        .with(|manager| Ok((manager.status(), manager.stats(None, None)?)))
+        .await?;
+    Ok((
+        [("content-type", "text/plain; version=0.0.4")],
+        metrics::render(&status, &stats),
+    ))
 }
 
 /// Everything at a glance.
@@ -83,16 +94,28 @@ async fn list_networks(State(shared): State<Shared>) -> Answer<NetworkList> {
 /// Makes a network.
 #[utoipa::path(post, path = "/v1/networks", request_body = CreateNetwork,
     responses((status = 201, body = NetworkView), (status = "4XX", body = ErrorBody), (status = 500, body = ErrorBody)))]
-async fn create_network(State(shared): State<Shared>, Body(request): Body<CreateNetwork>) -> Created<NetworkView> {
-    let view = shared.with(|manager| manager.create_network(request)).await?;
+async fn create_network(
+    State(shared): State<Shared>,
+    Body(request): Body<CreateNetwork>,
+) -> Created<NetworkView> {
+    let view = shared
+        .with(|manager| manager.create_network(request))
+        .await?;
     Ok((StatusCode::CREATED, Json(view)))
 }
 
 /// One network.
 #[utoipa::path(get, path = "/v1/networks/{network}", params(("network" = NetworkName, Path)),
     responses((status = 200, body = NetworkView), (status = 404, body = ErrorBody)))]
-async fn show_network(State(shared): State<Shared>, Names(name): Names<NetworkName>) -> Answer<NetworkView> {
-    Ok(Json(shared.with(move |manager| manager.show_network(&name)).await?))
+async fn show_network(
+    State(shared): State<Shared>,
+    Names(name): Names<NetworkName>,
+) -> Answer<NetworkView> {
+    Ok(Json(
+        shared
+            .with(move |manager| manager.show_network(&name))
+            .await?,
+    ))
 }
 
 /// Changes a network under traffic.
@@ -104,14 +127,20 @@ async fn set_network(
     Names(name): Names<NetworkName>,
     Body(patch): Body<PatchNetwork>,
 ) -> Answer<NetworkView> {
-    Ok(Json(shared.with(move |manager| manager.set_network(&name, &patch)).await?))
+    Ok(Json(
+        shared
+            .with(move |manager| manager.set_network(&name, &patch))
+            .await?,
+    ))
 }
 
 /// Deletes a network that has no ports but its own.
 #[utoipa::path(delete, path = "/v1/networks/{network}", params(("network" = NetworkName, Path)),
     responses((status = 204), (status = "4XX", body = ErrorBody), (status = 500, body = ErrorBody)))]
 async fn delete_network(State(shared): State<Shared>, Names(name): Names<NetworkName>) -> Done {
-    shared.with(move |manager| manager.delete_network(&name)).await?;
+    shared
+        .with(move |manager| manager.delete_network(&name))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -124,8 +153,15 @@ async fn list_all_ports(State(shared): State<Shared>) -> Answer<PortList> {
 /// The ports of a network.
 #[utoipa::path(get, path = "/v1/networks/{network}/ports", params(("network" = NetworkName, Path)),
     responses((status = 200, body = PortList), (status = 404, body = ErrorBody)))]
-async fn list_ports(State(shared): State<Shared>, Names(network): Names<NetworkName>) -> Answer<PortList> {
-    Ok(Json(shared.with(move |manager| manager.ports(Some(&network))).await?))
+async fn list_ports(
+    State(shared): State<Shared>,
+    Names(network): Names<NetworkName>,
+) -> Answer<PortList> {
+    Ok(Json(
+        shared
+            .with(move |manager| manager.ports(Some(&network)))
+            .await?,
+    ))
 }
 
 /// Makes a port.
@@ -137,7 +173,9 @@ async fn create_port(
     Names(network): Names<NetworkName>,
     Body(request): Body<CreatePort>,
 ) -> Created<PortView> {
-    let view = shared.with(move |manager| manager.create_port(&network, request)).await?;
+    let view = shared
+        .with(move |manager| manager.create_port(&network, request))
+        .await?;
     Ok((StatusCode::CREATED, Json(view)))
 }
 
@@ -149,7 +187,11 @@ async fn show_port(
     State(shared): State<Shared>,
     Names((network, port)): Names<(NetworkName, PortName)>,
 ) -> Answer<PortView> {
-    Ok(Json(shared.with(move |manager| manager.port(&network, &port)).await?))
+    Ok(Json(
+        shared
+            .with(move |manager| manager.port(&network, &port))
+            .await?,
+    ))
 }
 
 /// Changes a port under traffic; it may move to another network, and is found there afterwards.
@@ -161,23 +203,37 @@ async fn set_port(
     Names((network, port)): Names<(NetworkName, PortName)>,
     Body(patch): Body<PatchPort>,
 ) -> Answer<PortView> {
-    Ok(Json(shared.with(move |manager| manager.set_port(&network, &port, &patch)).await?))
+    Ok(Json(
+        shared
+            .with(move |manager| manager.set_port(&network, &port, &patch))
+            .await?,
+    ))
 }
 
 /// Removes a port.
 #[utoipa::path(delete, path = "/v1/networks/{network}/ports/{port}",
     params(("network" = NetworkName, Path), ("port" = PortName, Path)),
     responses((status = 204), (status = "4XX", body = ErrorBody), (status = 500, body = ErrorBody)))]
-async fn delete_port(State(shared): State<Shared>, Names((network, port)): Names<(NetworkName, PortName)>) -> Done {
-    shared.with(move |manager| manager.delete_port(&network, &port)).await?;
+async fn delete_port(
+    State(shared): State<Shared>,
+    Names((network, port)): Names<(NetworkName, PortName)>,
+) -> Done {
+    shared
+        .with(move |manager| manager.delete_port(&network, &port))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// The MAC table of a network.
 #[utoipa::path(get, path = "/v1/networks/{network}/fdb", params(("network" = NetworkName, Path)),
     responses((status = 200, body = FdbView), (status = 404, body = ErrorBody)))]
-async fn show_fdb(State(shared): State<Shared>, Names(network): Names<NetworkName>) -> Answer<FdbView> {
-    Ok(Json(shared.with(move |manager| manager.fdb(&network)).await?))
+async fn show_fdb(
+    State(shared): State<Shared>,
+    Names(network): Names<NetworkName>,
+) -> Answer<FdbView> {
+    Ok(Json(
+        shared.with(move |manager| manager.fdb(&network)).await?,
+    ))
 }
 
 /// Pins an address to a port.
@@ -189,7 +245,9 @@ async fn add_fdb_entry(
     Names(network): Names<NetworkName>,
     Body(entry): Body<AddFdbEntry>,
 ) -> Created<FdbEntryView> {
-    let view = shared.with(move |manager| manager.add_fdb_entry(&network, &entry)).await?;
+    let view = shared
+        .with(move |manager| manager.add_fdb_entry(&network, &entry))
+        .await?;
     Ok((StatusCode::CREATED, Json(view)))
 }
 
@@ -209,7 +267,9 @@ async fn flush_fdb(
     Names(network): Names<NetworkName>,
     Asked(of): Asked<OfPort>,
 ) -> Done {
-    shared.with(move |manager| manager.flush_fdb(&network, of.port.as_ref())).await?;
+    shared
+        .with(move |manager| manager.flush_fdb(&network, of.port.as_ref()))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -232,7 +292,9 @@ async fn delete_fdb_entry(
     Asked(of): Asked<InVlan>,
 ) -> Done {
     let vlan: Option<VlanId> = of.vlan.map(|text| text.parse()).transpose()?;
-    shared.with(move |manager| manager.delete_fdb_entry(&network, mac, vlan)).await?;
+    shared
+        .with(move |manager| manager.delete_fdb_entry(&network, mac, vlan))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -250,5 +312,9 @@ struct Of {
 #[utoipa::path(get, path = "/v1/stats", params(Of),
     responses((status = 200, body = StatsView), (status = "4XX", body = ErrorBody)))]
 async fn stats(State(shared): State<Shared>, Asked(of): Asked<Of>) -> Answer<StatsView> {
-    Ok(Json(shared.with(move |manager| manager.stats(of.network.as_ref(), of.port.as_ref())).await?))
+    Ok(Json(
+        shared
+            .with(move |manager| manager.stats(of.network.as_ref(), of.port.as_ref()))
+            .await?,
+    ))
 }

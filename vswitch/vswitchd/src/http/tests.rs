@@ -1,9 +1,11 @@
 //! The API from the outside: what it does, what it refuses, and that a refusal leaves nothing behind.
 
 mod atomic;
+mod refused;
 mod restore;
 mod rig;
 
+use refused::{FDB, FDB_REFUSED, NETWORKS_REFUSED, PORTS_REFUSED};
 use rig::Rig;
 use serde_json::json;
 
@@ -16,8 +18,18 @@ const INTERNAL: &str = r#"{"name":"int","type":"internal","vlan":10,"mtu":9000}"
 async fn lab() -> Rig {
     let rig = Rig::new();
     rig.ok("POST", NETWORKS, PRIVATE).await;
-    rig.ok("POST", "/v1/networks/lab/ports", r#"{"name":"a","tap":"tap-a"}"#).await;
-    rig.ok("POST", "/v1/networks/lab/ports", r#"{"name":"b","tap":"tap-b","vlan":"access:10"}"#).await;
+    rig.ok(
+        "POST",
+        "/v1/networks/lab/ports",
+        r#"{"name":"a","tap":"tap-a"}"#,
+    )
+    .await;
+    rig.ok(
+        "POST",
+        "/v1/networks/lab/ports",
+        r#"{"name":"b","tap":"tap-b","vlan":"access:10"}"#,
+    )
+    .await;
     rig
 }
 
@@ -30,24 +42,40 @@ async fn networks() {
         json!({"name":"lan","type":"external","uplink":"eth0","host_nic":"vsw-lan","vlan":null,"mtu":1500,"ports":2})
     );
     let int = rig.ok("POST", NETWORKS, INTERNAL).await;
-    assert_eq!((&int["vlan"], &int["host_nic"]), (&json!(10), &json!("vsw-int")));
-    rig.ok("POST", NETWORKS, r#"{"name":"nohost","type":"external","uplink":"eth1","no_host_nic":true}"#).await;
+    assert_eq!(
+        (&int["vlan"], &int["host_nic"]),
+        (&json!(10), &json!("vsw-int"))
+    );
+    rig.ok(
+        "POST",
+        NETWORKS,
+        r#"{"name":"nohost","type":"external","uplink":"eth1","no_host_nic":true}"#,
+    )
+    .await;
     let list = rig.ok("GET", NETWORKS, "").await;
     assert_eq!(list["networks"].as_array().unwrap().len(), 3);
     // The uplink's addresses live on the host NIC now.
-    assert_eq!(rig.world().interfaces["vsw-lan"], ["192.0.2.1/24", "2001:db8::1/64"]);
+    assert_eq!(
+        rig.world().interfaces["vsw-lan"],
+        ["192.0.2.1/24", "2001:db8::1/64"]
+    );
     assert_eq!(rig.world().interfaces["eth0"], [""; 0]);
     let ports = rig.ok("GET", "/v1/networks/lan/ports", "").await;
     assert_eq!(ports["ports"][0]["port"], "host");
     assert_eq!(ports["ports"][1]["vlan"], "trunk:all,native=untagged");
-    let int = rig.ok("PATCH", "/v1/networks/int", r#"{"mtu":1400,"vlan":null}"#).await;
+    let int = rig
+        .ok("PATCH", "/v1/networks/int", r#"{"mtu":1400,"vlan":null}"#)
+        .await;
     assert_eq!((&int["vlan"], &int["mtu"]), (&json!(null), &json!(1400)));
     assert_eq!(rig.world().open["vsw-int"].0, 1400);
     for name in ["lan", "int", "nohost"] {
         rig.ok("DELETE", &format!("{NETWORKS}/{name}"), "").await;
     }
     let world = rig.world();
-    assert!(world.open.is_empty() && world.interfaces.len() == 2, "{world:?}");
+    assert!(
+        world.open.is_empty() && world.interfaces.len() == 2,
+        "{world:?}"
+    );
     assert_eq!(world.interfaces["eth0"], ["192.0.2.1/24", "2001:db8::1/64"]);
     assert_eq!(rig.rows(), 0);
 }
@@ -56,30 +84,12 @@ async fn networks() {
 async fn networks_refused() {
     let rig = lab().await;
     rig.ok("POST", NETWORKS, EXTERNAL).await;
-    for (method, path, body, status, why) in [
-        ("POST", NETWORKS, PRIVATE, 409, "there is a network 'lab' already"),
-        ("POST", NETWORKS, r#"{"name":"x","type":"external","uplink":"eth9"}"#, 409, "no interface 'eth9'"),
-        ("POST", NETWORKS, r#"{"name":"x","type":"external","uplink":"eth0"}"#, 409, "'eth0' is in use by port 'uplink'"),
-        ("POST", NETWORKS, r#"{"name":"x","type":"internal","host_nic":"vsw-lan"}"#, 409, "in use by port 'host'"),
-        ("POST", NETWORKS, r#"{"name":"x","type":"internal","host_nic":"eth1"}"#, 409, "an interface 'eth1' already"),
-        ("POST", NETWORKS, r#"{"name":"x","type":"private","vlan":10}"#, 400, "VLAN 10 refused"),
-        ("POST", NETWORKS, r#"{"name":"x","type":"private","mtu":67}"#, 400, "allowed: 68 to 9000"),
-        ("POST", NETWORKS, "{", 400, "no JSON"),
-        ("GET", "/v1/networks/nope", "", 404, "no network 'nope'"),
-        ("GET", "/v1/networks/a%20b", "", 400, "allowed: 1 to 64"),
-        ("PATCH", "/v1/networks/lab", r#"{"vlan":10}"#, 400, "VLAN 10 refused"),
-        ("PATCH", "/v1/networks/lab", "{}", 400, "nothing to change"),
-        ("PATCH", "/v1/networks/lab", r#"{"name":"x"}"#, 400, "unknown field `name`"),
-        ("PATCH", "/v1/networks/nope", r#"{"mtu":1400}"#, 404, "no network 'nope'"),
-        ("DELETE", "/v1/networks/lab", "", 409, "still has ports: 'a', 'b'"),
-        ("DELETE", "/v1/networks/nope", "", 404, "no network 'nope'"),
-        ("PUT", NETWORKS, PRIVATE, 405, "no method PUT"),
-        ("GET", "/v2/networks", "", 404, "no resource '/v2/networks'"),
-    ] {
+    for &(method, path, body, status, why) in NETWORKS_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }
     let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(100_000));
-    rig.refused(("POST", NETWORKS, &long), 413, "at most 65536 bytes").await;
+    rig.refused(("POST", NETWORKS, &long), 413, "at most 65536 bytes")
+        .await;
 }
 
 #[tokio::test]
@@ -93,26 +103,65 @@ async fn ports() {
     );
     let body = r#"{"vlan":"trunk:1-9","mac_guard":"02:00:00:00:00:01","mtu":9000,"link":"down"}"#;
     let port = rig.ok("PATCH", "/v1/networks/lab/ports/b", body).await;
-    assert_eq!((&port["vlan"], &port["mac_guard"]), (&json!("trunk:1-9"), &json!("02:00:00:00:00:01")));
+    assert_eq!(
+        (&port["vlan"], &port["mac_guard"]),
+        (&json!("trunk:1-9"), &json!("02:00:00:00:00:01"))
+    );
     assert_eq!(rig.world().open["tap-b"], (9000, vswitch::api::Link::Down));
     // Its own MTU stands when the network's changes; then it takes the network's again.
     rig.ok("PATCH", "/v1/networks/lab", r#"{"mtu":1400}"#).await;
-    assert_eq!((rig.world().open["tap-a"].0, rig.world().open["tap-b"].0), (1400, 9000));
-    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"mtu":null}"#).await;
+    assert_eq!(
+        (rig.world().open["tap-a"].0, rig.world().open["tap-b"].0),
+        (1400, 9000)
+    );
+    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"mtu":null}"#)
+        .await;
     assert_eq!(rig.world().open["tap-b"].0, 1400);
-    let port = rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":null}"#).await;
-    assert_eq!((&port["network"], &port["connected"]), (&json!("lab"), &json!(false)));
-    let port = rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"lab"}"#).await;
+    let port = rig
+        .ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":null}"#)
+        .await;
+    assert_eq!(
+        (&port["network"], &port["connected"]),
+        (&json!("lab"), &json!(false))
+    );
+    let port = rig
+        .ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"lab"}"#)
+        .await;
     assert_eq!(port["connected"], true);
-    rig.ok("POST", NETWORKS, r#"{"name":"other","type":"private","mtu":9000}"#).await;
-    let port = rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"other"}"#).await;
-    assert_eq!((&port["network"], &port["mtu"]), (&json!("other"), &json!(9000)));
-    rig.refused(("GET", "/v1/networks/lab/ports/b", ""), 404, "no port 'b' in network 'lab'").await;
+    rig.ok(
+        "POST",
+        NETWORKS,
+        r#"{"name":"other","type":"private","mtu":9000}"#,
+    )
+    .await;
+    let port = rig
+        .ok(
+            "PATCH",
+            "/v1/networks/lab/ports/b",
+            r#"{"network":"other"}"#,
+        )
+        .await;
+    assert_eq!(
+        (&port["network"], &port["mtu"]),
+        (&json!("other"), &json!(9000))
+    );
+    rig.refused(
+        ("GET", "/v1/networks/lab/ports/b", ""),
+        404,
+        "no port 'b' in network 'lab'",
+    )
+    .await;
     let status = rig.ok("GET", "/v1/status", "").await;
     assert_eq!(status["ports"].as_array().unwrap().len(), 2);
     assert_eq!(status["workers"][0]["core"], 0);
     let stats = rig.ok("GET", "/v1/stats?network=other&port=b", "").await;
-    assert_eq!((&stats["ports"][0]["port"], &stats["ports"][0]["taken_frames"]), (&json!("b"), &json!(0)));
+    assert_eq!(
+        (
+            &stats["ports"][0]["port"],
+            &stats["ports"][0]["taken_frames"]
+        ),
+        (&json!("b"), &json!(0))
+    );
     rig.ok("DELETE", "/v1/networks/other/ports/b", "").await;
     rig.ok("DELETE", "/v1/networks/other", "").await;
     assert!(!rig.world().open.contains_key("tap-b"));
@@ -122,26 +171,13 @@ async fn ports() {
 async fn ports_refused() {
     let rig = lab().await;
     rig.ok("POST", NETWORKS, EXTERNAL).await;
-    rig.ok("POST", "/v1/networks/lan/ports", r#"{"name":"a","tap":"tap-lan-a"}"#).await;
-    let (ports, a) = ("/v1/networks/lab/ports", "/v1/networks/lab/ports/a");
-    for (method, path, body, status, why) in [
-        ("POST", ports, r#"{"name":"a","tap":"t2"}"#, 409, "there is a port 'a' in network 'lab' already"),
-        ("POST", ports, r#"{"name":"c","tap":"tap-a"}"#, 409, "'tap-a' is in use by port 'a'"),
-        ("POST", ports, r#"{"name":"c","tap":"eth0"}"#, 409, "'eth0' is in use by port 'uplink'"),
-        ("POST", ports, r#"{"name":"c","vhost_user":"sock"}"#, 400, "an absolute path"),
-        ("POST", "/v1/networks/nope/ports", r#"{"name":"c","tap":"t"}"#, 404, "no network 'nope'"),
-        ("PATCH", a, r#"{"vlan":"access:4095"}"#, 400, "'access:4095' is not allowed"),
-        ("PATCH", a, r#"{"network":"nope"}"#, 404, "no network 'nope'"),
-        ("PATCH", a, r#"{"network":"lan"}"#, 409, "there is a port 'a' in network 'lan' already"),
-        ("PATCH", "/v1/networks/lab/ports/x", r#"{"link":"up"}"#, 404, "no port 'x'"),
-        ("PATCH", "/v1/networks/lan/ports/host", r#"{"network":"lab"}"#, 400, "comes and goes with its network"),
-        ("PATCH", "/v1/networks/lan/ports/uplink", r#"{"mtu":9000}"#, 400, "change the network's"),
-        ("DELETE", "/v1/networks/lan/ports/host", "", 409, "comes and goes with network 'lan'"),
-        ("DELETE", "/v1/networks/lab/ports/x", "", 404, "no port 'x'"),
-        ("GET", "/v1/stats?port=a", "", 400, "without its network"),
-        ("GET", "/v1/stats?network=lab&port=x", "", 404, "no port 'x'"),
-        ("GET", "/v1/stats?colour=red", "", 400, "unknown field `colour`"),
-    ] {
+    rig.ok(
+        "POST",
+        "/v1/networks/lan/ports",
+        r#"{"name":"a","tap":"tap-lan-a"}"#,
+    )
+    .await;
+    for &(method, path, body, status, why) in PORTS_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }
 }
@@ -149,9 +185,15 @@ async fn ports_refused() {
 #[tokio::test]
 async fn fdb() {
     let rig = lab().await;
-    let fdb = "/v1/networks/lab/fdb";
-    rig.ok("POST", fdb, r#"{"mac":"02:00:00:00:00:01","port":"a"}"#).await;
-    rig.ok("POST", fdb, r#"{"mac":"02:00:00:00:00:01","port":"b","vlan":10}"#).await;
+    let fdb = FDB;
+    rig.ok("POST", fdb, r#"{"mac":"02:00:00:00:00:01","port":"a"}"#)
+        .await;
+    rig.ok(
+        "POST",
+        fdb,
+        r#"{"mac":"02:00:00:00:00:01","port":"b","vlan":10}"#,
+    )
+    .await;
     let pinned = json!({"entries":[
         {"mac":"02:00:00:00:00:01","vlan":null,"port":"a","static":true,"age_seconds":null},
         {"mac":"02:00:00:00:00:01","vlan":10,"port":"b","static":true,"age_seconds":null}]});
@@ -159,24 +201,27 @@ async fn fdb() {
     // Flushing is for what was learned; disconnecting and back keeps what was set.
     rig.ok("DELETE", fdb, "").await;
     rig.ok("DELETE", &format!("{fdb}?port=b"), "").await;
-    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":null}"#).await;
-    assert_eq!(rig.ok("GET", fdb, "").await["entries"].as_array().unwrap().len(), 1);
-    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"lab"}"#).await;
+    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":null}"#)
+        .await;
+    assert_eq!(
+        rig.ok("GET", fdb, "").await["entries"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"lab"}"#)
+        .await;
     assert_eq!(rig.ok("GET", fdb, "").await, pinned);
-    for (method, path, body, status, why) in [
-        ("POST", fdb, r#"{"mac":"01:00:5e:00:00:01","port":"a"}"#, 400, "no group address"),
-        ("POST", fdb, r#"{"mac":"02:00:00:00:00:02","port":"x"}"#, 404, "no port 'x'"),
-        ("POST", fdb, r#"{"mac":"02:00:00:00:00:02","port":"a","vlan":10}"#, 400, "carries no frames of VLAN 10"),
-        ("POST", fdb, r#"{"mac":"02:00:00:00:00:02","port":"b"}"#, 400, "its setting is 'access:10'"),
-        ("DELETE", "/v1/networks/lab/fdb/02:00:00:00:00:09", "", 404, "no entry for 02:00:00:00:00:09"),
-        ("DELETE", "/v1/networks/lab/fdb/xx", "", 400, "allowed: the address of one station"),
-        ("DELETE", "/v1/networks/lab/fdb/02:00:00:00:00:01?vlan=4095", "", 400, "allowed: 1 to 4094"),
-        ("DELETE", "/v1/networks/lab/fdb?port=x", "", 404, "no port 'x'"),
-        ("DELETE", "/v1/networks/lab/fdb?mac=x", "", 400, "unknown field"),
-    ] {
+    for &(method, path, body, status, why) in FDB_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }
-    rig.ok("DELETE", "/v1/networks/lab/fdb/02:00:00:00:00:01?vlan=10", "").await;
+    rig.ok(
+        "DELETE",
+        "/v1/networks/lab/fdb/02:00:00:00:00:01?vlan=10",
+        "",
+    )
+    .await;
     // A static entry goes with its port.
     rig.ok("DELETE", "/v1/networks/lab/ports/a", "").await;
     assert_eq!(rig.ok("GET", fdb, "").await, json!({"entries":[]}));
@@ -197,11 +242,17 @@ async fn callers_without_permission_are_refused() {
             let (found, body) = rig.bytes(ids, "GET", path, "").await;
             assert_eq!(found, status, "{ids:?} {path}");
             if status == 403 {
-                assert!(String::from_utf8(body).unwrap().contains("members of group 60001"));
+                assert!(
+                    String::from_utf8(body)
+                        .unwrap()
+                        .contains("members of group 60001")
+                );
             }
         }
     }
-    let (status, _) = rig.call_as(Some((65_534, 65_534)), "POST", NETWORKS, PRIVATE).await;
+    let (status, _) = rig
+        .call_as(Some((65_534, 65_534)), "POST", NETWORKS, PRIVATE)
+        .await;
     assert_eq!((status, rig.rows()), (403, 0));
 }
 
@@ -215,7 +266,10 @@ async fn the_document_names_every_verb_and_its_types() {
         ("/v1/networks/{network}", vec!["get", "patch", "delete"]),
         ("/v1/ports", vec!["get"]),
         ("/v1/networks/{network}/ports", vec!["get", "post"]),
-        ("/v1/networks/{network}/ports/{port}", vec!["get", "patch", "delete"]),
+        (
+            "/v1/networks/{network}/ports/{port}",
+            vec!["get", "patch", "delete"],
+        ),
         ("/v1/networks/{network}/fdb", vec!["get", "post", "delete"]),
         ("/v1/networks/{network}/fdb/{mac}", vec!["delete"]),
         ("/v1/stats", vec!["get"]),
@@ -250,6 +304,9 @@ async fn metrics() {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
     for line in text.lines().filter(|line| !line.starts_with('#')) {
-        assert!(line.rsplit_once(' ').unwrap().1.parse::<u64>().is_ok(), "{line}");
+        assert!(
+            line.rsplit_once(' ').unwrap().1.parse::<u64>().is_ok(),
+            "{line}"
+        );
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tracing::error;
 use vswitch::api::{
-    AddFdbEntry, ErrorCode, FdbEntryView, FdbView, NetworkName, PortName, Refusal, StationMac, VlanId,
+    AddFdbEntry, ErrorCode, FdbEntryView, FdbView, NetworkName, PortName, Refusal, StationMac,
+    VlanId,
 };
 use vswitch::fdb::{Fdb, Key};
 
@@ -15,8 +16,11 @@ impl Manager {
     /// The MAC table of a network, by address and VLAN.
     pub(crate) fn fdb(&self, network: &NetworkName) -> Result<FdbView, Refusal> {
         let network = self.network(network)?;
-        let names: BTreeMap<u16, &PortName> =
-            network.ports.values().filter_map(|port| Some((port.handle.place()?.1, &port.config.name))).collect();
+        let names: BTreeMap<u16, &PortName> = network
+            .ports
+            .values()
+            .filter_map(|port| Some((port.handle.place()?.1, &port.config.name)))
+            .collect();
         let mut found = self.table(network)?.entries(self.plant.switch.now());
         found.sort_unstable_by_key(|entry| (entry.mac, entry.vid));
         let view = |entry: vswitch::fdb::Entry| {
@@ -29,16 +33,27 @@ impl Manager {
                 age_seconds: (!entry.fixed).then_some(entry.age.into()),
             })
         };
-        Ok(FdbView { entries: found.into_iter().filter_map(view).collect() })
+        Ok(FdbView {
+            entries: found.into_iter().filter_map(view).collect(),
+        })
     }
 
     /// Pins an address to a port.
-    pub(crate) fn add_fdb_entry(&mut self, name: &NetworkName, entry: &AddFdbEntry) -> Result<FdbEntryView, Refusal> {
-        let network = self.networks.get_mut(name).ok_or_else(|| no_network(name))?;
+    pub(crate) fn add_fdb_entry(
+        &mut self,
+        name: &NetworkName,
+        entry: &AddFdbEntry,
+    ) -> Result<FdbEntryView, Refusal> {
+        let network = self
+            .networks
+            .get_mut(name)
+            .ok_or_else(|| no_network(name))?;
         let port = network.port(&entry.port)?;
         let vid = entry.vlan.map_or(0, VlanId::get);
         if port.config.vlan.mode().egress(vid).is_none() {
-            let vlan = entry.vlan.map_or("no VLAN".to_owned(), |vlan| format!("VLAN {vlan}"));
+            let vlan = entry
+                .vlan
+                .map_or("no VLAN".to_owned(), |vlan| format!("VLAN {vlan}"));
             return Err(Refusal::invalid(format!(
                 "port '{}' of network '{name}' carries no frames of {vlan}; its setting is '{}'",
                 entry.port, port.config.vlan
@@ -48,13 +63,18 @@ impl Manager {
         let change = self.store.change()?;
         change.add_static(name, key, &entry.port)?;
         if !self.plant.add_static(network, key, port) {
-            return Err(Refusal::conflict(format!("the MAC table of network '{name}' has no room for a static entry")));
+            return Err(Refusal::conflict(format!(
+                "the MAC table of network '{name}' has no room for a static entry"
+            )));
         }
         if let Err(refused) = change.commit() {
             if let Some(fdb) = self.plant.switch.fdb(network.id) {
                 fdb.remove(Key::new(entry.mac.mac(), vid));
             }
-            let before = network.statics.get(&key).and_then(|port| network.ports.get(port));
+            let before = network
+                .statics
+                .get(&key)
+                .and_then(|port| network.ports.get(port));
             if before.is_some_and(|before| !self.plant.add_static(network, key, before)) {
                 error!(network = %name, mac = %entry.mac, "a static entry was not taken back");
             }
@@ -82,7 +102,10 @@ impl Manager {
         let change = self.store.change()?;
         change.delete_static(name, (mac, vid))?;
         change.commit()?;
-        let network = self.networks.get_mut(name).ok_or_else(|| no_network(name))?;
+        let network = self
+            .networks
+            .get_mut(name)
+            .ok_or_else(|| no_network(name))?;
         let was_static = network.statics.remove(&(mac, vid)).is_some();
         if !fdb.remove(Key::new(mac.mac(), vid)) && !was_static {
             let vlan = vlan.map_or("no VLAN".to_owned(), |vlan| format!("VLAN {vlan}"));
@@ -95,7 +118,11 @@ impl Manager {
     }
 
     /// Forgets all learned entries of a network, or those of one port. Static ones stay.
-    pub(crate) fn flush_fdb(&self, name: &NetworkName, port: Option<&PortName>) -> Result<(), Refusal> {
+    pub(crate) fn flush_fdb(
+        &self,
+        name: &NetworkName,
+        port: Option<&PortName>,
+    ) -> Result<(), Refusal> {
         let network = self.network(name)?;
         let fdb = self.table(network)?;
         match port {
@@ -111,6 +138,9 @@ impl Manager {
     }
 
     fn table(&self, network: &Network) -> Result<Arc<Fdb>, Refusal> {
-        self.plant.switch.fdb(network.id).ok_or_else(|| no_network(&network.config.name))
+        self.plant
+            .switch
+            .fdb(network.id)
+            .ok_or_else(|| no_network(&network.config.name))
     }
 }

@@ -1,7 +1,7 @@
 //! From start to stop: the stored state brought back, what is down tried again, everything closed.
 
 use tracing::{error, info, warn};
-use vswitch::api::{NetworkName, PortBackend, PortName, Refusal};
+use vswitch::api::{NetworkName, PortBackend, PortState, Refusal};
 use vswitch::port::PortControl;
 
 use super::{Attachment, Manager, Network, Port};
@@ -14,7 +14,9 @@ impl Manager {
     pub(crate) fn restore(&mut self) -> Result<(), Refusal> {
         let saved = self.store.load()?;
         for change in self.store.host_changes()? {
-            let known = saved.iter().any(|network| network.config.kind.host_nic() == Some(&change.host_nic));
+            let known = saved
+                .iter()
+                .any(|network| network.config.kind.host_nic() == Some(&change.host_nic));
             if !known {
                 self.undo_host_change(&change);
             }
@@ -29,7 +31,7 @@ impl Manager {
 
     fn restore_network(&mut self, saved: SavedNetwork) -> Result<(), Refusal> {
         let name = saved.config.name.clone();
-        let mut network = self.plant.add_network(saved.config)?;
+        let mut network = self.plant.add_network(saved.config, saved.uplink_mtu)?;
         network.statics = saved.statics.into_iter().collect();
         for config in saved.ports {
             let mut port = self.plant.add_port(&network, config)?;
@@ -45,7 +47,11 @@ impl Manager {
 
     /// Undoes what was begun for a network that never came to be, or was all but deleted.
     fn undo_host_change(&mut self, change: &HostChange) {
-        let HostChange { host_nic, uplink, moved } = change;
+        let HostChange {
+            host_nic,
+            uplink,
+            moved,
+        } = change;
         let host = &self.plant.host;
         let given_back = match (moved, uplink) {
             (Some(record), _) => host.give_back(record),
@@ -58,18 +64,28 @@ impl Manager {
         match given_back.and_then(|()| host.delete_host_nic(host_nic)) {
             Ok(()) => {
                 info!(%host_nic, "cleaned up after a change that was cut short");
-                self.store.forget_host_change(host_nic).unwrap_or_else(|error| error!(%error, "a note stays behind"));
+                self.store
+                    .forget_host_change(host_nic)
+                    .unwrap_or_else(|error| error!(%error, "a note stays behind"));
             }
-            Err(reason) => error!(%host_nic, "cannot clean up after a change that was cut short: {reason:#}"),
+            Err(reason) => {
+                error!(%host_nic, "cannot clean up after a change that was cut short: {reason:#}")
+            }
         }
     }
 
     /// Moves addresses that the uplink of a network has to its host NIC, where both are there: after a reboot the
     /// host's own configuration may have given it some.
     fn settle_addresses(&mut self, name: &NetworkName) {
-        let Some(network) = self.networks.get(name) else { return };
-        let all_open = network.own_ports().all(|port| matches!(port.attachment, Attachment::Open(_)));
-        let Some(host_nic) = network.config.kind.host_nic().filter(|_| all_open).cloned() else { return };
+        let Some(network) = self.networks.get(name) else {
+            return;
+        };
+        let all_open = network
+            .own_ports()
+            .all(|port| matches!(port.attachment, Attachment::Open(_)));
+        let Some(host_nic) = network.config.kind.host_nic().filter(|_| all_open).cloned() else {
+            return;
+        };
         let kept = self.plant.take_over(network).and_then(|moved| {
             let Some(record) = moved else { return Ok(()) };
             let change = self.store.change()?;
@@ -90,7 +106,7 @@ impl Manager {
         for (name, network) in &mut self.networks {
             let mut ports = std::mem::take(&mut network.ports);
             for port in ports.values_mut() {
-                close_if_faulted(name, port);
+                close_if_failed(name, port);
                 let was = match &port.attachment {
                     Attachment::Open(_) => continue,
                     Attachment::Down(reason) => reason.clone(),
@@ -118,20 +134,28 @@ impl Manager {
 
 impl Network {
     fn own_ports(&self) -> impl Iterator<Item = &Port> {
-        self.ports.values().filter(|port| port.config.backend.belongs_to_network())
+        self.ports
+            .values()
+            .filter(|port| port.config.backend.belongs_to_network())
     }
 }
 
 /// An interface that failed is closed, to be opened anew. A vhost-user port sees to its peers itself.
-fn close_if_faulted(network: &NetworkName, port: &mut Port) {
+fn close_if_failed(network: &NetworkName, port: &mut Port) {
+    let Attachment::Open(backend) = &port.attachment else {
+        return;
+    };
     if matches!(port.config.backend, PortBackend::VhostUser { .. }) {
         return;
     }
-    let Some(fault) = port.handle.fault() else { return };
-    let down = Attachment::Down(fault.to_string());
+    let reason = match (port.handle.fault(), backend.status()) {
+        (Some(fault), _) => fault.to_string(),
+        (None, (PortState::Down, detail)) => detail.unwrap_or_default(),
+        _ => return,
+    };
+    warn!(%network, port = %port.config.name, "port is down: {reason}");
+    let down = Attachment::Down(reason);
     if let Attachment::Open(backend) = std::mem::replace(&mut port.attachment, down) {
-        let name: &PortName = &port.config.name;
-        warn!(%network, port = %name, %fault, "port is down");
         backend.close(Fate::Keep);
     }
 }

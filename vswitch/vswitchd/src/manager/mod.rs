@@ -12,7 +12,9 @@ mod views;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vswitch::api::{ErrorCode, IfName, Link, Mtu, NetworkConfig, NetworkName, PortConfig, PortName, Refusal};
+use vswitch::api::{
+    ErrorCode, IfName, Link, Mtu, NetworkConfig, NetworkName, PortConfig, PortName, Refusal,
+};
 use vswitch::control::{PortHandle, Switch};
 use vswitch::network::NetworkId;
 
@@ -33,6 +35,8 @@ pub(crate) struct Manager {
 struct Network {
     id: NetworkId,
     config: NetworkConfig,
+    /// The MTU that the uplink had before it was bound.
+    uplink_mtu: Option<u32>,
     ports: BTreeMap<PortName, Port>,
     statics: BTreeMap<StaticKey, PortName>,
 }
@@ -59,7 +63,12 @@ enum Attachment {
 impl Manager {
     /// A manager with nothing in service yet; [`Manager::restore`] brings the stored state back.
     pub(crate) fn new(switch: Switch, host: Box<dyn Host>, store: Store) -> Manager {
-        Manager { plant: Plant { switch, host }, store, networks: BTreeMap::new(), sampler: Sampler::default() }
+        Manager {
+            plant: Plant { switch, host },
+            store,
+            networks: BTreeMap::new(),
+            sampler: Sampler::default(),
+        }
     }
 
     fn network(&self, name: &NetworkName) -> Result<&Network, Refusal> {
@@ -80,13 +89,17 @@ impl Manager {
     }
 
     fn all_ports(&self) -> impl Iterator<Item = (&Network, &Port)> {
-        self.networks.values().flat_map(|network| network.ports.values().map(move |port| (network, port)))
+        self.networks
+            .values()
+            .flat_map(|network| network.ports.values().map(move |port| (network, port)))
     }
 }
 
 impl Network {
     fn port(&self, name: &PortName) -> Result<&Port, Refusal> {
-        self.ports.get(name).ok_or_else(|| no_port(&self.config.name, name))
+        self.ports
+            .get(name)
+            .ok_or_else(|| no_port(&self.config.name, name))
     }
 
     fn uplink(&self) -> Option<&IfName> {
@@ -103,7 +116,10 @@ fn no_network(name: &NetworkName) -> Refusal {
 }
 
 fn no_port(network: &NetworkName, name: &PortName) -> Refusal {
-    Refusal::new(ErrorCode::NotFound, format!("there is no port '{name}' in network '{network}'"))
+    Refusal::new(
+        ErrorCode::NotFound,
+        format!("there is no port '{name}' in network '{network}'"),
+    )
 }
 
 /// What the host or the switch did not let us do.

@@ -2,8 +2,8 @@
 
 use tracing::{error, info};
 use vswitch::api::{
-    CreateNetwork, HOST_PORT, NetworkConfig, NetworkName, NetworkView, PatchNetwork, PortBackend, PortConfig,
-    PortName, Refusal, UPLINK_PORT, VlanId, VlanSpec,
+    CreateNetwork, HOST_PORT, NetworkConfig, NetworkName, NetworkView, PatchNetwork, PortBackend,
+    PortConfig, PortName, Refusal, UPLINK_PORT, VlanId, VlanSpec,
 };
 
 use super::{Manager, Network, failed, no_network};
@@ -12,23 +12,30 @@ use crate::store::HostChange;
 
 impl Manager {
     /// Makes a network, with its host NIC and uplink.
-    pub(crate) fn create_network(&mut self, request: CreateNetwork) -> Result<NetworkView, Refusal> {
+    pub(crate) fn create_network(
+        &mut self,
+        request: CreateNetwork,
+    ) -> Result<NetworkView, Refusal> {
         let (config, vlan) = request.check()?;
         let name = config.name.clone();
         if self.networks.contains_key(&name) {
-            return Err(Refusal::conflict(format!("there is a network '{name}' already; names are unique")));
+            return Err(Refusal::conflict(format!(
+                "there is a network '{name}' already; names are unique"
+            )));
         }
         let ports = own_ports(&config, vlan)?;
         for port in &ports {
             self.check_target(port.backend.target())?;
         }
-        let note = self.plan_host_change(&config)?;
+        let (uplink_mtu, note) = self.plan_host_change(&config)?;
         if let Some(note) = &note {
             self.store.note_host_change(note)?;
         }
-        let built = self.build_network(config, ports);
+        let built = self.build_network(config, uplink_mtu, ports);
         if let (Err(_), Some(note)) = (&built, &note) {
-            self.store.forget_host_change(&note.host_nic).unwrap_or_else(|error| error!(%error, "a note stays behind"));
+            self.store
+                .forget_host_change(&note.host_nic)
+                .unwrap_or_else(|error| error!(%error, "a note stays behind"));
         }
         let network = built?;
         info!(network = %name, "network created");
@@ -37,25 +44,50 @@ impl Manager {
         Ok(view)
     }
 
-    /// Looks at the host without changing it, and says what will be changed.
-    fn plan_host_change(&self, config: &NetworkConfig) -> Result<Option<HostChange>, Refusal> {
+    /// Looks at the host without changing it: the MTU of the uplink, and what will be changed.
+    fn plan_host_change(
+        &self,
+        config: &NetworkConfig,
+    ) -> Result<(Option<u32>, Option<HostChange>), Refusal> {
         let host = &self.plant.host;
-        let refuse = |error| Refusal::conflict(format!("cannot create network '{}': {error:#}", config.name));
-        if let Some(uplink) = config.kind.uplink() {
-            host.check_uplink(uplink).map_err(refuse)?;
-        }
-        let Some(host_nic) = config.kind.host_nic().cloned() else { return Ok(None) };
+        let refuse = |error| {
+            Refusal::conflict(format!(
+                "cannot create network '{}': {error:#}",
+                config.name
+            ))
+        };
+        let uplink_mtu = config
+            .kind
+            .uplink()
+            .map(|uplink| host.check_uplink(uplink))
+            .transpose()
+            .map_err(refuse)?;
+        let Some(host_nic) = config.kind.host_nic().cloned() else {
+            return Ok((uplink_mtu, None));
+        };
         host.check_unused(&host_nic).map_err(refuse)?;
-        Ok(Some(HostChange { host_nic, uplink: config.kind.uplink().cloned(), moved: None }))
+        Ok((
+            uplink_mtu,
+            Some(HostChange {
+                host_nic,
+                uplink: config.kind.uplink().cloned(),
+                moved: None,
+            }),
+        ))
     }
 
-    fn build_network(&mut self, config: NetworkConfig, ports: Vec<PortConfig>) -> Result<Network, Refusal> {
+    fn build_network(
+        &mut self,
+        config: NetworkConfig,
+        uplink_mtu: Option<u32>,
+        ports: Vec<PortConfig>,
+    ) -> Result<Network, Refusal> {
         let change = self.store.change()?;
-        change.add_network(&config)?;
+        change.add_network(&config, uplink_mtu)?;
         for port in &ports {
             change.add_port(&config.name, port)?;
         }
-        let network = self.plant.build(config, ports)?;
+        let network = self.plant.build(config, uplink_mtu, ports)?;
         let result = self.plant.take_over(&network).and_then(|moved| {
             let kept = match (&moved, network.config.kind.host_nic()) {
                 (Some(record), Some(nic)) => change.set_moved(nic, record),
@@ -63,7 +95,9 @@ impl Manager {
             };
             kept.and_then(|()| change.commit()).map_err(|refused| {
                 let back = moved.map_or(Ok(()), |record| self.plant.host.give_back(&record));
-                back.unwrap_or_else(|error| error!("the uplink did not get its addresses back: {error:#}"));
+                back.unwrap_or_else(|error| {
+                    error!("the uplink did not get its addresses back: {error:#}")
+                });
                 Refusal::from(refused)
             })
         });
@@ -87,7 +121,9 @@ impl Manager {
             .collect();
         if !others.is_empty() {
             let others = others.join("', '");
-            return Err(Refusal::conflict(format!("network '{name}' still has ports: '{others}'; remove them first")));
+            return Err(Refusal::conflict(format!(
+                "network '{name}' still has ports: '{others}'; remove them first"
+            )));
         }
         let host_nic = network.config.kind.host_nic().cloned();
         let moved = match &host_nic {
@@ -97,28 +133,43 @@ impl Manager {
         let change = self.store.change()?;
         change.delete_network(name)?;
         if let Some(record) = &moved {
-            let what = format_args!("cannot delete network '{name}', as its uplink cannot get its addresses back");
-            self.plant.host.give_back(record).map_err(|error| failed(what, error))?;
+            let what = format_args!(
+                "cannot delete network '{name}', as its uplink cannot get its addresses back"
+            );
+            self.plant
+                .host
+                .give_back(record)
+                .map_err(|error| failed(what, error))?;
         }
-        change.commit().map_err(|refused| {
+        change.commit().inspect_err(|_| {
             if moved.is_some() {
-                self.plant.take_over(network).map_or_else(|error| error!("{error}"), drop);
+                self.plant
+                    .take_over(network)
+                    .map_or_else(|error| error!("{error}"), drop);
             }
-            refused
         })?;
         if let Some(network) = self.networks.remove(name) {
             self.plant.dismantle(network, Fate::Delete);
         }
         if let Some(nic) = &host_nic {
-            self.store.forget_host_change(nic).unwrap_or_else(|error| error!(%error, "a note stays behind"));
+            self.store
+                .forget_host_change(nic)
+                .unwrap_or_else(|error| error!(%error, "a note stays behind"));
         }
         info!(network = %name, "network deleted");
         Ok(())
     }
 
     /// Changes a network under traffic.
-    pub(crate) fn set_network(&mut self, name: &NetworkName, patch: &PatchNetwork) -> Result<NetworkView, Refusal> {
-        let network = self.networks.get_mut(name).ok_or_else(|| no_network(name))?;
+    pub(crate) fn set_network(
+        &mut self,
+        name: &NetworkName,
+        patch: &PatchNetwork,
+    ) -> Result<NetworkView, Refusal> {
+        let network = self
+            .networks
+            .get_mut(name)
+            .ok_or_else(|| no_network(name))?;
         patch.check(&network.config)?;
         let before = (network.config.clone(), network.host_vlan());
         let after_mtu = patch.mtu.unwrap_or(network.config.mtu);
@@ -129,14 +180,23 @@ impl Manager {
         }
         let result = change
             .set_network(&network.config)
-            .and_then(|()| network.host_config().map_or(Ok(()), |host| change.set_port(name, host)))
+            .and_then(|()| {
+                network
+                    .host_config()
+                    .map_or(Ok(()), |host| change.set_port(name, host))
+            })
             .map_err(Refusal::from)
             .and_then(|()| self.plant.settle_all(network))
             .and_then(|()| change.commit().map_err(Refusal::from));
         if let Err(refusal) = result {
             network.config = before.0;
-            before.1.into_iter().for_each(|vlan| network.set_host_vlan(vlan));
-            self.plant.settle_all(network).unwrap_or_else(|error| error!(%error, "a change was not taken back"));
+            before
+                .1
+                .into_iter()
+                .for_each(|vlan| network.set_host_vlan(vlan));
+            self.plant
+                .settle_all(network)
+                .unwrap_or_else(|error| error!(%error, "a change was not taken back"));
             return Err(refusal);
         }
         info!(network = %name, "network changed");
@@ -147,16 +207,23 @@ impl Manager {
 impl super::plant::Plant {
     /// Moves the addresses of a network's uplink to its host NIC, where it has both. On failure they are where they were.
     pub(super) fn take_over(&self, network: &Network) -> Result<Option<String>, Refusal> {
-        let (Some(uplink), Some(nic)) = (network.uplink(), network.config.kind.host_nic()) else { return Ok(None) };
-        self.host
-            .move_addresses(uplink, nic)
-            .map_err(|error| failed(format_args!("cannot move the addresses of '{uplink}' to '{nic}'"), error))
+        let (Some(uplink), Some(nic)) = (network.uplink(), network.config.kind.host_nic()) else {
+            return Ok(None);
+        };
+        self.host.move_addresses(uplink, nic).map_err(|error| {
+            failed(
+                format_args!("cannot move the addresses of '{uplink}' to '{nic}'"),
+                error,
+            )
+        })
     }
 
     /// Settles every port of a network.
     fn settle_all(&self, network: &mut Network) -> Result<(), Refusal> {
         let mut ports = std::mem::take(&mut network.ports);
-        let result = ports.values_mut().try_for_each(|port| self.settle(network, port));
+        let result = ports
+            .values_mut()
+            .try_for_each(|port| self.settle(network, port));
         network.ports = ports;
         result
     }
@@ -164,7 +231,10 @@ impl super::plant::Plant {
 
 impl Network {
     fn host_config(&self) -> Option<&PortConfig> {
-        self.ports.values().map(|port| &port.config).find(|config| config.name.as_str() == HOST_PORT)
+        self.ports
+            .values()
+            .map(|port| &port.config)
+            .find(|config| config.name.as_str() == HOST_PORT)
     }
 
     fn host_vlan(&self) -> Option<VlanSpec> {
@@ -172,8 +242,12 @@ impl Network {
     }
 
     fn set_host_vlan(&mut self, vlan: VlanSpec) {
-        let host = self.ports.values_mut().find(|port| port.config.name.as_str() == HOST_PORT);
-        host.into_iter().for_each(|port| port.config.vlan = vlan.clone());
+        let host = self
+            .ports
+            .values_mut()
+            .find(|port| port.config.name.as_str() == HOST_PORT);
+        host.into_iter()
+            .for_each(|port| port.config.vlan = vlan.clone());
     }
 }
 

@@ -20,17 +20,34 @@ pub(super) struct Plant {
 
 impl Plant {
     /// Makes a network without ports.
-    pub(super) fn add_network(&self, config: NetworkConfig) -> Result<Network, Refusal> {
+    pub(super) fn add_network(
+        &self,
+        config: NetworkConfig,
+        uplink_mtu: Option<u32>,
+    ) -> Result<Network, Refusal> {
         let id = self
             .switch
             .create_network(&NetworkSpec::default())
-            .map_err(|error| failed(format_args!("cannot make network '{}'", config.name), error))?;
-        Ok(Network { id, config, ports: BTreeMap::new(), statics: BTreeMap::new() })
+            .map_err(|error| {
+                failed(format_args!("cannot make network '{}'", config.name), error)
+            })?;
+        Ok(Network {
+            id,
+            config,
+            uplink_mtu,
+            ports: BTreeMap::new(),
+            statics: BTreeMap::new(),
+        })
     }
 
     /// Makes a network with `ports`, all of them open. On failure nothing is left of it.
-    pub(super) fn build(&self, config: NetworkConfig, ports: Vec<PortConfig>) -> Result<Network, Refusal> {
-        let mut network = self.add_network(config)?;
+    pub(super) fn build(
+        &self,
+        config: NetworkConfig,
+        uplink_mtu: Option<u32>,
+        ports: Vec<PortConfig>,
+    ) -> Result<Network, Refusal> {
+        let mut network = self.add_network(config, uplink_mtu)?;
         for config in ports {
             match self.open_port(&network, config) {
                 Ok(port) => network.ports.insert(port.config.name.clone(), port),
@@ -44,9 +61,16 @@ impl Plant {
     }
 
     /// Takes a network out of service, with all its ports.
-    pub(super) fn dismantle(&self, network: Network, fate: Fate) {
-        for port in network.ports.into_values() {
+    pub(super) fn dismantle(&self, mut network: Network, fate: Fate) {
+        for port in std::mem::take(&mut network.ports).into_values() {
             close_port(port, fate);
+        }
+        if let (Fate::Delete, Some(uplink), Some(mtu)) =
+            (fate, network.uplink(), network.uplink_mtu)
+        {
+            self.host
+                .restore_mtu(uplink, mtu)
+                .unwrap_or_else(|error| warn!("'{uplink}' keeps its MTU: {error:#}"));
         }
         if let Err(error) = self.switch.delete_network(network.id) {
             warn!(network = %network.config.name, %error, "the switch did not delete the network");
@@ -57,7 +81,10 @@ impl Plant {
     pub(super) fn open_port(&self, network: &Network, config: PortConfig) -> Result<Port, Refusal> {
         let mut port = self.add_port(network, config)?;
         if let Err(error) = self.open(network, &mut port) {
-            let what = format!("cannot open port '{}' of network '{}'", port.config.name, network.config.name);
+            let what = format!(
+                "cannot open port '{}' of network '{}'",
+                port.config.name, network.config.name
+            );
             close_port(port, Fate::Delete);
             return Err(failed(what, error));
         }
@@ -67,13 +94,22 @@ impl Plant {
     /// Makes a port with nothing behind it yet.
     pub(super) fn add_port(&self, network: &Network, config: PortConfig) -> Result<Port, Refusal> {
         let mtu = network.mtu_of(&config);
-        let what = format!("cannot make port '{}' of network '{}'", config.name, network.config.name);
+        let what = format!(
+            "cannot make port '{}' of network '{}'",
+            config.name, network.config.name
+        );
         let handle = self
             .switch
             .add_port(policy(&config, mtu), None)
             .map_err(|error| failed(&what, error))?;
         let link = config.link;
-        let mut port = Port { config, handle, attachment: Attachment::Down("not opened yet".to_owned()), mtu, link };
+        let mut port = Port {
+            config,
+            handle,
+            attachment: Attachment::Down("not opened yet".to_owned()),
+            mtu,
+            link,
+        };
         match self.settle(network, &mut port) {
             Ok(()) => Ok(port),
             Err(error) => {
@@ -112,14 +148,18 @@ impl Plant {
         let mtu = network.mtu_of(&port.config);
         if port.mtu != mtu {
             if let Attachment::Open(backend) = &mut port.attachment {
-                backend.set_mtu(mtu).map_err(|error| failed(format_args!("cannot set MTU {mtu} of '{name}'"), error))?;
+                backend.set_mtu(mtu).map_err(|error| {
+                    failed(format_args!("cannot set MTU {mtu} of '{name}'"), error)
+                })?;
             }
             port.mtu = mtu;
         }
         if port.link != port.config.link {
             let link = port.config.link;
             if let Attachment::Open(backend) = &mut port.attachment {
-                backend.set_link(link).map_err(|error| failed(format_args!("cannot set link {link} of '{name}'"), error))?;
+                backend.set_link(link).map_err(|error| {
+                    failed(format_args!("cannot set link {link} of '{name}'"), error)
+                })?;
             }
             port.link = link;
         }
@@ -129,8 +169,13 @@ impl Plant {
         }
         let place = port.handle.place().map(|(id, _)| id);
         if port.config.connected && place != Some(network.id) {
-            let what = format_args!("cannot connect port '{name}' to network '{}'", network.config.name);
-            port.handle.connect(network.id).map_err(|error| failed(what, error))?;
+            let what = format_args!(
+                "cannot connect port '{name}' to network '{}'",
+                network.config.name
+            );
+            port.handle
+                .connect(network.id)
+                .map_err(|error| failed(what, error))?;
             self.enter_statics(network, name, port);
         } else if !port.config.connected && place.is_some() {
             port.handle.disconnect();
@@ -150,7 +195,9 @@ impl Plant {
     /// Enters a static entry. False if the table has no room; a port that is not connected has no table.
     pub(super) fn add_static(&self, network: &Network, (mac, vid): StaticKey, port: &Port) -> bool {
         match (self.switch.fdb(network.id), port.handle.place()) {
-            (Some(fdb), Some((_, index))) => fdb.add_static(Key::new(mac.mac(), vid), index, self.switch.now()),
+            (Some(fdb), Some((_, index))) => {
+                fdb.add_static(Key::new(mac.mac(), vid), index, self.switch.now())
+            }
             _ => true,
         }
     }

@@ -9,12 +9,19 @@ use crate::backend::Fate;
 
 impl Manager {
     /// Makes a port in a network.
-    pub(crate) fn create_port(&mut self, network: &NetworkName, request: CreatePort) -> Result<PortView, Refusal> {
+    pub(crate) fn create_port(
+        &mut self,
+        network: &NetworkName,
+        request: CreatePort,
+    ) -> Result<PortView, Refusal> {
         let config = request.check()?;
         let name = config.name.clone();
         self.check_port_name(network, &name)?;
         self.check_target(config.backend.target())?;
-        let home = self.networks.get_mut(network).ok_or_else(|| no_network(network))?;
+        let home = self
+            .networks
+            .get_mut(network)
+            .ok_or_else(|| no_network(network))?;
         let change = self.store.change()?;
         change.add_port(network, &config)?;
         let port = self.plant.open_port(home, config)?;
@@ -29,7 +36,11 @@ impl Manager {
     }
 
     /// Removes a port.
-    pub(crate) fn delete_port(&mut self, network: &NetworkName, name: &PortName) -> Result<(), Refusal> {
+    pub(crate) fn delete_port(
+        &mut self,
+        network: &NetworkName,
+        name: &PortName,
+    ) -> Result<(), Refusal> {
         let port = self.network(network)?.port(name)?;
         if port.config.backend.belongs_to_network() {
             return Err(Refusal::conflict(format!(
@@ -39,7 +50,10 @@ impl Manager {
         let change = self.store.change()?;
         change.delete_port(network, name)?;
         change.commit()?;
-        let home = self.networks.get_mut(network).ok_or_else(|| no_network(network))?;
+        let home = self
+            .networks
+            .get_mut(network)
+            .ok_or_else(|| no_network(network))?;
         home.statics.retain(|_, port| port != name);
         if let Some(port) = home.ports.remove(name) {
             close_port(port, Fate::Delete);
@@ -49,7 +63,12 @@ impl Manager {
     }
 
     /// Changes a port under traffic; it may move to another network.
-    pub(crate) fn set_port(&mut self, network: &NetworkName, name: &PortName, patch: &PatchPort) -> Result<PortView, Refusal> {
+    pub(crate) fn set_port(
+        &mut self,
+        network: &NetworkName,
+        name: &PortName,
+        patch: &PatchPort,
+    ) -> Result<PortView, Refusal> {
         let old = self.network(network)?.port(name)?.config.clone();
         let new = patch.apply(network, &old)?;
         match &patch.network {
@@ -67,17 +86,30 @@ impl Manager {
         }
     }
 
-    fn change_port(&mut self, network: &NetworkName, old: PortConfig, new: PortConfig) -> Result<(), Refusal> {
+    fn change_port(
+        &mut self,
+        network: &NetworkName,
+        old: PortConfig,
+        new: PortConfig,
+    ) -> Result<(), Refusal> {
         let change = self.store.change()?;
         change.set_port(network, &new)?;
-        let home = self.networks.get_mut(network).ok_or_else(|| no_network(network))?;
-        let mut port = home.ports.remove(&new.name).ok_or_else(|| no_port(network, &new.name))?;
+        let home = self
+            .networks
+            .get_mut(network)
+            .ok_or_else(|| no_network(network))?;
+        let mut port = home
+            .ports
+            .remove(&new.name)
+            .ok_or_else(|| no_port(network, &new.name))?;
         port.config = new;
         let settled = self.plant.settle(home, &mut port);
         let result = settled.and_then(|()| change.commit().map_err(Refusal::from));
         if result.is_err() {
             port.config = old;
-            self.plant.settle(home, &mut port).unwrap_or_else(|error| error!(%error, "a change was not taken back"));
+            self.plant
+                .settle(home, &mut port)
+                .unwrap_or_else(|error| error!(%error, "a change was not taken back"));
         }
         home.ports.insert(port.config.name.clone(), port);
         result
@@ -95,8 +127,14 @@ impl Manager {
         let change = self.store.change()?;
         change.delete_port(from, &name)?;
         change.add_port(to, &new)?;
-        let home = self.networks.get_mut(from).ok_or_else(|| no_network(from))?;
-        let mut port: Port = home.ports.remove(&name).ok_or_else(|| no_port(from, &name))?;
+        let home = self
+            .networks
+            .get_mut(from)
+            .ok_or_else(|| no_network(from))?;
+        let mut port: Port = home
+            .ports
+            .remove(&name)
+            .ok_or_else(|| no_port(from, &name))?;
         port.config = new;
         let target = self.networks.get(to).ok_or_else(|| no_network(to));
         let settled = target.and_then(|target| self.plant.settle(target, &mut port));
@@ -107,10 +145,14 @@ impl Manager {
         let place = if result.is_ok() { to } else { from };
         if let Some(place) = self.networks.get_mut(place) {
             // Settled already, unless the move was taken back.
-            self.plant.settle(place, &mut port).unwrap_or_else(|error| error!(%error, "a move was not taken back"));
+            self.plant
+                .settle(place, &mut port)
+                .unwrap_or_else(|error| error!(%error, "a move was not taken back"));
             place.ports.insert(name.clone(), port);
         }
-        if result.is_ok() && let Some(left) = self.networks.get_mut(from) {
+        if result.is_ok()
+            && let Some(left) = self.networks.get_mut(from)
+        {
             left.statics.retain(|_, port| *port != name);
         }
         result

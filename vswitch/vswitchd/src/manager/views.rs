@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use vswitch::api::{
-    HOST_PORT, NetworkList, NetworkName, NetworkView, PortList, PortName, PortState, PortStats, PortView, Refusal,
-    StatsView, StatusView, WorkerView,
+    HOST_PORT, NetworkList, NetworkName, NetworkView, PortList, PortName, PortState, PortStats,
+    PortView, Refusal, StatsView, StatusView, WorkerView,
 };
 use vswitch::control::WorkerStatus;
 use vswitch::drops::DropCounts;
@@ -36,7 +36,11 @@ impl Sampler {
             let cycles = now.cycles.saturating_sub(last.cycles);
             let frames = now.frames.saturating_sub(last.frames);
             let load = Load {
-                busy_permille: busy.saturating_mul(1000).checked_div(cycles).unwrap_or(0).min(1000),
+                busy_permille: busy
+                    .saturating_mul(1000)
+                    .checked_div(cycles)
+                    .unwrap_or(0)
+                    .min(1000),
                 cycles_per_frame: busy.checked_div(frames).unwrap_or(0),
             };
             self.load.insert(worker.core, load);
@@ -48,7 +52,12 @@ impl Manager {
     /// Everything at a glance.
     pub(crate) fn status(&self) -> StatusView {
         let worker = |status: WorkerStatus| {
-            let load = self.sampler.load.get(&status.core).copied().unwrap_or_default();
+            let load = self
+                .sampler
+                .load
+                .get(&status.core)
+                .copied()
+                .unwrap_or_default();
             WorkerView {
                 core: status.core,
                 ports: status.totals.ports,
@@ -59,15 +68,26 @@ impl Manager {
         };
         StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            workers: self.plant.switch.workers().into_iter().map(worker).collect(),
+            workers: self
+                .plant
+                .switch
+                .workers()
+                .into_iter()
+                .map(worker)
+                .collect(),
             networks: self.networks().networks,
-            ports: self.all_ports().map(|(network, port)| network.port_view(port)).collect(),
+            ports: self
+                .all_ports()
+                .map(|(network, port)| network.port_view(port))
+                .collect(),
         }
     }
 
     /// All networks.
     pub(crate) fn networks(&self) -> NetworkList {
-        NetworkList { networks: self.networks.values().map(Network::view).collect() }
+        NetworkList {
+            networks: self.networks.values().map(Network::view).collect(),
+        }
     }
 
     /// One network.
@@ -80,8 +100,14 @@ impl Manager {
         if let Some(name) = network {
             self.network(name)?;
         }
-        let chosen = self.all_ports().filter(|(home, _)| network.is_none_or(|name| home.config.name == *name));
-        Ok(PortList { ports: chosen.map(|(network, port)| network.port_view(port)).collect() })
+        let chosen = self
+            .all_ports()
+            .filter(|(home, _)| network.is_none_or(|name| home.config.name == *name));
+        Ok(PortList {
+            ports: chosen
+                .map(|(network, port)| network.port_view(port))
+                .collect(),
+        })
     }
 
     /// One port.
@@ -91,7 +117,11 @@ impl Manager {
     }
 
     /// The counters of all ports, those of one network, or those of one port.
-    pub(crate) fn stats(&self, network: Option<&NetworkName>, port: Option<&PortName>) -> Result<StatsView, Refusal> {
+    pub(crate) fn stats(
+        &self,
+        network: Option<&NetworkName>,
+        port: Option<&PortName>,
+    ) -> Result<StatsView, Refusal> {
         match (network, port) {
             (Some(network), Some(port)) => {
                 self.network(network)?.port(port)?;
@@ -100,7 +130,9 @@ impl Manager {
                 self.network(network)?;
             }
             (None, Some(port)) => {
-                return Err(Refusal::invalid(format!("port '{port}' given without its network")));
+                return Err(Refusal::invalid(format!(
+                    "port '{port}' given without its network"
+                )));
             }
             (None, None) => {}
         }
@@ -108,14 +140,21 @@ impl Manager {
             network.is_none_or(|name| home.config.name == *name)
                 && port.is_none_or(|name| candidate.config.name == *name)
         });
-        Ok(StatsView { ports: chosen.map(|(network, port)| stats(&network.config.name, port)).collect() })
+        Ok(StatsView {
+            ports: chosen
+                .map(|(network, port)| stats(&network.config.name, port))
+                .collect(),
+        })
     }
 }
 
 impl Network {
     /// The network as the API shows it.
     pub(super) fn view(&self) -> NetworkView {
-        let host = self.ports.values().find(|port| port.config.name.as_str() == HOST_PORT);
+        let host = self
+            .ports
+            .values()
+            .find(|port| port.config.name.as_str() == HOST_PORT);
         NetworkView {
             name: self.config.name.clone(),
             kind: self.config.kind.network_type(),
@@ -173,5 +212,8 @@ fn stats(network: &NetworkName, port: &Port) -> PortStats {
 }
 
 fn by_name(drops: &DropCounts) -> BTreeMap<String, u64> {
-    drops.iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect()
+    drops
+        .iter()
+        .map(|(reason, count)| (reason.name().to_owned(), count))
+        .collect()
 }

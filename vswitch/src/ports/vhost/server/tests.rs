@@ -185,6 +185,82 @@ fn a_client_connects_again_and_again() {
     port.stop();
 }
 
+/// A guest that sends numbered frames and gets them back.
+struct Traffic {
+    guest: Guest,
+    sent: u32,
+    received: u32,
+}
+
+impl Traffic {
+    fn send(&mut self) {
+        while self
+            .guest
+            .post_receive(0, 2048, &Layout::default())
+            .unwrap()
+        {}
+        self.guest.publish(0).unwrap();
+        let plain = VirtioNetHdr::default();
+        while self.sent < self.received + 100
+            && self
+                .guest
+                .send(0, &plain, &frame(self.sent, 100), &Layout::default())
+                .unwrap()
+        {
+            self.sent += 1;
+        }
+        self.guest.publish(1).unwrap();
+    }
+
+    fn receive(&mut self) {
+        while let Some(got) = self.guest.receive(0).unwrap() {
+            assert_eq!(
+                got.frame,
+                frame(self.received, 100),
+                "frame {}",
+                self.received
+            );
+            self.received += 1;
+        }
+    }
+}
+
+/// Change number `round` of memory or rings.
+fn change(frontend: &Frontend, guest: &Guest, round: u64) {
+    match round % 3 {
+        0 => frontend
+            .tell(&Message::SetMemTable(guest.mem_table().unwrap()))
+            .unwrap(),
+        // A region of no use to the rings comes and goes.
+        1 => {
+            let fd = guest.memory_fd().try_clone().unwrap();
+            let (guest_addr, user_addr, len) = (0x4000_0000, 0x5000_0000, 4096);
+            let spec = guestmem::RegionSpec {
+                guest_addr,
+                user_addr,
+                len,
+                fd,
+                fd_offset: 0,
+            };
+            frontend.tell(&Message::AddMemReg(spec)).unwrap();
+            frontend
+                .tell(&Message::RemMemReg(RegionKey {
+                    guest_addr,
+                    user_addr,
+                    len,
+                }))
+                .unwrap();
+        }
+        _ => {
+            for num in [0, 1] {
+                frontend
+                    .tell(&Message::SetVringEnable(VringState { index: 1, num }))
+                    .unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn memory_changes_under_traffic() {
     for packed in [0, feature::RING_PACKED] {
@@ -192,9 +268,13 @@ fn memory_changes_under_traffic() {
         let path = dir.path().join("port");
         let control = Echo::new();
         let port = VhostPort::start(config(&path, Mode::Server), control.clone()).unwrap();
-        let mut guest = fresh(packed);
+        let mut traffic = Traffic {
+            guest: fresh(packed),
+            sent: 0,
+            received: 0,
+        };
         let frontend = Frontend::connect(&path).unwrap();
-        frontend.handshake(&guest).unwrap();
+        frontend.handshake(&traffic.guest).unwrap();
         let worker = std::thread::spawn({
             let control = Arc::clone(&control);
             move || {
@@ -204,70 +284,19 @@ fn memory_changes_under_traffic() {
                 }
             }
         });
-        let (mut sent, mut received) = (0, 0);
         for round in 0..60u64 {
-            match round % 3 {
-                0 => frontend
-                    .tell(&Message::SetMemTable(guest.mem_table().unwrap()))
-                    .unwrap(),
-                // A region of no use to the rings comes and goes.
-                1 => {
-                    let fd = guest.memory_fd().try_clone().unwrap();
-                    let (guest_addr, user_addr) = (0x4000_0000, 0x5000_0000);
-                    let spec = guestmem::RegionSpec {
-                        guest_addr,
-                        user_addr,
-                        len: 4096,
-                        fd,
-                        fd_offset: 0,
-                    };
-                    frontend.tell(&Message::AddMemReg(spec)).unwrap();
-                    frontend
-                        .tell(&Message::RemMemReg(RegionKey {
-                            guest_addr,
-                            user_addr,
-                            len: 4096,
-                        }))
-                        .unwrap();
-                }
-                _ => {
-                    for num in [0, 1] {
-                        frontend
-                            .tell(&Message::SetVringEnable(VringState { index: 1, num }))
-                            .unwrap();
-                    }
-                }
-            }
-            for _ in 0..20 {
-                while guest.post_receive(0, 2048, &Layout::default()).unwrap() {}
-                guest.publish(0).unwrap();
-                while sent < received + 100
-                    && guest
-                        .send(
-                            0,
-                            &VirtioNetHdr::default(),
-                            &frame(sent, 100),
-                            &Layout::default(),
-                        )
-                        .unwrap()
-                {
-                    sent += 1;
-                }
-                guest.publish(1).unwrap();
-                while let Some(got) = guest.receive(0).unwrap() {
-                    assert_eq!(got.frame, frame(received, 100), "frame {received}");
-                    received += 1;
-                }
-            }
+            change(&frontend, &traffic.guest, round);
+            let before = traffic.received;
+            until("frames after a change", || {
+                traffic.send();
+                traffic.receive();
+                traffic.received > before
+            });
         }
         until("the last frames", || {
-            while let Some(got) = guest.receive(0).unwrap() {
-                assert_eq!(got.frame, frame(received, 100), "frame {received}");
-                received += 1;
-            }
-            received == sent
+            traffic.receive();
+            traffic.received == traffic.sent
         });
-        assert!(sent > 100, "{sent} frames are no traffic");
         assert!(control.attached.load(Ordering::SeqCst) > 60);
         control.stop.store(true, Ordering::SeqCst);
         worker.join().unwrap();
@@ -289,10 +318,10 @@ fn bad_peers_are_dropped_and_told() {
         });
     };
     let frontend = Frontend::connect(&path).unwrap();
-    (&mut &*frontend.stream()).write_all(&[0xff; 12]).unwrap();
+    (&mut frontend.stream()).write_all(&[0xff; 12]).unwrap();
     last_error("header flags 0xffffffff");
     let frontend = Frontend::connect(&path).unwrap();
-    (&mut &*frontend.stream()).write_all(&[1, 0, 0]).unwrap();
+    (&mut frontend.stream()).write_all(&[1, 0, 0]).unwrap();
     drop(frontend);
     last_error("within a message");
     // With acknowledgements, a refusal is said before the connection ends.
@@ -363,6 +392,32 @@ fn link_down_ends_the_connection_until_it_is_up() {
     frontend.handshake(&guest).unwrap();
     echo(&mut guest, &control, 1);
     drop(frontend);
+}
+
+#[test]
+fn the_mtu_of_a_guest_is_held_against_that_of_the_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("port");
+    let port = VhostPort::start(config(&path, Mode::Server), Echo::new()).unwrap();
+    for (of_port, of_guest, allowed) in
+        [(9000, 9000, true), (1500, 9000, false), (1500, 1500, true)]
+    {
+        port.set_mtu(of_port);
+        let frontend = Frontend::connect(&path).unwrap();
+        let bits = crate::ports::vhost::protocol::REPLY_ACK;
+        frontend
+            .send(&Message::SetProtocolFeatures(bits), 0)
+            .unwrap();
+        assert_eq!(
+            frontend.tell(&Message::NetSetMtu(of_guest)).is_ok(),
+            allowed
+        );
+        if allowed {
+            assert_eq!(port.status().guest_mtu.map(u64::from), Some(of_guest));
+        }
+        drop(frontend);
+        until("the peer to be gone", || !port.status().connected);
+    }
 }
 
 #[test]

@@ -144,6 +144,41 @@ fn split_transmit() {
         tx_fault(indirect, desc(8, 16, INDIRECT)),
         fault("address of an indirect descriptor table", 8)
     );
+}
+
+/// An index that counts buffers as free which the device still has.
+#[test]
+fn split_index_over_taken_buffers() {
+    let setup = Setup {
+        features: BASE,
+        queue_size: SIZE,
+        ..Setup::default()
+    };
+    let (mut guest, _session, mut sides) = started(setup);
+    guest
+        .send(
+            0,
+            &VirtioNetHdr::default(),
+            &frame(0, 60),
+            &Layout::default(),
+        )
+        .unwrap();
+    guest.publish(1).unwrap();
+    let mut burst = Burst::new();
+    sides.tx.gather(&mut burst);
+    assert_eq!(burst.len(), 1);
+    parts(&guest, 1)
+        .avail
+        .store_u16(2, 9, Ordering::Release)
+        .unwrap();
+    sides.tx.gather(&mut burst);
+    assert_eq!(sides.tx.fault(), fault("available index", 9));
+}
+
+#[test]
+fn split_indirect_table() {
+    let buffer = 0x10_0000;
+    let indirect = feature::INDIRECT_DESC;
     // A table in the unused end of the descriptor table itself: descriptors 4 and 5.
     let table = |addr, len, flags, next| {
         move |guest: &Guest, parts: &Parts| {

@@ -12,10 +12,22 @@ async fn everything_comes_back() {
         let rig = lab().await;
         rig.ok("POST", NETWORKS, EXTERNAL).await;
         rig.ok("POST", NETWORKS, INTERNAL).await;
-        rig.ok("POST", "/v1/networks/lab/fdb", r#"{"mac":"02:00:00:00:00:01","port":"b","vlan":10}"#).await;
-        rig.ok("PATCH", "/v1/networks/lab/ports/a", r#"{"network":null,"mac_guard":"02:00:00:00:00:01","mtu":9000}"#)
-            .await;
-        let (networks, ports) = (rig.ok("GET", NETWORKS, "").await, rig.ok("GET", "/v1/ports", "").await);
+        rig.ok(
+            "POST",
+            "/v1/networks/lab/fdb",
+            r#"{"mac":"02:00:00:00:00:01","port":"b","vlan":10}"#,
+        )
+        .await;
+        rig.ok(
+            "PATCH",
+            "/v1/networks/lab/ports/a",
+            r#"{"network":null,"mac_guard":"02:00:00:00:00:01","mtu":9000}"#,
+        )
+        .await;
+        let (networks, ports) = (
+            rig.ok("GET", NETWORKS, "").await,
+            rig.ok("GET", "/v1/ports", "").await,
+        );
         let fdb = rig.ok("GET", "/v1/networks/lab/fdb", "").await;
         let world = rig.world();
         let rig = rig.restart(orderly, |_| {}).await;
@@ -25,7 +37,11 @@ async fn everything_comes_back() {
         assert_eq!(rig.world(), world);
         // The addresses that were moved before the restart are given back after it.
         rig.ok("DELETE", "/v1/networks/lan", "").await;
-        assert_eq!(rig.world().interfaces["eth0"], ["192.0.2.1/24", "2001:db8::1/64"]);
+        assert_eq!(
+            rig.world().interfaces["eth0"],
+            ["192.0.2.1/24", "2001:db8::1/64"]
+        );
+        assert_eq!(rig.world().uplink_mtus["eth0"], 1501);
     }
 }
 
@@ -41,13 +57,43 @@ async fn a_missing_uplink_is_down_until_it_appears() {
         })
         .await;
     let port = rig.ok("GET", "/v1/networks/lan/ports/uplink", "").await;
-    assert_eq!((&port["state"], &port["detail"]), (&json!("down"), &json!("there is no interface 'eth0'")));
-    assert_eq!(rig.ok("GET", "/v1/networks/lan/ports/host", "").await["state"], "up");
-    rig.shared.with(|manager| Ok(manager.tick())).await.unwrap();
-    assert_eq!(rig.ok("GET", "/v1/networks/lan/ports/uplink", "").await["state"], "down");
-    rig.change_world(|world| drop(world.interfaces.insert("eth0".into(), vec!["203.0.113.1/24".into()])));
-    rig.shared.with(|manager| Ok(manager.tick())).await.unwrap();
-    assert_eq!(rig.ok("GET", "/v1/networks/lan/ports/uplink", "").await["state"], "up");
+    assert_eq!(
+        (&port["state"], &port["detail"]),
+        (&json!("down"), &json!("there is no interface 'eth0'"))
+    );
+    assert_eq!(
+        rig.ok("GET", "/v1/networks/lan/ports/host", "").await["state"],
+        "up"
+    );
+    rig.shared
+        .with(|manager| {
+            manager.tick();
+            Ok(())
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        rig.ok("GET", "/v1/networks/lan/ports/uplink", "").await["state"],
+        "down"
+    );
+    rig.change_world(|world| {
+        drop(
+            world
+                .interfaces
+                .insert("eth0".into(), vec!["203.0.113.1/24".into()]),
+        )
+    });
+    rig.shared
+        .with(|manager| {
+            manager.tick();
+            Ok(())
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        rig.ok("GET", "/v1/networks/lan/ports/uplink", "").await["state"],
+        "up"
+    );
     assert_eq!(rig.world().interfaces["vsw-lan"], ["203.0.113.1/24"]);
     rig.ok("DELETE", "/v1/networks/lan", "").await;
     assert_eq!(rig.world().interfaces["eth0"], ["203.0.113.1/24"]);
@@ -57,11 +103,15 @@ async fn a_missing_uplink_is_down_until_it_appears() {
 async fn a_change_cut_short_by_a_kill_is_undone() {
     for moved in ["NULL", r#"'["eth0","vsw-x",["192.0.2.9/24"]]'"#] {
         let rig = Rig::new();
-        rig.sql(&format!("INSERT INTO host_change VALUES ('vsw-x', 'eth0', {moved})"));
+        rig.sql(&format!(
+            "INSERT INTO host_change VALUES ('vsw-x', 'eth0', {moved})"
+        ));
         let rig = rig
             .restart(false, |world| {
                 world.interfaces.insert("eth0".into(), Vec::new());
-                world.interfaces.insert("vsw-x".into(), vec!["192.0.2.9/24".into()]);
+                world
+                    .interfaces
+                    .insert("vsw-x".into(), vec!["192.0.2.9/24".into()]);
             })
             .await;
         assert_eq!(rig.world().interfaces["eth0"], ["192.0.2.9/24"]);
@@ -75,15 +125,31 @@ fn a_database_of_a_newer_version_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     drop(Store::open(&path).unwrap());
-    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    rusqlite::Connection::open(&path)
+        .unwrap()
+        .pragma_update(None, "user_version", 2)
+        .unwrap();
     let error = Store::open(&path).err().unwrap().to_string();
-    assert!(error.contains("has version 2, and this vswitchd knows versions up to 1"), "{error}");
+    assert!(
+        error.contains("has version 2, and this vswitchd knows versions up to 1"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_file_that_is_no_database_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
-    std::fs::write(&path, "not a database, but some text that is long enough to be taken for one".repeat(20)).unwrap();
-    assert!(Store::open(&path).err().unwrap().to_string().contains("state.db"));
+    std::fs::write(
+        &path,
+        "not a database, but some text that is long enough to be taken for one".repeat(20),
+    )
+    .unwrap();
+    assert!(
+        Store::open(&path)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("state.db")
+    );
 }

@@ -26,6 +26,8 @@ use crate::store::Store;
 pub(super) struct World {
     /// Interfaces, and the addresses they have.
     pub(super) interfaces: BTreeMap<String, Vec<String>>,
+    /// MTUs of uplinks that are not 1501, or were restored.
+    pub(super) uplink_mtus: BTreeMap<String, u32>,
     /// What is open: targets with their MTU and link.
     pub(super) open: BTreeMap<String, (u16, Link)>,
     /// Targets that cannot be opened, or whose settings cannot be changed.
@@ -44,13 +46,31 @@ impl FakeHost {
 }
 
 impl Host for FakeHost {
-    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<()> {
-        ensure!(self.world().interfaces.contains_key(uplink.as_str()), "there is no interface '{uplink}'");
+    fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<u32> {
+        let world = self.world();
+        ensure!(
+            world.interfaces.contains_key(uplink.as_str()),
+            "there is no interface '{uplink}'"
+        );
+        Ok(world
+            .uplink_mtus
+            .get(uplink.as_str())
+            .copied()
+            .unwrap_or(1501))
+    }
+
+    fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()> {
+        self.world()
+            .uplink_mtus
+            .insert(uplink.as_str().to_owned(), mtu);
         Ok(())
     }
 
     fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()> {
-        ensure!(!self.world().interfaces.contains_key(host_nic.as_str()), "there is an interface '{host_nic}' already");
+        ensure!(
+            !self.world().interfaces.contains_key(host_nic.as_str()),
+            "there is an interface '{host_nic}' already"
+        );
         Ok(())
     }
 
@@ -66,8 +86,14 @@ impl Host for FakeHost {
         if is_host_nic {
             world.interfaces.entry(target.clone()).or_default();
         }
-        world.open.insert(target.clone(), (what.mtu.get(), what.link));
-        Ok(Box::new(FakeBackend { host: self.clone(), target, is_host_nic }))
+        world
+            .open
+            .insert(target.clone(), (what.mtu.get(), what.link));
+        Ok(Box::new(FakeBackend {
+            host: self.clone(),
+            target,
+            is_host_nic,
+        }))
     }
 
     fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>> {
@@ -88,7 +114,11 @@ impl Host for FakeHost {
         if world.addresses_stuck {
             bail!("the kernel refuses");
         }
-        world.interfaces.get_mut(&to).unwrap().retain(|address| !moved.contains(address));
+        world
+            .interfaces
+            .get_mut(&to)
+            .unwrap()
+            .retain(|address| !moved.contains(address));
         let back = world.interfaces.get_mut(&from).unwrap();
         back.extend(moved);
         Ok(())
@@ -109,7 +139,11 @@ struct FakeBackend {
 impl FakeBackend {
     fn set(&self, change: impl FnOnce(&mut (u16, Link))) -> anyhow::Result<()> {
         let mut world = self.host.world();
-        ensure!(!world.broken.contains(&self.target), "'{}' is broken", self.target);
+        ensure!(
+            !world.broken.contains(&self.target),
+            "'{}' is broken",
+            self.target
+        );
         change(world.open.get_mut(&self.target).unwrap());
         Ok(())
     }
@@ -148,7 +182,10 @@ impl Rig {
     /// With interfaces eth0, which has addresses, and eth1, which has none.
     pub(super) fn new() -> Rig {
         let host = FakeHost(Arc::default());
-        host.world().interfaces.insert("eth0".into(), vec!["192.0.2.1/24".into(), "2001:db8::1/64".into()]);
+        host.world().interfaces.insert(
+            "eth0".into(),
+            vec!["192.0.2.1/24".into(), "2001:db8::1/64".into()],
+        );
         host.world().interfaces.insert("eth1".into(), Vec::new());
         let dir = tempfile::tempdir().unwrap();
         let shared = start(&dir.path().join("state.db"), &host);
@@ -159,7 +196,13 @@ impl Rig {
     pub(super) async fn restart(self, orderly: bool, between: impl FnOnce(&mut World)) -> Rig {
         let Rig { dir, host, shared } = self;
         if orderly {
-            shared.with(|manager| Ok(manager.stop())).await.unwrap();
+            shared
+                .with(|manager| {
+                    manager.stop();
+                    Ok(())
+                })
+                .await
+                .unwrap();
         }
         drop(shared);
         host.world().open.clear();
@@ -218,7 +261,11 @@ impl Rig {
         body: &str,
     ) -> (u16, Value) {
         let (status, bytes) = self.bytes(ids, method, path, body).await;
-        let value = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
+        let value = if bytes.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&bytes).unwrap()
+        };
         (status, value)
     }
 
@@ -229,18 +276,31 @@ impl Rig {
         path: &str,
         body: &str,
     ) -> (u16, Vec<u8>) {
-        let mut request = Request::builder().method(method).uri(path).body(Body::from(body.to_owned())).unwrap();
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Body::from(body.to_owned()))
+            .unwrap();
         request.extensions_mut().insert(ConnectInfo(Peer { ids }));
         let router = router(self.shared.clone(), Access::new(Gid::from_raw(60_001)));
         let response = router.oneshot(request).await.unwrap();
         let status = response.status().as_u16();
-        (status, to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec())
+        (
+            status,
+            to_bytes(response.into_body(), usize::MAX)
+                .await
+                .unwrap()
+                .to_vec(),
+        )
     }
 
     /// A request that must succeed.
     pub(super) async fn ok(&self, method: &str, path: &str, body: &str) -> Value {
         let (status, answer) = self.call(method, path, body).await;
-        assert!((200..300).contains(&status), "{method} {path} {body}: {status} {answer}");
+        assert!(
+            (200..300).contains(&status),
+            "{method} {path} {body}: {status} {answer}"
+        );
         answer
     }
 
@@ -257,5 +317,9 @@ impl Rig {
 
 fn start(database: &std::path::Path, host: &FakeHost) -> Shared {
     let switch = Switch::start(&[0]).unwrap();
-    Shared::new(Manager::new(switch, Box::new(host.clone()), Store::open(database).unwrap()))
+    Shared::new(Manager::new(
+        switch,
+        Box::new(host.clone()),
+        Store::open(database).unwrap(),
+    ))
 }
