@@ -429,6 +429,11 @@ impl GuestRing {
         self.addr
     }
 
+    /// Address of each buffer.
+    pub fn buffers(&self) -> impl Iterator<Item = u64> {
+        (0..self.posted.len() as u64).map(|index| self.buffers + index * self.stride)
+    }
+
     /// The eventfd by which the device is notified.
     pub fn kick(&self) -> &OwnedFd {
         &self.kick
