@@ -135,7 +135,7 @@ impl World {
             let ends = |counts: &Counts| counts.delivered + by_ring(counts);
             assert_eq!(ends(&real.tx), ends(&port.tx) + loose[index], "copies from port {index}");
             if !port.wild {
-                assert_eq!(real.rx.frames, port.rx.frames, "frames to port {index}");
+                assert_eq!(real.rx.frames, port.rx.frames, "frames to port {index}: {:?}\n{:?}\n{:?}", real.rx, port.rx, port.guest.room);
                 assert_eq!(real.rx.bytes, port.rx.bytes, "bytes to port {index}");
                 assert_eq!(real.rx.copied_bytes, real.rx.bytes, "one copy to port {index}");
                 assert_eq!(by_ring(&real.rx), by_ring(&port.rx), "no room at port {index}");

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::Timespec;
+use vswitch::burst::BURST;
 use vswitch::control::{NetworkSpec, PortHandle, SteppedWorker, Switch};
 use vswitch::counters::Counts;
 use vswitch::drops::DropCounts;
@@ -177,6 +178,10 @@ impl World {
         let rng = &mut self.rng;
         let kick = !rng.chance(5);
         let port = &mut self.ports[index];
+        // Another frame would set the ring right again.
+        if port.caught {
+            return;
+        }
         let mut sent = false;
         for _ in 0..rng.pick(&[1, 1, 3, 40]) {
             let frame = frames::random(rng, index as u64, stations);
@@ -216,11 +221,15 @@ impl World {
             }
         }
         drop(worker);
-        let logged: usize = self.log.lock().unwrap().iter().map(|gathered| gathered.frames.len()).sum();
-        assert_eq!(frames as usize, logged, "frames of a poll");
+        let mut taken = vec![0; self.ports.len()];
+        self.log.lock().unwrap().iter().for_each(|gathered| taken[gathered.port] += gathered.frames.len());
+        assert_eq!(frames as usize, taken.iter().sum::<usize>(), "frames of a poll");
         let seen = self.check_poll(now);
-        for port in self.ports.iter_mut().filter(|port| port.worker == index && port.caught) {
-            assert!(port.handle.fault().is_some(), "a ring that lies is not noticed");
+        for (port, taken) in self.ports.iter().zip(taken) {
+            // A full burst may have ended before the lie.
+            if port.worker == index && port.caught && taken < BURST {
+                assert!(port.handle.fault().is_some(), "a ring that lies is not noticed; {taken} frames were taken");
+            }
         }
         self.tally.tx.frames += seen;
     }
@@ -284,7 +293,7 @@ impl World {
 
     fn attack(&mut self, index: usize) {
         let port = &mut self.ports[index];
-        if self.configs[index].attached && port.guest.is_vhost() {
+        if self.configs[index].attached && port.guest.is_vhost() && !port.wild {
             port.wild = true;
             port.caught |= port.guest.lie(&mut self.rng);
         }
@@ -308,7 +317,8 @@ impl World {
         let network = self.rng.below(self.networks.len() as u64) as usize;
         let table = self.switch.fdb(self.networks[network]).unwrap();
         if self.rng.chance(50) {
-            table.sweep(self.now as u32);
+            // By the slowest clock, so that no worker misses an entry early.
+            table.sweep(self.now as u32 - 1);
         } else {
             table.flush();
             self.model.stations.retain(|(at, _, _), _| *at != network);
