@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use guestmem::{Memory, Span};
@@ -234,6 +235,8 @@ impl Guest {
             order: Vec::new(),
             regions: rng.pick(&[1, 1, 3]),
         };
+        // The switch reads an indirect table where it lies in one region only.
+        let indirect = bits & feature::INDIRECT_DESC != 0 && setup.regions == 1;
         let buffer = setup.buffer_len;
         let driver = Driver::new(setup).unwrap();
         let mut session = Session::new(Offer { queue_pairs: 1, mtu: 9000 });
@@ -247,7 +250,7 @@ impl Guest {
             room: Room { free: 0, buffer: buffer.into(), header: 12, mergeable: bits & feature::MRG_RXBUF != 0 },
             max_send: buffer as usize - 12,
             depth: 0,
-            indirect: bits & feature::INDIRECT_DESC != 0,
+            indirect,
             sides: Some(sides),
         }
     }
@@ -319,7 +322,8 @@ impl Guest {
         for _ in 0..count {
             // A frame is written in at most 72 pieces, so small buffers that are merged come in one.
             let whole = self.room.mergeable && len < 9000;
-            let cuts = if whole { Vec::new() } else { cuts(rng) };
+            let mut cuts = if whole { Vec::new() } else { cuts(rng) };
+            cuts.truncate(8);
             let layout = Layout { cuts, indirect: self.indirect && rng.chance(50) };
             if !both.0.post_receive(0, len, &layout).unwrap_or(false) {
                 break;
@@ -367,26 +371,24 @@ impl Guest {
         match rng.below(4) {
             0 if !packed => {
                 let window = memory.window(addr.avail + 2, 2).unwrap();
-                let old = window.load_u16(0, std::sync::atomic::Ordering::Relaxed).unwrap();
+                let Ok(old) = window.load_u16(0, Ordering::Relaxed) else { return false };
                 let new = old.wrapping_add(rng.range(300, 60_000) as u16);
-                window.store_u16(0, new, std::sync::atomic::Ordering::Relaxed).unwrap();
-                index == 1
+                window.store_u16(0, new, Ordering::Relaxed).is_ok() && index == 1
             }
             1 => {
                 let piece = Piece { addr: rng.pick(&[0, 1 << 45, u64::MAX - 10]), len: 100, writable: index == 0 };
                 let added = matches!(ring.ring.add(&[piece], None), Ok(Some(_)));
-                let _ = driver.publish(index);
-                added && index == 1
+                let published = driver.publish(index).is_ok();
+                added && published && index == 1
             }
             2 if !packed => {
                 // A chain whose second descriptor is its first.
                 let piece = Piece { addr: ring.buffers().next().unwrap(), len: 100, writable: index == 0 };
                 let Ok(Some(head)) = ring.ring.add(&[piece], None) else { return false };
                 let window = memory.window(addr.table + 16 * u64::from(head) + 12, 4).unwrap();
-                window.store_u16(0, 1, std::sync::atomic::Ordering::Relaxed).unwrap();
-                window.store_u16(2, head, std::sync::atomic::Ordering::Relaxed).unwrap();
-                let _ = driver.publish(index);
-                index == 1
+                let _ = window.store_u16(0, 1, Ordering::Relaxed);
+                let _ = window.store_u16(2, head, Ordering::Relaxed);
+                driver.publish(index).is_ok() && index == 1
             }
             _ => {
                 let size = u64::from(driver.setup().queue_size);
@@ -407,6 +409,6 @@ fn cuts(rng: &mut Rng) -> Vec<u32> {
         12..15 => vec![12, 14, 20],
         15..18 => (0..rng.range(1, 4)).map(|_| rng.range(1, 700) as u32).collect(),
         18 => vec![5, 3, 4, 1, 1, 1, 128],
-        _ => vec![1; 3],
+        _ => vec![1; rng.pick(&[3, 90])],
     }
 }
