@@ -65,7 +65,9 @@ fn the_rules_hold_for_every_seed() {
     // A simulation that does not get everywhere proves little.
     if whole {
         assert!(all.tx.delivered > 10_000 && all.completed > 1000 && all.cut > 100 && all.faults > 10);
-        for &reason in DropReason::ALL.iter().filter(|reason| **reason != DropReason::HostError) {
+        // Of the others, one needs a port of the host kernel, one an entry that an operator pinned.
+        let elsewhere = [DropReason::HostError, DropReason::VlanEgress];
+        for &reason in DropReason::ALL.iter().filter(|reason| !elsewhere.contains(reason)) {
             assert!(all.tx.drops.get(reason) > 0, "no frame was dropped as {}", reason.name());
         }
     }

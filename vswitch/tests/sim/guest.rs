@@ -34,6 +34,8 @@ pub struct Gathered {
     pub port: usize,
     pub frames: Vec<Record>,
     pub gone: bool,
+    /// Nothing was scribbled on before it: what a driver wrote is what was gathered.
+    pub honest: bool,
 }
 
 pub type Log = Arc<Mutex<Vec<Gathered>>>;
@@ -55,6 +57,7 @@ pub struct Twisted {
     buffers: Vec<u64>,
     descriptors: Vec<u64>,
     file: Option<OwnedFd>,
+    honest: bool,
     rng: Rng,
 }
 
@@ -86,6 +89,8 @@ impl TxSide for Twisted {
             return;
         }
         let memory = self.inner.memory();
+        let honest = self.honest;
+        self.honest &= !plot.scribble;
         if plot.scribble {
             for &at in &self.buffers {
                 scribble(memory, at, &mut self.rng, 64);
@@ -112,7 +117,7 @@ impl TxSide for Twisted {
             refused: frame.refused,
         };
         let frames = burst.frames().iter().map(record).collect();
-        self.log.lock().unwrap().push(Gathered { port: self.port, frames, gone });
+        self.log.lock().unwrap().push(Gathered { port: self.port, frames, gone, honest });
     }
 
     fn complete(&mut self) -> bool {
@@ -174,6 +179,7 @@ pub struct Guest {
     max_send: usize,
     depth: u64,
     indirect: bool,
+    honest: bool,
     sides: Option<Sides>,
 }
 
@@ -207,6 +213,7 @@ impl Guest {
             max_send: buffer as usize,
             depth: depth.into(),
             indirect: false,
+            honest: true,
             sides: Some(sides),
         }
     }
@@ -251,6 +258,7 @@ impl Guest {
             max_send: buffer as usize - 12,
             depth: 0,
             indirect,
+            honest: true,
             sides: Some(sides),
         }
     }
@@ -271,14 +279,16 @@ impl Guest {
             }
         };
         let (log, plot) = (self.log.clone(), self.plot.clone());
-        let rng = Rng::new(rng.next());
-        let tx = Twisted { inner: tx, port: self.port, log, plot, buffers, descriptors, file, rng };
+        let (honest, rng) = (self.honest, Rng::new(rng.next()));
+        let tx = Twisted { inner: tx, port: self.port, log, plot, buffers, descriptors, file, honest, rng };
         Sides { tx: Box::new(tx), rx }
     }
 
     /// Takes the sides back. `change` has the memory table set again, as for a guest that plugs memory.
     pub fn take_back(&mut self, sides: Sides, change: bool) {
-        let tx = (sides.tx as Box<dyn Any>).downcast::<Twisted>().unwrap().inner;
+        let twisted = (sides.tx as Box<dyn Any>).downcast::<Twisted>().unwrap();
+        self.honest = twisted.honest;
+        let tx = twisted.inner;
         let sides = Sides { tx, rx: sides.rx };
         self.sides = match &mut self.kind {
             Kind::Memory(_) => Some(sides),
