@@ -82,8 +82,9 @@ impl Guests {
             frame.resize(size as usize, 0);
             frame
         };
-        self.receiver.send(0, &Default::default(), &frame([0xff; 6], RECEIVER, 60), &Layout::default())?;
-        self.receiver.publish(1)?;
+        for ring in self.receiver.rings.iter_mut().chain(&mut self.sender.rings) {
+            ring.ring.disarm()?;
+        }
         self.receiver.receive_burst(0, 0)?;
         self.sender.receive_burst(0, 0)?;
         let start = Instant::now();
@@ -91,13 +92,18 @@ impl Guests {
             if start.elapsed() > Duration::from_secs(5) {
                 bail!("a broadcast from the receiver did not reach the sender within 5 s");
             }
+            // Again and again: another switch may need a while until its port is up.
+            let broadcast = frame([0xff; 6], RECEIVER, 60);
+            self.receiver.send(0, &Default::default(), &broadcast, &Layout::default())?;
+            self.receiver.publish(1)?;
+            std::thread::sleep(Duration::from_millis(2));
         }
         Ok(self.sender.prepare_sending(0, &frame(RECEIVER, SENDER, self.size))?)
     }
 }
 
 /// One run with new guests.
-pub fn measure(options: &Options, size: u32) -> Result<Run> {
+pub(crate) fn measure(options: &Options, size: u32) -> Result<Run> {
     let mut guests = Guests { sender: guest(options, size)?, receiver: guest(options, size)?, size };
     let peer = Peer::new(options, &guests.sender, &guests.receiver)?;
     let mut core = CpuSet::new();

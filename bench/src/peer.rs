@@ -12,20 +12,20 @@ use vswitch::ports::vhost::session::{Offer, Session};
 use crate::Options;
 
 /// The switch of this process, with a port for each guest.
-pub struct Local {
-    pub switch: Switch,
-    pub sender: Arc<PortHandle>,
-    pub receiver: Arc<PortHandle>,
+pub(crate) struct Local {
+    pub(crate) switch: Switch,
+    pub(crate) sender: Arc<PortHandle>,
+    pub(crate) receiver: Arc<PortHandle>,
     _sessions: [Session; 2],
 }
 
 /// Whoever is at the other end of the rings.
-pub enum Peer {
+pub(crate) enum Peer {
     Local(Box<Local>),
     Remote { _frontends: [Frontend; 2] },
 }
 
-pub fn guest(options: &Options, size: u32) -> Result<Guest> {
+pub(crate) fn guest(options: &Options, size: u32) -> Result<Guest> {
     // A buffer for the whole frame and its header, as drivers choose it.
     let buffer_len = if size > 2000 { 9216 } else { 2048 };
     let features = options.features();
@@ -40,7 +40,7 @@ fn attach(guest: &Guest, port: &PortHandle) -> Result<Session> {
 }
 
 impl Peer {
-    pub fn new(options: &Options, sender: &Guest, receiver: &Guest) -> Result<Peer> {
+    pub(crate) fn new(options: &Options, sender: &Guest, receiver: &Guest) -> Result<Peer> {
         if let [first, second] = options.sockets.as_slice() {
             let connect = |path: &std::path::Path, guest: &Guest| -> Result<Frontend> {
                 let frontend = Frontend::connect(path).with_context(|| format!("cannot connect to {}", path.display()))?;

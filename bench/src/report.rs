@@ -10,32 +10,32 @@ const SATURATED: f64 = 0.5;
 
 /// One run.
 #[derive(Clone, Serialize)]
-pub struct Run {
+pub(crate) struct Run {
     /// Bytes of a frame, without FCS.
-    pub size: u32,
+    pub(crate) size: u32,
     /// Million frames received in a second.
-    pub mpps: f64,
+    pub(crate) mpps: f64,
     /// Gigabits of frames received in a second, without FCS, preamble and gap.
-    pub gbps: f64,
+    pub(crate) gbps: f64,
     /// Cycles of the switch for a frame, in turns that took frames.
-    pub cycles: Option<f64>,
+    pub(crate) cycles: Option<f64>,
     /// Bytes copied for each byte delivered.
-    pub copied: Option<f64>,
+    pub(crate) copied: Option<f64>,
     /// Notifications sent for each frame.
-    pub notifications: Option<f64>,
+    pub(crate) notifications: Option<f64>,
     /// Share of frames that were sent and not received.
-    pub lost: f64,
+    pub(crate) lost: f64,
     /// Share of polls in which the transmit ring had no room for a whole batch.
-    pub full: f64,
+    pub(crate) full: f64,
 }
 
 /// The run in the middle, by frames a second.
-pub fn median(mut runs: Vec<Run>) -> Run {
+pub(crate) fn median(mut runs: Vec<Run>) -> Run {
     runs.sort_by(|a, b| a.mpps.total_cmp(&b.mpps));
     runs.swap_remove(runs.len() / 2)
 }
 
-pub fn show(runs: &[Run], json: bool) -> Result<()> {
+pub(crate) fn show(runs: &[Run], json: bool) -> Result<()> {
     let mut out = stdout().lock();
     if json {
         serde_json::to_writer(&mut out, runs)?;

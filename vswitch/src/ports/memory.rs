@@ -170,6 +170,12 @@ impl Station {
         true
     }
 
+    /// Gives the next received frame's buffer back unread. False if there is none.
+    pub fn discard(&self) -> bool {
+        let full = self.0.rx.full.pop();
+        full.is_some_and(|full| self.0.rx.free.push(full.buffer).is_ok())
+    }
+
     /// Takes the next received frame.
     pub fn receive(&self) -> Option<Received> {
         let full = self.0.rx.full.pop()?;
