@@ -31,7 +31,12 @@ struct Seen {
 
 fn seen(local: &Local) -> Seen {
     let (tx, rx) = (local.sender.counters(), local.receiver.counters());
-    let busy_cycles = local.switch.workers().iter().map(|worker| worker.totals.busy_cycles).sum();
+    let busy_cycles = local
+        .switch
+        .workers()
+        .iter()
+        .map(|worker| worker.totals.busy_cycles)
+        .sum();
     Seen {
         busy_cycles,
         taken: tx.tx.frames,
@@ -94,17 +99,24 @@ impl Guests {
             }
             // Again and again: another switch may need a while until its port is up.
             let broadcast = frame([0xff; 6], RECEIVER, 60);
-            self.receiver.send(0, &Default::default(), &broadcast, &Layout::default())?;
+            self.receiver
+                .send(0, &Default::default(), &broadcast, &Layout::default())?;
             self.receiver.publish(1)?;
             std::thread::sleep(Duration::from_millis(2));
         }
-        Ok(self.sender.prepare_sending(0, &frame(RECEIVER, SENDER, self.size))?)
+        Ok(self
+            .sender
+            .prepare_sending(0, &frame(RECEIVER, SENDER, self.size))?)
     }
 }
 
 /// One run with new guests.
 pub(crate) fn measure(options: &Options, size: u32) -> Result<Run> {
-    let mut guests = Guests { sender: guest(options, size)?, receiver: guest(options, size)?, size };
+    let mut guests = Guests {
+        sender: guest(options, size)?,
+        receiver: guest(options, size)?,
+        size,
+    };
     let peer = Peer::new(options, &guests.sender, &guests.receiver)?;
     let mut core = CpuSet::new();
     core.set(options.driver_core);
@@ -124,7 +136,8 @@ pub(crate) fn measure(options: &Options, size: u32) -> Result<Run> {
         gbps: received * f64::from(size) * 8.0 / seconds / 1e9,
         cycles: switch.map(|(a, b)| per(b.busy_cycles - a.busy_cycles, b.taken - a.taken)),
         copied: switch.map(|(a, b)| per(b.copied - a.copied, b.bytes - a.bytes)),
-        notifications: switch.map(|(a, b)| per(b.notifications - a.notifications, b.taken - a.taken)),
+        notifications: switch
+            .map(|(a, b)| per(b.notifications - a.notifications, b.taken - a.taken)),
         lost: 1.0 - per(driven.received, driven.sent).min(1.0),
         full: per(driven.full, driven.polls),
     })

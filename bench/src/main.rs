@@ -40,7 +40,7 @@ struct Options {
     #[arg(long)]
     in_order: bool,
     /// Measure another switch: the vhost-user sockets of the sending and the receiving port, where it listens.
-    #[arg(long, value_delimiter = ',', num_args = 2)]
+    #[arg(long, num_args = 2, value_names = ["SENDER", "RECEIVER"])]
     sockets: Vec<std::path::PathBuf>,
     /// One JSON object for all sizes instead of a table.
     #[arg(long)]
@@ -58,11 +58,19 @@ impl Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    if let Some(size) = options.sizes.iter().find(|size| !(60..=9014).contains(*size)) {
+    if let Some(size) = options
+        .sizes
+        .iter()
+        .find(|size| !(60..=9014).contains(*size))
+    {
         bail!("frame size {size} is not 60 to 9014 bytes");
     }
     if !(0.01..=3600.0).contains(&options.seconds) || options.runs == 0 {
-        bail!("--seconds {} --runs {}: 0.01 to 3600 seconds and at least one run", options.seconds, options.runs);
+        bail!(
+            "--seconds {} --runs {}: 0.01 to 3600 seconds and at least one run",
+            options.seconds,
+            options.runs
+        );
     }
     let mut results = Vec::new();
     for &size in &options.sizes {

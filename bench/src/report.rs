@@ -42,10 +42,20 @@ pub(crate) fn show(runs: &[Run], json: bool) -> Result<()> {
         writeln!(out)?;
         return Ok(());
     }
-    writeln!(out, "{:>6} {:>8} {:>8} {:>12} {:>8} {:>13} {:>6} {:>9}  limit", "bytes", "Mpps", "Gb/s", "cycles/frame", "copied", "notifications", "lost", "ring full")?;
+    writeln!(
+        out,
+        "{:>6} {:>8} {:>8} {:>12} {:>8} {:>13} {:>6} {:>9}  limit",
+        "bytes", "Mpps", "Gb/s", "cycles/frame", "copied", "notifications", "lost", "ring full"
+    )?;
     for run in runs {
-        let number = |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
-        let limit = if run.full >= SATURATED { "switch" } else { "driver" };
+        let number = |value: Option<f64>, digits: usize| {
+            value.map_or("-".into(), |value| format!("{value:.digits$}"))
+        };
+        let limit = if run.full >= SATURATED {
+            "switch"
+        } else {
+            "driver"
+        };
         writeln!(
             out,
             "{:>6} {:>8.3} {:>8.2} {:>12} {:>8} {:>13} {:>5.1}% {:>8.0}%  {limit}",

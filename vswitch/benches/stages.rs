@@ -13,19 +13,30 @@ use vswitch::deliver::{FrameMeta, Job, Report};
 use vswitch::fdb::{Fdb, Key};
 use vswitch::mac::Mac;
 use vswitch::ports::memory::MemoryPort;
-use vswitch::port::{RxSide as _, TxSide as _};
 use vswitch::vlan::VlanMode;
 
 fn frame(len: usize) -> Vec<u8> {
-    let mut frame = [&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0][..], &(len as u16 - 14).to_be_bytes()].concat();
-    frame.extend([0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 0, 80]);
+    let mut frame = [
+        &[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0][..],
+        &(len as u16 - 14).to_be_bytes(),
+    ]
+    .concat();
+    frame.extend([
+        0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 0, 80,
+    ]);
     frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
     frame.resize(len, 7);
     frame
 }
 
 fn partial() -> Request {
-    Request { csum: Some(CsumAt { start: 34, offset: 16 }), ..Request::default() }
+    Request {
+        csum: Some(CsumAt {
+            start: 34,
+            offset: 16,
+        }),
+        ..Request::default()
+    }
 }
 
 fn gather(c: &mut Criterion) {
@@ -60,7 +71,9 @@ fn table(c: &mut Criterion) {
             at = (at + 40_503) % stations;
             key(at)
         };
-        group.bench_function(BenchmarkId::new("lookup", stations), |b| b.iter(|| table.lookup(black_box(next()), 1)));
+        group.bench_function(BenchmarkId::new("lookup", stations), |b| {
+            b.iter(|| table.lookup(black_box(next()), 1))
+        });
         group.bench_function(BenchmarkId::new("learn known", stations), |b| {
             b.iter(|| table.learn(black_box(next()), 1, 1));
         });
@@ -69,9 +82,23 @@ fn table(c: &mut Criterion) {
 
 fn delivery(c: &mut Criterion) {
     let mut group = c.benchmark_group("deliver");
-    let csum = Features { csum: true, ..Features::default() };
-    let all = Features { csum: true, tso4: true, tso6: true, ecn: true };
-    let large = Request { gso: Gso::Tcp4 { mss: 1460, ecn: false }, ..partial() };
+    let csum = Features {
+        csum: true,
+        ..Features::default()
+    };
+    let all = Features {
+        csum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+    };
+    let large = Request {
+        gso: Gso::Tcp4 {
+            mss: 1460,
+            ecn: false,
+        },
+        ..partial()
+    };
     let cases = [
         ("as it is", 64, Request::default(), all),
         ("as it is", 1514, Request::default(), all),
@@ -80,17 +107,33 @@ fn delivery(c: &mut Criterion) {
         ("checksum filled in", 1514, partial(), Features::default()),
         ("uncut", 65_000, large, all),
         ("cut, partial checksums", 65_000, large, csum),
-        ("cut, checksums filled in", 65_000, large, Features::default()),
+        (
+            "cut, checksums filled in",
+            65_000,
+            large,
+            Features::default(),
+        ),
     ];
     for (name, len, request, features) in cases {
         let (mut from, sender) = MemoryPort::default().open().unwrap();
-        let (mut to, receiver) = MemoryPort { features, ..MemoryPort::default() }.open().unwrap();
+        let (mut to, receiver) = MemoryPort {
+            features,
+            ..MemoryPort::default()
+        }
+        .open()
+        .unwrap();
         let bytes = frame(len);
         assert!(sender.send_with(&bytes, request));
         let mut burst = Burst::new();
         from.tx.gather(&mut burst);
-        let checked = validate(&request, burst.frames().first().unwrap().head(), len as u32).unwrap();
-        let meta = [Some(FrameMeta { checked, tag: None, vid: 0, priority: 0 })];
+        let checked =
+            validate(&request, burst.frames().first().unwrap().head(), len as u32).unwrap();
+        let meta = [Some(FrameMeta {
+            checked,
+            tag: None,
+            vid: 0,
+            priority: 0,
+        })];
         let vlan = VlanMode::None;
         group.throughput(Throughput::Bytes(len as u64));
         group.bench_function(BenchmarkId::new(name, len), |b| {

@@ -121,7 +121,10 @@ mod tests {
     type Table = (BTreeSet<Vid>, Option<Vid>, bool);
 
     fn mode() -> impl Strategy<Value = (VlanMode, Table)> {
-        let trunk = (prop::collection::btree_set(vid(), 0..4), prop::option::of(prop_oneof![Just(0), vid()]));
+        let trunk = (
+            prop::collection::btree_set(vid(), 0..4),
+            prop::option::of(prop_oneof![Just(0), vid()]),
+        );
         prop_oneof![
             Just((VlanMode::None, (BTreeSet::new(), Some(0), true))),
             vid().prop_map(|vid| (VlanMode::Access(vid), (BTreeSet::new(), Some(vid), true))),

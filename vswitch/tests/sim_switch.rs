@@ -34,7 +34,10 @@ fn run(seed: u64) -> Tally {
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+    std::env::var(name).ok().map(|text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is no number: {text}"))
+    })
 }
 
 #[test]
@@ -58,17 +61,29 @@ fn the_rules_hold_for_every_seed() {
         all.cut += tally.cut;
         all.faults += tally.faults;
     }
-    println!("{} frames, {} delivered, {} completed, {} cut, {} faults", all.tx.frames, all.tx.delivered, all.completed, all.cut, all.faults);
+    println!(
+        "{} frames, {} delivered, {} completed, {} cut, {} faults",
+        all.tx.frames, all.tx.delivered, all.completed, all.cut, all.faults
+    );
     for (reason, count) in all.tx.drops.iter() {
         println!("{:>20} {count}", reason.name());
     }
     // A simulation that does not get everywhere proves little.
     if whole {
-        assert!(all.tx.delivered > 10_000 && all.completed > 1000 && all.cut > 100 && all.faults > 10);
+        assert!(
+            all.tx.delivered > 10_000 && all.completed > 1000 && all.cut > 100 && all.faults > 10
+        );
         // Of the others, one needs a port of the host kernel, one an entry that an operator pinned.
         let elsewhere = [DropReason::HostError, DropReason::VlanEgress];
-        for &reason in DropReason::ALL.iter().filter(|reason| !elsewhere.contains(reason)) {
-            assert!(all.tx.drops.get(reason) > 0, "no frame was dropped as {}", reason.name());
+        for &reason in DropReason::ALL
+            .iter()
+            .filter(|reason| !elsewhere.contains(reason))
+        {
+            assert!(
+                all.tx.drops.get(reason) > 0,
+                "no frame was dropped as {}",
+                reason.name()
+            );
         }
     }
 }

@@ -48,7 +48,9 @@ fn count() -> u64 {
 fn tcp(to: Mac, payload: usize) -> Vec<u8> {
     let mut frame = [&to.0[..], &[2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0]].concat();
     frame.extend((40 + payload as u16).to_be_bytes());
-    frame.extend([0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 0, 80]);
+    frame.extend([
+        0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 0, 80,
+    ]);
     frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
     frame.extend(vec![7; payload]);
     frame
@@ -58,20 +60,47 @@ fn tcp(to: Mac, payload: usize) -> Vec<u8> {
 fn a_turn_allocates_nothing() {
     let (switch, workers) = Switch::stepped(1).unwrap();
     let network = switch.create_network(&NetworkSpec::default()).unwrap();
-    let all = Features { csum: true, tso4: true, tso6: true, ecn: true };
+    let all = Features {
+        csum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+    };
     let mut ports = Vec::new();
     for features in [all, all, Features::default()] {
         let port = switch.add_port(PortPolicy::default(), None).unwrap();
         port.connect(network).unwrap();
-        let (sides, station) = MemoryPort { features, ..MemoryPort::default() }.open().unwrap();
+        let (sides, station) = MemoryPort {
+            features,
+            ..MemoryPort::default()
+        }
+        .open()
+        .unwrap();
         assert!(port.attach(sides).is_none());
         ports.push((port, station));
     }
     let mut worker = workers[0].lock().unwrap();
-    let csum = Some(CsumAt { start: 34, offset: 16 });
-    let large = Request { csum, gso: Gso::Tcp4 { mss: 1460, ecn: false }, csum_valid: false };
-    let partial = Request { csum, ..Request::default() };
-    for (index, request, payload) in [(0, Request::default(), 10), (1, partial, 1000), (2, large, 60_000)] {
+    let csum = Some(CsumAt {
+        start: 34,
+        offset: 16,
+    });
+    let large = Request {
+        csum,
+        gso: Gso::Tcp4 {
+            mss: 1460,
+            ecn: false,
+        },
+        csum_valid: false,
+    };
+    let partial = Request {
+        csum,
+        ..Request::default()
+    };
+    for (index, request, payload) in [
+        (0, Request::default(), 10),
+        (1, partial, 1000),
+        (2, large, 60_000),
+    ] {
         // A flood, cut and completed for the third; a new station each time, so that the table is written too.
         for to in [Mac::BROADCAST, Mac([2, 0, 0, 0, 0, 9])] {
             let mut frame = tcp(to, payload);

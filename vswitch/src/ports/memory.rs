@@ -128,7 +128,8 @@ impl MemoryPort {
             rx: Box::new(MemoryRx {
                 shared: shared.clone(),
                 reserved: None,
-                committed: Vec::with_capacity(BURST),
+                // As many as there are buffers: cutting makes more than a burst.
+                committed: Vec::with_capacity(depth as usize),
             }),
         };
         Ok((sides, Station(shared)))

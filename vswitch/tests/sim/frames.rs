@@ -34,7 +34,11 @@ pub fn random(rng: &mut Rng, home: u64, stations: u64) -> Sent {
             frame.extend([0x12, 0x34]);
             let len = rng.pick(&[0, 2, 46, 112, 114, 200, 1496, 1500, 1501]);
             frame.extend(rng.bytes(len));
-            let request = if rng.chance(10) { bad(rng) } else { Request::default() };
+            let request = if rng.chance(10) {
+                bad(rng)
+            } else {
+                Request::default()
+            };
             Sent { frame, request }
         }
         _ => ip(rng, frame, l2),
@@ -42,7 +46,10 @@ pub fn random(rng: &mut Rng, home: u64, stations: u64) -> Sent {
 }
 
 fn plain(len: usize, rng: &mut Rng) -> Sent {
-    Sent { frame: rng.bytes(len), request: Request::default() }
+    Sent {
+        frame: rng.bytes(len),
+        request: Request::default(),
+    }
 }
 
 fn macs(rng: &mut Rng, home: u64, stations: u64) -> Vec<u8> {
@@ -108,7 +115,22 @@ fn ip(rng: &mut Rng, mut frame: Vec<u8>, l2: usize) -> Sent {
         frame.extend([0x08, 0x00, 0x45, 0]);
         frame.extend((20 + l4_total as u16).to_be_bytes());
         frame.extend(rng.bytes(2));
-        frame.extend([0x40, 0, 64, protocol, 0, 0, 10, 0, 0, rng.below(4) as u8, 10, 0, 0, rng.below(4) as u8]);
+        frame.extend([
+            0x40,
+            0,
+            64,
+            protocol,
+            0,
+            0,
+            10,
+            0,
+            0,
+            rng.below(4) as u8,
+            10,
+            0,
+            0,
+            rng.below(4) as u8,
+        ]);
         let sum = super::shape::sum(&frame[l3..]);
         frame[l3 + 10..l3 + 12].copy_from_slice(&(!sum).to_be_bytes());
     }
@@ -116,7 +138,16 @@ fn ip(rng: &mut Rng, mut frame: Vec<u8>, l2: usize) -> Sent {
     frame.extend([0x10, rng.below(4) as u8, 0, 80]);
     if tcp {
         frame.extend(rng.bytes(8));
-        frame.extend([(l4_len as u8 / 4) << 4, 0x10 | rng.pick(&[0, 1, 8, 9, 0x80, 0x89]), 1, 0, 0, 0, 0, 0]);
+        frame.extend([
+            (l4_len as u8 / 4) << 4,
+            0x10 | rng.pick(&[0, 1, 8, 9, 0x80, 0x89]),
+            1,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]);
         frame.extend(vec![1; options]);
     } else {
         frame.extend((l4_total as u16).to_be_bytes());
@@ -127,22 +158,46 @@ fn ip(rng: &mut Rng, mut frame: Vec<u8>, l2: usize) -> Sent {
     let pseudo = super::shape::pseudo(&frame, l3, v6, protocol, l4_total);
     let field = l4 + offset;
     frame[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
-    let csum = Some(CsumAt { start: l4 as u16, offset: offset as u16 });
+    let csum = Some(CsumAt {
+        start: l4 as u16,
+        offset: offset as u16,
+    });
     if large {
         let mss = rng.pick(&[1460, 1448, 8960, 536, 100, 70]);
         let ecn = rng.chance(50);
-        let gso = if v6 { Gso::Tcp6 { mss, ecn } } else { Gso::Tcp4 { mss, ecn } };
-        let request = if rng.chance(5) { bad(rng) } else { Request { csum, gso, csum_valid: false } };
+        let gso = if v6 {
+            Gso::Tcp6 { mss, ecn }
+        } else {
+            Gso::Tcp4 { mss, ecn }
+        };
+        let request = if rng.chance(5) {
+            bad(rng)
+        } else {
+            Request {
+                csum,
+                gso,
+                csum_valid: false,
+            }
+        };
         Sent { frame, request }
     } else if rng.chance(50) {
-        Sent { frame, request: Request { csum, ..Request::default() } }
+        Sent {
+            frame,
+            request: Request {
+                csum,
+                ..Request::default()
+            },
+        }
     } else {
         let sum = match !super::shape::sum(&frame[l4..]) {
             0 if !tcp => 0xffff,
             sum => sum,
         };
         frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
-        Sent { frame, request: Request::default() }
+        Sent {
+            frame,
+            request: Request::default(),
+        }
     }
 }
 
@@ -154,9 +209,19 @@ fn bad(rng: &mut Rng) -> Request {
     };
     let gso = match rng.below(3) {
         0 => Gso::None,
-        1 => Gso::Tcp4 { mss: rng.pick(&[0, 1, 1460, 0xffff]), ecn: false },
-        _ => Gso::Tcp6 { mss: rng.pick(&[0, 1, 1460, 0xffff]), ecn: true },
+        1 => Gso::Tcp4 {
+            mss: rng.pick(&[0, 1, 1460, 0xffff]),
+            ecn: false,
+        },
+        _ => Gso::Tcp6 {
+            mss: rng.pick(&[0, 1, 1460, 0xffff]),
+            ecn: true,
+        },
     };
     let csum = rng.chance(70).then(|| at(rng));
-    Request { csum, gso, csum_valid: false }
+    Request {
+        csum,
+        gso,
+        csum_valid: false,
+    }
 }

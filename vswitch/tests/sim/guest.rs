@@ -111,13 +111,22 @@ impl TxSide for Twisted {
         }
         let record = |frame: &vswitch::burst::Frame| Record {
             head: frame.head().to_vec(),
-            body: if gone { vec![0; frame.len() as usize - frame.head().len()] } else { read(memory, burst.body(frame)) },
+            body: if gone {
+                vec![0; frame.len() as usize - frame.head().len()]
+            } else {
+                read(memory, burst.body(frame))
+            },
             len: frame.len(),
             request: frame.request,
             refused: frame.refused,
         };
         let frames = burst.frames().iter().map(record).collect();
-        self.log.lock().unwrap().push(Gathered { port: self.port, frames, gone, honest });
+        self.log.lock().unwrap().push(Gathered {
+            port: self.port,
+            frames,
+            gone,
+            honest,
+        });
     }
 
     fn complete(&mut self) -> bool {
@@ -190,26 +199,46 @@ fn features(rng: &mut Rng) -> Features {
     let csum = rng.chance(70);
     let large = |rng: &mut Rng| csum && rng.chance(60);
     let (tso4, tso6) = (large(rng), large(rng));
-    Features { csum, tso4, tso6, ecn: (tso4 || tso6) && rng.chance(50) }
+    Features {
+        csum,
+        tso4,
+        tso6,
+        ecn: (tso4 || tso6) && rng.chance(50),
+    }
 }
 
 impl Guest {
     pub fn new(rng: &mut Rng, port: usize, log: &Log) -> Guest {
         let features = features(rng);
-        if rng.chance(40) { Guest::memory(rng, port, log, features) } else { Guest::vhost(rng, port, log, features) }
+        if rng.chance(40) {
+            Guest::memory(rng, port, log, features)
+        } else {
+            Guest::vhost(rng, port, log, features)
+        }
     }
 
     fn memory(rng: &mut Rng, port: usize, log: &Log, features: Features) -> Guest {
         let depth = rng.pick(&[4, 33, 64]);
         let buffer = rng.pick(&[1600, 9100, 66 * 1024]);
-        let (sides, station) = MemoryPort { depth, buffer, features }.open().unwrap();
+        let (sides, station) = MemoryPort {
+            depth,
+            buffer,
+            features,
+        }
+        .open()
+        .unwrap();
         Guest {
             kind: Kind::Memory(station),
             port,
             log: log.clone(),
             plot: Arc::default(),
             features,
-            room: Room { free: depth.into(), buffer: buffer.into(), header: 0, mergeable: false },
+            room: Room {
+                free: depth.into(),
+                buffer: buffer.into(),
+                header: 0,
+                mergeable: false,
+            },
             max_send: buffer as usize,
             depth: depth.into(),
             indirect: false,
@@ -219,7 +248,8 @@ impl Guest {
     }
 
     fn vhost(rng: &mut Rng, port: usize, log: &Log, agreed: Features) -> Guest {
-        let mut bits = feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::CSUM | feature::HOST_TSO4;
+        let mut bits =
+            feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::CSUM | feature::HOST_TSO4;
         bits |= feature::HOST_TSO6 | feature::HOST_ECN;
         for (bit, on) in [
             (feature::GUEST_CSUM, agreed.csum),
@@ -246,7 +276,10 @@ impl Guest {
         let indirect = bits & feature::INDIRECT_DESC != 0 && setup.regions == 1;
         let buffer = setup.buffer_len;
         let driver = Driver::new(setup).unwrap();
-        let mut session = Session::new(Offer { queue_pairs: 1, mtu: 9000 });
+        let mut session = Session::new(Offer {
+            queue_pairs: 1,
+            mtu: 9000,
+        });
         let sides = driver.start_in(&mut session).unwrap();
         Guest {
             kind: Kind::Vhost(Box::new((driver, session))),
@@ -254,7 +287,12 @@ impl Guest {
             log: log.clone(),
             plot: Arc::default(),
             features: agreed,
-            room: Room { free: 0, buffer: buffer.into(), header: 12, mergeable: bits & feature::MRG_RXBUF != 0 },
+            room: Room {
+                free: 0,
+                buffer: buffer.into(),
+                header: 12,
+                mergeable: bits & feature::MRG_RXBUF != 0,
+            },
             max_send: buffer as usize - 12,
             depth: 0,
             indirect,
@@ -267,21 +305,40 @@ impl Guest {
     pub fn sides(&mut self, rng: &mut Rng) -> Sides {
         let Sides { tx, rx } = self.sides.take().unwrap();
         let (buffers, descriptors, file) = match &self.kind {
-            Kind::Memory(_) => {
-                ((0..self.depth).map(|i| i * self.room.buffer).collect(), Vec::new(), None)
-            }
+            Kind::Memory(_) => (
+                (0..self.depth).map(|i| i * self.room.buffer).collect(),
+                Vec::new(),
+                None,
+            ),
             Kind::Vhost(both) => {
                 let ring = &both.0.rings[1];
                 let table = ring.addr().table;
                 let size = u64::from(both.0.setup().queue_size);
                 let descriptors = (0..size).map(|i| table + 16 * i).collect();
-                (ring.buffers().collect(), descriptors, both.0.memory_fd().try_clone().ok())
+                (
+                    ring.buffers().collect(),
+                    descriptors,
+                    both.0.memory_fd().try_clone().ok(),
+                )
             }
         };
         let (log, plot) = (self.log.clone(), self.plot.clone());
         let (honest, rng) = (self.honest, Rng::new(rng.next()));
-        let tx = Twisted { inner: tx, port: self.port, log, plot, buffers, descriptors, file, honest, rng };
-        Sides { tx: Box::new(tx), rx }
+        let tx = Twisted {
+            inner: tx,
+            port: self.port,
+            log,
+            plot,
+            buffers,
+            descriptors,
+            file,
+            honest,
+            rng,
+        };
+        Sides {
+            tx: Box::new(tx),
+            rx,
+        }
     }
 
     /// Takes the sides back. `change` has the memory table set again, as for a guest that plugs memory.
@@ -296,7 +353,9 @@ impl Guest {
                 let (driver, session) = &mut **both;
                 session.take_back(sides);
                 if change {
-                    session.handle(Message::SetMemTable(driver.mem_table().unwrap())).unwrap();
+                    session
+                        .handle(Message::SetMemTable(driver.mem_table().unwrap()))
+                        .unwrap();
                 }
                 session.start().unwrap()
             }
@@ -311,9 +370,14 @@ impl Guest {
         match &mut self.kind {
             Kind::Memory(station) => station.send_with(&sent.frame, sent.request),
             Kind::Vhost(both) => {
-                let layout = Layout { cuts: cuts(rng), indirect: self.indirect && rng.chance(50) };
+                let layout = Layout {
+                    cuts: cuts(rng),
+                    indirect: self.indirect && rng.chance(50),
+                };
                 let header = sent.request.to_virtio(0);
-                both.0.send(0, &header, &sent.frame, &layout).unwrap_or(false)
+                both.0
+                    .send(0, &header, &sent.frame, &layout)
+                    .unwrap_or(false)
             }
         }
     }
@@ -321,20 +385,29 @@ impl Guest {
     /// Shows the switch what was queued; without a `kick` the notification is lost.
     pub fn publish(&mut self, kick: bool) {
         if let Kind::Vhost(both) = &mut self.kind {
-            let _ = if kick { both.0.publish(1).map(drop) } else { both.0.rings[1].ring.publish().map(drop).map_err(Into::into) };
+            let _ = if kick {
+                both.0.publish(1).map(drop)
+            } else {
+                both.0.rings[1].ring.publish().map(drop).map_err(Into::into)
+            };
         }
     }
 
     /// Gives the switch up to `count` receive buffers.
     pub fn post(&mut self, rng: &mut Rng, count: u64) {
-        let Kind::Vhost(both) = &mut self.kind else { return };
+        let Kind::Vhost(both) = &mut self.kind else {
+            return;
+        };
         let len = both.0.setup().buffer_len;
         for _ in 0..count {
             // A frame is written in at most 72 pieces, so small buffers that are merged come in one.
             let whole = self.room.mergeable && len < 9000;
             let mut cuts = if whole { Vec::new() } else { cuts(rng) };
             cuts.truncate(8);
-            let layout = Layout { cuts, indirect: self.indirect && rng.chance(50) };
+            let layout = Layout {
+                cuts,
+                indirect: self.indirect && rng.chance(50),
+            };
             if !both.0.post_receive(0, len, &layout).unwrap_or(false) {
                 break;
             }
@@ -348,7 +421,11 @@ impl Guest {
             Kind::Memory(station) => {
                 let received = station.receive()?;
                 self.room.free += 1;
-                Some((received.frame, received.meta.request, received.meta.header_len))
+                Some((
+                    received.frame,
+                    received.meta.request,
+                    received.meta.header_len,
+                ))
             }
             Kind::Vhost(both) => {
                 let received = both.0.receive(0).ok()??;
@@ -371,7 +448,9 @@ impl Guest {
 
     /// Breaks the rules of a ring. True if the switch is sure to notice at the next gathering.
     pub fn lie(&mut self, rng: &mut Rng) -> bool {
-        let Kind::Vhost(both) = &mut self.kind else { return false };
+        let Kind::Vhost(both) = &mut self.kind else {
+            return false;
+        };
         let driver = &mut both.0;
         let index = rng.below(2) as usize;
         let packed = driver.setup().features & feature::RING_PACKED != 0;
@@ -381,21 +460,35 @@ impl Guest {
         match rng.below(4) {
             0 if !packed => {
                 let window = memory.window(addr.avail + 2, 2).unwrap();
-                let Ok(old) = window.load_u16(0, Ordering::Relaxed) else { return false };
+                let Ok(old) = window.load_u16(0, Ordering::Relaxed) else {
+                    return false;
+                };
                 let new = old.wrapping_add(rng.range(300, 60_000) as u16);
                 window.store_u16(0, new, Ordering::Relaxed).is_ok() && index == 1
             }
             1 => {
-                let piece = Piece { addr: rng.pick(&[0, 1 << 45, u64::MAX - 10]), len: 100, writable: index == 0 };
+                let piece = Piece {
+                    addr: rng.pick(&[0, 1 << 45, u64::MAX - 10]),
+                    len: 100,
+                    writable: index == 0,
+                };
                 let added = matches!(ring.ring.add(&[piece], None), Ok(Some(_)));
                 let published = driver.publish(index).is_ok();
                 added && published && index == 1
             }
             2 if !packed => {
                 // A chain whose second descriptor is its first.
-                let piece = Piece { addr: ring.buffers().next().unwrap(), len: 100, writable: index == 0 };
-                let Ok(Some(head)) = ring.ring.add(&[piece], None) else { return false };
-                let window = memory.window(addr.table + 16 * u64::from(head) + 12, 4).unwrap();
+                let piece = Piece {
+                    addr: ring.buffers().next().unwrap(),
+                    len: 100,
+                    writable: index == 0,
+                };
+                let Ok(Some(head)) = ring.ring.add(&[piece], None) else {
+                    return false;
+                };
+                let window = memory
+                    .window(addr.table + 16 * u64::from(head) + 12, 4)
+                    .unwrap();
                 let _ = window.store_u16(0, 1, Ordering::Relaxed);
                 let _ = window.store_u16(2, head, Ordering::Relaxed);
                 driver.publish(index).is_ok() && index == 1
@@ -417,7 +510,9 @@ fn cuts(rng: &mut Rng) -> Vec<u32> {
         0..9 => Vec::new(),
         9..12 => vec![12],
         12..15 => vec![12, 14, 20],
-        15..18 => (0..rng.range(1, 4)).map(|_| rng.range(1, 700) as u32).collect(),
+        15..18 => (0..rng.range(1, 4))
+            .map(|_| rng.range(1, 700) as u32)
+            .collect(),
         18 => vec![5, 3, 4, 1, 1, 1, 128],
         _ => vec![1; rng.pick(&[3, 90])],
     }

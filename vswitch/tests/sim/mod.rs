@@ -79,7 +79,10 @@ fn random_vlans(rng: &mut Rng) -> Vlans {
         0..2 => Vlans::none(),
         2 => Vlans::access(vid),
         _ => {
-            let allowed: Vec<u16> = frames::VIDS.into_iter().filter(|_| rng.chance(60)).collect();
+            let allowed: Vec<u16> = frames::VIDS
+                .into_iter()
+                .filter(|_| rng.chance(60))
+                .collect();
             Vlans::trunk(&allowed, rng.pick(&[None, Some(0), Some(vid)]))
         }
     }
@@ -101,9 +104,19 @@ impl World {
         let mut rng = Rng::new(seed);
         let (switch, workers) = Switch::stepped(rng.range(1, 3) as usize).unwrap();
         let ageing = rng.pick(&[5, 60, 300]);
-        let spec = NetworkSpec { ageing: Duration::from_secs(ageing), fdb_capacity: 1024 };
-        let networks = (0..rng.range(1, 2)).map(|_| switch.create_network(&spec).unwrap()).collect();
-        let core = |(index, worker)| Core { worker, lag: i64::from(index == 1), asleep: false, owed: false };
+        let spec = NetworkSpec {
+            ageing: Duration::from_secs(ageing),
+            fdb_capacity: 1024,
+        };
+        let networks = (0..rng.range(1, 2))
+            .map(|_| switch.create_network(&spec).unwrap())
+            .collect();
+        let core = |(index, worker)| Core {
+            worker,
+            lag: i64::from(index == 1),
+            asleep: false,
+            owed: false,
+        };
         let mut world = World {
             cores: workers.into_iter().enumerate().map(core).collect(),
             switch,
@@ -145,7 +158,12 @@ impl World {
             caught: false,
             kick_lost: false,
         });
-        self.configs.push(Config { vlans, policy, network: Some(network), attached: true });
+        self.configs.push(Config {
+            vlans,
+            policy,
+            network: Some(network),
+            attached: true,
+        });
     }
 
     /// One random event, after which all rules hold.
@@ -201,7 +219,10 @@ impl World {
         let core = &mut self.cores[index];
         let mut worker = core.worker.lock().unwrap();
         if core.asleep {
-            let woken = worker.wait(&Timespec { tv_sec: 0, tv_nsec: 0 }) != Some(false);
+            let woken = worker.wait(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }) != Some(false);
             assert!(woken || !core.owed, "a worker sleeps through a frame");
             // Nobody wakes it, but in a second it looks by itself.
             if !woken && self.rng.chance(70) {
@@ -224,13 +245,24 @@ impl World {
         }
         drop(worker);
         let mut taken = vec![0; self.ports.len()];
-        self.log.lock().unwrap().iter().for_each(|gathered| taken[gathered.port] += gathered.frames.len());
-        assert_eq!(frames as usize, taken.iter().sum::<usize>(), "frames of a poll");
+        self.log
+            .lock()
+            .unwrap()
+            .iter()
+            .for_each(|gathered| taken[gathered.port] += gathered.frames.len());
+        assert_eq!(
+            frames as usize,
+            taken.iter().sum::<usize>(),
+            "frames of a poll"
+        );
         let seen = self.check_poll(now);
         for (port, taken) in self.ports.iter().zip(taken) {
             // A full burst may have ended before the lie.
             if port.worker == index && port.caught && taken < BURST {
-                assert!(port.handle.fault().is_some(), "a ring that lies is not noticed; {taken} frames were taken");
+                assert!(
+                    port.handle.fault().is_some(),
+                    "a ring that lies is not noticed; {taken} frames were taken"
+                );
             }
         }
         self.tally.tx.frames += seen;
@@ -243,11 +275,23 @@ impl World {
         }
         for _ in 0..self.rng.pick(&[1, 5, 1000]) {
             let Some(received) = port.guest.receive() else {
-                assert!(port.expected.is_empty(), "{} frames are missing", port.expected.len());
+                assert!(
+                    port.expected.is_empty(),
+                    "{} frames are missing",
+                    port.expected.len()
+                );
                 return;
             };
-            let expected = port.expected.pop_front().expect("a frame that was not sent here");
-            check::received(&received, &expected, &port.guest.features, port.guest.is_vhost());
+            let expected = port
+                .expected
+                .pop_front()
+                .expect("a frame that was not sent here");
+            check::received(
+                &received,
+                &expected,
+                &port.guest.features,
+                port.guest.is_vhost(),
+            );
         }
     }
 
@@ -289,7 +333,11 @@ impl World {
             let change = self.rng.chance(50);
             port.guest.take_back(sides, change);
         } else {
-            assert!(port.handle.attach(port.guest.sides(&mut self.rng)).is_none());
+            assert!(
+                port.handle
+                    .attach(port.guest.sides(&mut self.rng))
+                    .is_none()
+            );
         }
         config.attached = !config.attached;
     }
@@ -310,7 +358,11 @@ impl World {
             drop(port.handle.detach());
         }
         port.guest = Guest::new(&mut self.rng, index, &self.log);
-        assert!(port.handle.attach(port.guest.sides(&mut self.rng)).is_none());
+        assert!(
+            port.handle
+                .attach(port.guest.sides(&mut self.rng))
+                .is_none()
+        );
         port.expected.clear();
         (port.wild, port.caught) = (false, false);
         self.configs[index].attached = true;
@@ -335,7 +387,11 @@ impl World {
             let counters = port.handle.counters();
             let tx = &counters.tx;
             let out = tx.delivered + tx.consumed + tx.dropped();
-            assert_eq!(tx.frames + tx.extra_copies, out, "conservation at port {index}: {tx:?}");
+            assert_eq!(
+                tx.frames + tx.extra_copies,
+                out,
+                "conservation at port {index}: {tx:?}"
+            );
             sum.0 += tx.delivered;
             sum.1 += counters.rx.frames;
             if !port.wild {

@@ -22,15 +22,24 @@ pub struct Vlans {
 
 impl Vlans {
     pub fn none() -> Vlans {
-        Vlans { tagged: None, untagged: Some(0) }
+        Vlans {
+            tagged: None,
+            untagged: Some(0),
+        }
     }
 
     pub fn access(vid: u16) -> Vlans {
-        Vlans { tagged: None, untagged: Some(vid) }
+        Vlans {
+            tagged: None,
+            untagged: Some(vid),
+        }
     }
 
     pub fn trunk(allowed: &[u16], native: Option<u16>) -> Vlans {
-        Vlans { tagged: Some(allowed.iter().copied().collect()), untagged: native }
+        Vlans {
+            tagged: Some(allowed.iter().copied().collect()),
+            untagged: native,
+        }
     }
 
     pub fn mode(&self) -> VlanMode {
@@ -40,7 +49,10 @@ impl Vlans {
             (Some(allowed), native) => {
                 let mut set = VidSet::empty();
                 allowed.iter().for_each(|&vid| set.insert(vid));
-                VlanMode::Trunk { allowed: set, native }
+                VlanMode::Trunk {
+                    allowed: set,
+                    native,
+                }
             }
         }
     }
@@ -110,7 +122,10 @@ impl Model {
                 && config.policy.link_up
                 && config.vlans.egress(vid).is_some()
         };
-        let known = self.stations.get(&(network, to, vid)).filter(|(_, heard)| now - heard <= ageing);
+        let known = self
+            .stations
+            .get(&(network, to, vid))
+            .filter(|(_, heard)| now - heard <= ageing);
         match known {
             Some((port, _)) if to.0[0] & 1 == 0 => {
                 let config = &ports[*port];
@@ -121,12 +136,19 @@ impl Model {
                 } else if !config.policy.link_up {
                     Err(DropReason::LinkDown)
                 } else {
-                    Ok(Route { vid, to: vec![*port] })
+                    Ok(Route {
+                        vid,
+                        to: vec![*port],
+                    })
                 }
             }
             _ => {
                 let to: Vec<usize> = (0..ports.len()).filter(members).collect();
-                if to.is_empty() { Err(DropReason::NoDestination) } else { Ok(Route { vid, to }) }
+                if to.is_empty() {
+                    Err(DropReason::NoDestination)
+                } else {
+                    Ok(Route { vid, to })
+                }
             }
         }
     }
@@ -144,7 +166,12 @@ impl Model {
         if source.0[0] & 1 == 1 || source.0 == [0; 6] {
             return Err(DropReason::SourceMac);
         }
-        if from.policy.mac_guard.as_ref().is_some_and(|list| !list.contains(&source)) {
+        if from
+            .policy
+            .mac_guard
+            .as_ref()
+            .is_some_and(|list| !list.contains(&source))
+        {
             return Err(DropReason::MacGuard);
         }
         if to.0[..5] == [1, 0x80, 0xc2, 0, 0] && to.0[5] < 16 {

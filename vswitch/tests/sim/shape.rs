@@ -22,7 +22,11 @@ fn add(a: u16, b: u16) -> u16 {
 
 /// Sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1).
 pub fn pseudo(frame: &[u8], l3: usize, v6: bool, protocol: u8, len: usize) -> u16 {
-    let addresses = if v6 { &frame[l3 + 8..l3 + 40] } else { &frame[l3 + 12..l3 + 20] };
+    let addresses = if v6 {
+        &frame[l3 + 8..l3 + 40]
+    } else {
+        &frame[l3 + 12..l3 + 20]
+    };
     add(sum(addresses), add(protocol.into(), len as u16))
 }
 
@@ -48,7 +52,8 @@ pub struct Out {
 }
 
 fn tag(frame: &[u8]) -> Option<u16> {
-    (frame.len() >= 18 && frame[12..14] == [0x81, 0]).then(|| u16::from_be_bytes([frame[14], frame[15]]))
+    (frame.len() >= 18 && frame[12..14] == [0x81, 0])
+        .then(|| u16::from_be_bytes([frame[14], frame[15]]))
 }
 
 /// Bytes of the Ethernet header, with two tags at most.
@@ -65,7 +70,11 @@ fn l2_len(frame: &[u8]) -> usize {
 
 fn retag(frame: &[u8], egress: Egress, vid: u16) -> (Vec<u8>, i64) {
     let old = tag(frame);
-    let rest = if old.is_some() { &frame[16..] } else { &frame[12..] };
+    let rest = if old.is_some() {
+        &frame[16..]
+    } else {
+        &frame[12..]
+    };
     let mut out = frame[..12].to_vec();
     if egress == Egress::Tagged {
         out.extend([0x81, 0]);
@@ -77,7 +86,10 @@ fn retag(frame: &[u8], egress: Egress, vid: u16) -> (Vec<u8>, i64) {
 }
 
 fn complete(frame: &mut [u8], at: CsumAt) {
-    let (start, field) = (usize::from(at.start), usize::from(at.start) + usize::from(at.offset));
+    let (start, field) = (
+        usize::from(at.start),
+        usize::from(at.start) + usize::from(at.offset),
+    );
     let value = match !sum(&frame[start..]) {
         0 if at.offset == 6 => 0xffff,
         value => value,
@@ -96,10 +108,19 @@ pub fn leave(
     let l2 = (l2_len(&frame.bytes) as i64 + delta) as usize;
     let head = (frame.head as i64 + delta) as usize;
     let asked = frame.checked.request();
-    let csum = asked.csum.map(|at| CsumAt { start: (i64::from(at.start) + delta) as u16, ..at });
+    let csum = asked.csum.map(|at| CsumAt {
+        start: (i64::from(at.start) + delta) as u16,
+        ..at
+    });
     let one = |bytes: Vec<u8>, request, header_len, completed| {
         let needs_body = bytes.len() > head;
-        Ok(vec![Out { bytes, request, header_len, needs_body, completed }])
+        Ok(vec![Out {
+            bytes,
+            request,
+            header_len,
+            needs_body,
+            completed,
+        }])
     };
     let (mss, agreed) = match asked.gso {
         Gso::None => {
@@ -113,7 +134,16 @@ pub fn leave(
                 }
                 csum => {
                     let csum_valid = asked.csum_valid && features.csum;
-                    one(bytes, Request { csum, gso: Gso::None, csum_valid }, 0, false)
+                    one(
+                        bytes,
+                        Request {
+                            csum,
+                            gso: Gso::None,
+                            csum_valid,
+                        },
+                        0,
+                        false,
+                    )
                 }
             };
         }
@@ -130,10 +160,30 @@ pub fn leave(
     if agreed && features.csum && (features.ecn || !cwr) {
         let (mss, ecn) = (mss as u16, cwr);
         let v4 = matches!(asked.gso, Gso::Tcp4 { .. });
-        let gso = if v4 { Gso::Tcp4 { mss, ecn } } else { Gso::Tcp6 { mss, ecn } };
-        return one(bytes, Request { csum, gso, csum_valid: false }, headers as u16, false);
+        let gso = if v4 {
+            Gso::Tcp4 { mss, ecn }
+        } else {
+            Gso::Tcp6 { mss, ecn }
+        };
+        return one(
+            bytes,
+            Request {
+                csum,
+                gso,
+                csum_valid: false,
+            },
+            headers as u16,
+            false,
+        );
     }
-    let cut = Cut { l2, l4, headers, mss, head, keep_partial: features.csum };
+    let cut = Cut {
+        l2,
+        l4,
+        headers,
+        mss,
+        head,
+        keep_partial: features.csum,
+    };
     Ok(cut.segments(&bytes))
 }
 
@@ -148,14 +198,21 @@ struct Cut {
 
 impl Cut {
     fn segments(&self, frame: &[u8]) -> Vec<Out> {
-        let Cut { l4, headers, mss, .. } = *self;
+        let Cut {
+            l4, headers, mss, ..
+        } = *self;
         let payload = frame.len() - headers;
-        (0..payload.div_ceil(mss)).map(|n| self.segment(frame, n, (n + 1) * mss >= payload, l4)).collect()
+        (0..payload.div_ceil(mss))
+            .map(|n| self.segment(frame, n, (n + 1) * mss >= payload, l4))
+            .collect()
     }
 
     fn segment(&self, frame: &[u8], n: usize, last: bool, l4: usize) -> Out {
         let (l2, headers) = (self.l2, self.headers);
-        let (from, to) = (headers + n * self.mss, (headers + (n + 1) * self.mss).min(frame.len()));
+        let (from, to) = (
+            headers + n * self.mss,
+            (headers + (n + 1) * self.mss).min(frame.len()),
+        );
         let mut bytes = [&frame[..headers], &frame[from..to]].concat();
         let (l3_len, l4_len) = ((bytes.len() - l2) as u16, (bytes.len() - l4) as u16);
         if bytes[l2 - 2..l2] == [8, 0] {
@@ -180,11 +237,23 @@ impl Cut {
         let old = u16::from_be_bytes([bytes[l4 + 16], bytes[l4 + 17]]);
         let partial = add(add(old, !((frame.len() - l4) as u16)), l4_len);
         bytes[l4 + 16..l4 + 18].copy_from_slice(&partial.to_be_bytes());
-        let at = CsumAt { start: l4 as u16, offset: 16 };
+        let at = CsumAt {
+            start: l4 as u16,
+            offset: 16,
+        };
         if !self.keep_partial {
             complete(&mut bytes, at);
         }
-        let request = Request { csum: self.keep_partial.then_some(at), ..Request::default() };
-        Out { bytes, request, header_len: 0, needs_body: to > self.head, completed: !self.keep_partial }
+        let request = Request {
+            csum: self.keep_partial.then_some(at),
+            ..Request::default()
+        };
+        Out {
+            bytes,
+            request,
+            header_len: 0,
+            needs_body: to > self.head,
+            completed: !self.keep_partial,
+        }
     }
 }
