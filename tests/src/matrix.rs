@@ -13,12 +13,13 @@
 //! - The matrix of guests leaves out pairs without a guest. With a packet socket it keeps pairs with the LAN, on a
 //!   trunk: to the others the uplink makes no difference.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::{
-    Capture, Dpdk, Frames, Lab, Netns, Station,
+    Capture, Dpdk, Frames, Lab, Netns, Station, cmd,
     dpdk::virtio_user,
     lab::UPLINK,
     station::{Address, Transport},
@@ -162,6 +163,11 @@ impl Matrix {
             &virtio_user(&socket, &DPDK.mac(), &[]),
             "5tswap",
         )?);
+        let lab = &matrix.lab;
+        cmd::wait_until("the port of testpmd to run", Duration::from_secs(10), || {
+            let port = lab.ctl(&format!("port show {NETWORK} dpdk"))?;
+            Ok(port.get("state").and_then(Value::as_str) == Some("up"))
+        })?;
         for station in &mut matrix.stations {
             let interface = station.interface();
             for v6 in [false, true] {

@@ -1,11 +1,11 @@
 //! A place that traffic starts from and ends at: a namespace's interface, or a guest's.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 
 use crate::{
-    Background, Netns, QemuGuest,
+    Background, Netns, QemuGuest, cmd,
     guest::{Attachment, GuestConfig},
     paths,
 };
@@ -134,6 +134,11 @@ impl Station {
         station.run(&format!(
             "vswitch-traffic serve {TRAFFIC_PORT} >/dev/null 2>&1 &"
         ))?;
+        cmd::wait_until("the guest to listen", Duration::from_secs(20), || {
+            Ok(station
+                .run(&format!("grep -q ':{TRAFFIC_PORT:04X} ' /proc/net/tcp6"))
+                .is_ok())
+        })?;
         Ok(station)
     }
 

@@ -22,6 +22,10 @@ use crate::slot::{PortId, PortSlot};
 use crate::turn::Membership;
 use crate::worker::{Command, Reply, Worker, WorkerShared, WorkerTotals};
 
+mod stepped;
+
+pub use stepped::SteppedWorker;
+
 /// Ports a network holds at most: indices are 16 bits.
 pub const MAX_PORTS: usize = 1 << 16;
 
@@ -95,6 +99,8 @@ pub enum StartError {
 struct WorkerHandle {
     shared: Arc<WorkerShared>,
     commands: Mutex<Sender<Command>>,
+    /// The worker itself, if it has no thread.
+    by_hand: Option<SteppedWorker>,
 }
 
 impl WorkerHandle {
@@ -109,7 +115,10 @@ impl WorkerHandle {
         if sent.is_err() {
             return Reply::default();
         }
-        self.shared.ring();
+        match &self.by_hand {
+            Some(worker) => worker.lock().unwrap_or_else(PoisonError::into_inner).obey(),
+            None => self.shared.ring(),
+        }
         // A worker that has ended has let go of everything.
         reply.recv().unwrap_or_default()
     }
@@ -351,6 +360,7 @@ fn start_worker(
             WorkerHandle {
                 shared,
                 commands: Mutex::new(commands),
+                by_hand: None,
             },
             thread,
         )),

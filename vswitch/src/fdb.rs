@@ -80,6 +80,13 @@ impl Value {
     fn heard(self) -> u32 {
         (self.0 & TIME) as u32
     }
+    /// Seconds since it was heard. A worker whose clock lags behind that of the one that heard it sees it as fresh.
+    fn age(self, now: u32) -> u32 {
+        match now.wrapping_sub(self.heard()) & TIME as u32 {
+            ahead if ahead > TIME as u32 / 2 => 0,
+            age => age,
+        }
+    }
 }
 
 /// What became of an address that was heard.
@@ -305,17 +312,12 @@ impl Fdb {
             if let Some((key, value)) = read(place)
                 && self.is_live(value, now)
             {
-                let age = if value.is_static() {
-                    0
-                } else {
-                    now.wrapping_sub(value.heard()) & TIME as u32
-                };
                 entries.push(Entry {
                     mac: key.mac(),
                     vid: key.vid(),
                     port: value.port(),
                     fixed: value.is_static(),
-                    age,
+                    age: if value.is_static() { 0 } else { value.age(now) },
                 });
             }
         });
@@ -341,7 +343,7 @@ impl Fdb {
         }
         let ageing = self.ageing.load(Ordering::Relaxed);
         value.epoch() == self.epoch(value.port())
-            && (ageing == 0 || now.wrapping_sub(value.heard()) & TIME as u32 <= ageing)
+            && (ageing == 0 || value.age(now) <= ageing)
     }
 
     /// First words of the two buckets of `key`.
@@ -384,7 +386,7 @@ impl Fdb {
             Some((place, _)) => Some(place),
             None if at_quota => self.choose(key, now, |occupant| match occupant {
                 Occupant::Live(value) if value.port() == port => {
-                    Some(now.wrapping_sub(value.heard()) & TIME as u32)
+                    Some(value.age(now))
                 }
                 _ => None,
             }),

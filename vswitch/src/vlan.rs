@@ -105,3 +105,73 @@ impl VlanMode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn vid() -> impl Strategy<Value = Vid> {
+        // Few, so that they meet.
+        prop::sample::select(vec![1, 2, 10, 4093, 4094])
+    }
+
+    /// What is tagged, untagged, and whether tagged frames are refused altogether.
+    type Table = (BTreeSet<Vid>, Option<Vid>, bool);
+
+    fn mode() -> impl Strategy<Value = (VlanMode, Table)> {
+        let trunk = (
+            prop::collection::btree_set(vid(), 0..4),
+            prop::option::of(prop_oneof![Just(0), vid()]),
+        );
+        prop_oneof![
+            Just((VlanMode::None, (BTreeSet::new(), Some(0), true))),
+            vid().prop_map(|vid| (VlanMode::Access(vid), (BTreeSet::new(), Some(vid), true))),
+            trunk.prop_map(|(set, native)| {
+                let mut allowed = VidSet::empty();
+                set.iter().for_each(|&vid| allowed.insert(vid));
+                (VlanMode::Trunk { allowed, native }, (set, native, false))
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn rules_are_those_of_the_table(
+            (mode, (tagged, untagged, refuses)) in mode(),
+            tag in prop::option::of(prop_oneof![Just(0), vid(), 0u16..4096]),
+        ) {
+            let expected = match tag {
+                None | Some(0) => untagged.ok_or(DropReason::VlanUntagged),
+                Some(_) if refuses => Err(DropReason::VlanTagged),
+                Some(vid) => tagged.get(&vid).copied().ok_or(DropReason::VlanNotAllowed),
+            };
+            prop_assert_eq!(mode.ingress(tag), expected);
+            for vid in 0..=4095 {
+                let expected = if untagged == Some(vid) {
+                    Some(Egress::Untagged)
+                } else {
+                    tagged.contains(&vid).then_some(Egress::Tagged)
+                };
+                prop_assert_eq!(mode.egress(vid), expected);
+            }
+        }
+
+        #[test]
+        fn what_came_in_may_go_out_at_a_port_of_the_same_mode((mode, _) in mode(), tag in prop::option::of(vid())) {
+            if let Ok(vid) = mode.ingress(tag) {
+                let egress = mode.egress(vid);
+                // A tagged frame of the native VLAN leaves untagged.
+                prop_assert!(egress == Some(Egress::Untagged) || (egress == Some(Egress::Tagged) && tag == Some(vid)));
+            }
+        }
+
+        #[test]
+        fn a_set_holds_what_was_inserted(vids in prop::collection::btree_set(0u16..4096, 0..50)) {
+            let mut set = VidSet::empty();
+            vids.iter().for_each(|&vid| set.insert(vid));
+            prop_assert!(set.iter().eq(vids));
+        }
+    }
+}

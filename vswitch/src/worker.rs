@@ -309,8 +309,21 @@ impl Worker {
             .store(guestmem::cycles().wrapping_sub(born), Ordering::Relaxed);
     }
 
-    /// Sleeps until a port or the control side has something, after telling every port to wake us.
+    /// Sleeps until a port or the control side has something.
     fn sleep(&mut self) {
+        if self.doze() {
+            self.shared.parked.store(true, Ordering::Relaxed);
+            // Without an epoll to be had: look again in a millisecond.
+            if self.wait(&SLEEP).is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            self.shared.parked.store(false, Ordering::Relaxed);
+        }
+        self.rouse();
+    }
+
+    /// Tells every port to wake the worker. True if nothing came in meanwhile, so that it may sleep.
+    pub fn doze(&mut self) -> bool {
         if self.sleepers.is_none() {
             self.sleepers = self.watch().ok();
         }
@@ -318,21 +331,21 @@ impl Worker {
         for tx in self.polled() {
             may_sleep &= !tx.arm();
         }
-        if may_sleep && !self.shared.pending.load(Ordering::Acquire) {
-            self.shared.parked.store(true, Ordering::Relaxed);
-            match &self.sleepers {
-                Some(sleepers) => {
-                    let mut events = [epoll::Event {
-                        flags: epoll::EventFlags::empty(),
-                        data: epoll::EventData::new_u64(0),
-                    }];
-                    let _ = epoll::wait(sleepers, &mut events[..], Some(&SLEEP));
-                }
-                // No epoll to be had: look again in a millisecond.
-                None => std::thread::sleep(std::time::Duration::from_millis(1)),
-            }
-            self.shared.parked.store(false, Ordering::Relaxed);
-        }
+        may_sleep && !self.shared.pending.load(Ordering::Acquire)
+    }
+
+    /// Waits for a wake-up for up to `time`; whether there was one. `None` if there is no way to wait.
+    pub fn wait(&self, time: &Timespec) -> Option<bool> {
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }];
+        let woken = epoll::wait(self.sleepers.as_ref()?, &mut events[..], Some(time));
+        Some(woken.is_ok_and(|events| events > 0))
+    }
+
+    /// Tells every port that the worker polls again.
+    pub fn rouse(&mut self) {
         let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
         for tx in self.polled() {
             tx.disarm();

@@ -216,3 +216,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_worker_whose_clock_lags_behind_finds_what_another_just_heard() {
+    let fdb = Fdb::new(1024, 300, 7).unwrap();
+    let key = Key::new(Mac([2, 0, 0, 0, 0, 1]), 0);
+    assert_eq!(fdb.learn(key, 3, 100), Learned::Added);
+    assert_eq!(fdb.lookup(key, 99), Some(3));
+    assert_eq!(fdb.lookup(key, 400), Some(3));
+    assert_eq!(fdb.lookup(key, 401), None);
+}

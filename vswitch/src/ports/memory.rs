@@ -128,7 +128,8 @@ impl MemoryPort {
             rx: Box::new(MemoryRx {
                 shared: shared.clone(),
                 reserved: None,
-                committed: Vec::with_capacity(BURST),
+                // As many as there are buffers: cutting makes more than a burst.
+                committed: Vec::with_capacity(depth as usize),
             }),
         };
         Ok((sides, Station(shared)))
@@ -168,6 +169,12 @@ impl Station {
             let _ = rustix::io::write(&shared.wake, &1u64.to_ne_bytes());
         }
         true
+    }
+
+    /// Gives the next received frame's buffer back unread. False if there is none.
+    pub fn discard(&self) -> bool {
+        let full = self.0.rx.full.pop();
+        full.is_some_and(|full| self.0.rx.free.push(full.buffer).is_ok())
     }
 
     /// Takes the next received frame.

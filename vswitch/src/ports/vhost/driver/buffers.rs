@@ -88,6 +88,11 @@ impl GuestRing {
         })
     }
 
+    /// Address of each buffer.
+    pub fn buffers(&self) -> impl Iterator<Item = u64> {
+        (0..self.posted.len() as u64).map(|index| self.buffers + index * self.stride)
+    }
+
     /// Where the parts of the ring are.
     pub fn addr(&self) -> RingAddr {
         self.addr
