@@ -164,10 +164,14 @@ impl Matrix {
             "5tswap",
         )?);
         let lab = &matrix.lab;
-        cmd::wait_until("the port of testpmd to run", Duration::from_secs(10), || {
-            let port = lab.ctl(&format!("port show {NETWORK} dpdk"))?;
-            Ok(port.get("state").and_then(Value::as_str) == Some("up"))
-        })?;
+        cmd::wait_until(
+            "the port of testpmd to run",
+            Duration::from_secs(10),
+            || {
+                let port = lab.ctl(&format!("port show {NETWORK} dpdk"))?;
+                Ok(port.get("state").and_then(Value::as_str) == Some("up"))
+            },
+        )?;
         for station in &mut matrix.stations {
             let interface = station.interface();
             for v6 in [false, true] {

@@ -30,7 +30,9 @@ fn hosts_exchange_bytes_and_the_counters_add_up() -> Result<()> {
     ensure!(alice.taken > 20 && bob.taken > 20, "{alice:?} {bob:?}");
     // What alice said before bob was there had nobody to go to; nothing else is lost.
     let lost = alice.drops.iter().chain(&bob.drops);
-    let lost: Vec<_> = lost.filter(|(reason, _)| reason != "no_destination").collect();
+    let lost: Vec<_> = lost
+        .filter(|(reason, _)| reason != "no_destination")
+        .collect();
     ensure!(lost.is_empty(), "{alice:?} {bob:?}");
     Ok(())
 }

@@ -53,7 +53,10 @@ fn ports(list: &Value) -> String {
 /// A line of `ip -br addr` without the operational state, which is "unknown" until somebody has set it.
 fn addresses(line: &str) -> String {
     let words = line.split_whitespace().enumerate();
-    let words: Vec<&str> = words.filter(|(i, _)| *i != 1).map(|(_, word)| word).collect();
+    let words: Vec<&str> = words
+        .filter(|(i, _)| *i != 1)
+        .map(|(_, word)| word)
+        .collect();
     words.join(" ")
 }
 

@@ -7,7 +7,7 @@ use guestmem::{Fault, Memory, Span};
 use offload::plan::plan;
 use offload::{
     Action, Checked, CsumAt, Features, HEAD_MAX, Request, Segmenter, Sum, Tag, TagEdit,
-    finish_checksum,
+    finish_checksum, flow_hash,
 };
 
 use crate::burst::{Burst, Frame};
@@ -93,7 +93,32 @@ pub struct Outgoing<'a> {
     pub checked: Checked,
 }
 
+/// Queues that one job is spread over, at most: vhost-user numbers rings by 8 bits, two for each pair.
+pub const MAX_SPREAD: usize = 128;
+
+/// Which of `count` queues a frame goes to: its flow's hash as a fraction of 2^32, scaled.
+pub fn queue_of(head: &[u8], len: u32, count: usize) -> usize {
+    ((u64::from(flow_hash(head, len)) * count as u64) >> 32) as usize
+}
+
 impl Job<'_> {
+    /// Deals the frames out to `queues` queues by flow: the frames of queue n in element n. Beyond [`MAX_SPREAD`] queues
+    /// the others get none.
+    pub fn spread(&self, queues: usize) -> [u32; MAX_SPREAD] {
+        let mut shares = [0; MAX_SPREAD];
+        for (index, frame) in self.burst.frames().iter().enumerate() {
+            let bit = self.frames & (1 << index);
+            if bit == 0 {
+                continue;
+            }
+            let queue = queue_of(frame.head(), frame.len(), queues.min(MAX_SPREAD));
+            if let Some(share) = shares.get_mut(queue) {
+                *share |= bit;
+            }
+        }
+        shares
+    }
+
     /// Calls `each` for every frame of the job, in order, in the form in which it leaves.
     pub fn for_each(&self, report: &mut Report, mut each: impl FnMut(&mut Report, &Outgoing<'_>)) {
         let mut left = self.frames;

@@ -342,8 +342,7 @@ impl Fdb {
             return true;
         }
         let ageing = self.ageing.load(Ordering::Relaxed);
-        value.epoch() == self.epoch(value.port())
-            && (ageing == 0 || value.age(now) <= ageing)
+        value.epoch() == self.epoch(value.port()) && (ageing == 0 || value.age(now) <= ageing)
     }
 
     /// First words of the two buckets of `key`.
@@ -385,9 +384,7 @@ impl Fdb {
             }
             Some((place, _)) => Some(place),
             None if at_quota => self.choose(key, now, |occupant| match occupant {
-                Occupant::Live(value) if value.port() == port => {
-                    Some(value.age(now))
-                }
+                Occupant::Live(value) if value.port() == port => Some(value.age(now)),
                 _ => None,
             }),
             None => self.place_for_newcomer(key, now, held),

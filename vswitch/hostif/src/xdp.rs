@@ -200,7 +200,8 @@ impl Xdp {
         let software = link.kind.is_some();
         let needs_several = link.mtu > FRAME_ROOM - FRAME_OVERHEAD;
         let wire = Wire::new(name, software);
-        let attach = |several| Program::attach(config, link.index, queues, several, !wire.vlan_tags);
+        let attach =
+            |several| Program::attach(config, link.index, queues, several, !wire.vlan_tags);
         let (program, multi_buffer) = match attach(needs_several) {
             // The other end of a veth pair may have a larger MTU, and send frames of that length.
             Err(XdpError::NoDriverSupport { .. }) if !needs_several => (attach(true)?, true),

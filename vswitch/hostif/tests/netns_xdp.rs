@@ -332,13 +332,21 @@ fn a_frame_is_never_sent_in_part() {
     let queue = &mut uplink.queues[0];
     let half = Descriptor::new(128 * u64::from(FRAME_SIZE), 1000, true);
     let whole = Descriptor::new(129 * u64::from(FRAME_SIZE), 60, false);
-    assert_eq!(queue.sender.transmit(&[half, half]), 0, "the end is missing");
+    assert_eq!(
+        queue.sender.transmit(&[half, half]),
+        0,
+        "the end is missing"
+    );
     assert_eq!(queue.sender.transmit(&[whole, half]), 1);
     let room = queue.sender.transmit_room();
     assert_eq!(room, 255);
     let mut frames = vec![whole; room - 1];
     frames.extend([half, whole]);
-    assert_eq!(queue.sender.transmit(&frames), room - 1, "no room for both pieces");
+    assert_eq!(
+        queue.sender.transmit(&frames),
+        room - 1,
+        "no room for both pieces"
+    );
 }
 
 #[test]

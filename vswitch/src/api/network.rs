@@ -131,8 +131,7 @@ pub struct NetworkConfig {
     pub mtu: Mtu,
 }
 
-const VLAN_NEEDS_HOST_NIC: &str =
-    "a VLAN is that of the host NIC, which private networks and those without one do not have; give each port its VLAN";
+const VLAN_NEEDS_HOST_NIC: &str = "a VLAN is that of the host NIC, which private networks and those without one do not have; give each port its VLAN";
 
 impl CreateNetwork {
     /// Checks the fields against each other. The second value is the VLAN of the host NIC.

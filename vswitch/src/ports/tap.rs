@@ -11,11 +11,11 @@ use guestmem::{MapError, Memory, Span};
 use hostif::iov::{Iov, IovMut};
 use hostif::tap::TapQueue;
 use offload::plan::plan;
-use offload::{Action, Features, Request, VirtioNetHdr, flow_hash};
+use offload::{Action, Features, Request, VirtioNetHdr};
 use rustix::io::Errno;
 
 use crate::burst::{BURST, Burst, MAX_FRAME, MAX_SEGMENTS, SNAPSHOT};
-use crate::deliver::{Job, Outgoing, Report};
+use crate::deliver::{Job, Outgoing, Report, queue_of};
 use crate::drops::DropReason;
 use crate::port::{PortFault, RxSide, Sides, TxSide};
 
@@ -166,7 +166,7 @@ impl TapRx {
     fn write(&self, source: &Memory, frame: &Outgoing<'_>, action: Action) -> Result<(), Errno> {
         let queue = match self.queues.len() {
             1 => 0,
-            count => (u64::from(flow_hash(frame.head, frame.len)) * count as u64 >> 32) as usize,
+            count => queue_of(frame.head, frame.len, count),
         };
         let queue = self.queues.get(queue).ok_or(Errno::BADFD)?;
         let request = action.outgoing(&frame.checked, &FEATURES);

@@ -1,7 +1,7 @@
 //! The uplink of an external network by AF_XDP: the queues of a NIC as a port.
 //!
 //! The wire takes no offload requests, so checksums are filled in and large frames cut while they are copied into the
-//! UMEM. What comes from the wire is complete, except from a peer on this host: see [`complete_request`].
+//! UMEM. What comes from the wire is complete, except from a peer on this host: see `complete_request`.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use guestmem::{Memory, Span};
 use hostif::xdp::{Descriptor, FRAME_SIZE, XdpMode, XdpQueue, XdpReceiver, XdpSender, umem_len};
-use offload::{Features, Request, flow_hash};
+use offload::{Features, Request};
 use rustix::io::Errno;
 
 use crate::burst::{BURST, Burst, Frame, MAX_SEGMENTS};
-use crate::deliver::{Job, Report, deliver};
+use crate::deliver::{Job, MAX_SPREAD, Report, deliver};
 use crate::drops::DropReason;
 use crate::port::{PortFault, Room, RxMeta, RxRing, RxSide, Sides, TxSide};
 
@@ -166,13 +166,11 @@ struct XdpRx {
 
 impl RxSide for XdpRx {
     fn deliver(&mut self, job: &Job<'_>, report: &mut Report) {
-        let count = self.senders.len() as u64;
-        for (index, sender) in self.senders.iter_mut().enumerate() {
-            let frames = if count == 1 {
-                job.frames
-            } else {
-                frames_of_queue(job, index as u64, count)
-            };
+        let shares = match self.senders.len() {
+            1 => [job.frames; MAX_SPREAD],
+            queues => job.spread(queues),
+        };
+        for (sender, frames) in self.senders.iter_mut().zip(shares) {
             if frames != 0 {
                 sender.reclaim();
                 deliver(sender, &Job { frames, ..*job }, report);
@@ -183,17 +181,6 @@ impl RxSide for XdpRx {
     fn fault(&self) -> Option<PortFault> {
         self.senders.iter().find_map(|sender| sender.fault)
     }
-}
-
-/// The frames of `job` whose flow belongs to queue `index` of `count`.
-fn frames_of_queue(job: &Job<'_>, index: u64, count: u64) -> u32 {
-    let mut frames = 0;
-    for (bit, frame) in job.burst.frames().iter().enumerate() {
-        if u64::from(flow_hash(frame.head(), frame.len())) * count >> 32 == index {
-            frames |= 1 << bit;
-        }
-    }
-    frames & job.frames
 }
 
 /// The transmit queue of a NIC as a receive ring of the switch.

@@ -13,7 +13,7 @@ use crate::iov::{Iov, IovMut, result};
 /// The most messages that one call moves.
 pub(crate) const BATCH: usize = 32;
 
-/// Room for the control message that [`RecvMessage`] brings: `CMSG_SPACE(sizeof(struct tpacket_auxdata))`.
+/// Room for the control message that a received message brings: `CMSG_SPACE(sizeof(struct tpacket_auxdata))`.
 const CONTROL: usize = 40;
 
 /// A socket option whose value has no padding and no addresses in it.

@@ -149,4 +149,3 @@ fn tag_from_metadata(rx_vlan_tag: i32) -> [Instruction; 31] {
         Instruction::new(0xbf, 1, 6, 0, 0),                                // end: r1 = r6
     ]
 }
-

@@ -10,8 +10,8 @@ use guestmem::Window;
 
 use super::inflight::PackedPlace;
 use super::ring::{
-    Buffer, DESC_LEN, Desc, INDIRECT, Mark, NEXT, Negotiated, Piece, Ring, Table, fault, lost,
-    need_event,
+    Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, fault,
+    lost, need_event,
 };
 use crate::port::PortFault;
 
@@ -190,7 +190,7 @@ impl PackedRing {
                 });
             }
             slots += 1;
-            if slots > self.size {
+            if u32::from(slots) > MAX_CHAIN.min(self.size.into()) {
                 return fault("length of a descriptor chain", self.size);
             }
             // The first descriptor was made available last, so the others are valid, whatever their flags say.

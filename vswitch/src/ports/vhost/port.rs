@@ -4,13 +4,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use guestmem::Memory;
-use offload::flow_hash;
 
 use super::packed::PackedRing;
 use super::rx::RxQueue;
 use super::split::SplitRing;
 use super::tx::TxQueue;
-use crate::burst::{BURST, Burst};
+use crate::burst::Burst;
 use crate::deliver::{Job, Report, deliver};
 use crate::drops::DropReason;
 use crate::mac::Mac;
@@ -206,28 +205,7 @@ impl VhostRx {
         };
         self.queues.iter().map(stopped).collect()
     }
-
-    /// Deals the frames of `job` out to the queues: `frames` of queue n in element n.
-    fn spread(&self, job: &Job<'_>) -> [u32; MAX_SPREAD] {
-        let mut shares = [0; MAX_SPREAD];
-        let queues = self.queues.len().min(MAX_SPREAD) as u64;
-        for (index, frame) in job.burst.frames().iter().enumerate().take(BURST) {
-            let bit = 1 << index;
-            if job.frames & bit != 0 {
-                let hash = flow_hash(frame.head(), frame.len());
-                // The hash as a fraction of 2^32, scaled to the number of queues.
-                let queue = ((u64::from(hash) * queues) >> 32) as usize;
-                if let Some(share) = shares.get_mut(queue) {
-                    *share |= bit;
-                }
-            }
-        }
-        shares
-    }
 }
-
-/// Most queue pairs of a port, as vring indices are 8 bits (`VHOST_USER_SET_VRING_KICK`).
-pub const MAX_SPREAD: usize = 128;
 
 impl RxSide for VhostRx {
     fn deliver(&mut self, job: &Job<'_>, report: &mut Report) {
@@ -235,7 +213,7 @@ impl RxSide for VhostRx {
             [] => report.dropped(DropReason::RxNotReady, job.frames.count_ones()),
             [Running { queue, .. }] => either!(RxAny, queue, queue => deliver(queue, job, report)),
             _ => {
-                let shares = self.spread(job);
+                let shares = job.spread(self.queues.len());
                 for (Running { queue, .. }, frames) in self.queues.iter_mut().zip(shares) {
                     if frames != 0 {
                         let job = Job { frames, ..*job };

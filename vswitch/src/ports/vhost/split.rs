@@ -174,7 +174,7 @@ impl SplitRing {
         first: Desc,
         each: &mut impl FnMut(Piece) -> Result<(), PortFault>,
     ) -> Result<(), PortFault> {
-        let (mut desc, mut left) = (first, u32::from(self.size));
+        let (mut desc, mut left) = (first, MAX_CHAIN.min(self.size.into()));
         loop {
             let flags = desc.split_flags();
             if flags & INDIRECT != 0 {
