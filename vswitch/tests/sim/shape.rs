@@ -123,10 +123,8 @@ pub fn leave(
         }])
     };
     let (mss, agreed) = match asked.gso {
+        Gso::None if bytes.len() - l2 > mtu => return Err(DropReason::Mtu),
         Gso::None => {
-            if bytes.len() - l2 > mtu {
-                return Err(DropReason::Mtu);
-            }
             return match csum {
                 Some(at) if !features.csum => {
                     complete(&mut bytes, at);
@@ -134,16 +132,12 @@ pub fn leave(
                 }
                 csum => {
                     let csum_valid = asked.csum_valid && features.csum;
-                    one(
-                        bytes,
-                        Request {
-                            csum,
-                            gso: Gso::None,
-                            csum_valid,
-                        },
-                        0,
-                        false,
-                    )
+                    let request = Request {
+                        csum_valid,
+                        csum,
+                        gso: Gso::None,
+                    };
+                    one(bytes, request, 0, false)
                 }
             };
         }
@@ -165,26 +159,23 @@ pub fn leave(
         } else {
             Gso::Tcp6 { mss, ecn }
         };
-        return one(
-            bytes,
-            Request {
-                csum,
-                gso,
-                csum_valid: false,
-            },
-            headers as u16,
-            false,
-        );
+        let request = Request {
+            csum,
+            gso,
+            ..Request::default()
+        };
+        return one(bytes, request, headers as u16, false);
     }
-    let cut = Cut {
+    let keep_partial = features.csum;
+    Ok(Cut {
         l2,
         l4,
         headers,
         mss,
         head,
-        keep_partial: features.csum,
-    };
-    Ok(cut.segments(&bytes))
+        keep_partial,
+    }
+    .segments(&bytes))
 }
 
 struct Cut {
