@@ -152,13 +152,7 @@ pub fn leave(
         return Err(DropReason::Mtu);
     }
     if agreed && features.csum && (features.ecn || !cwr) {
-        let (mss, ecn) = (mss as u16, cwr);
-        let v4 = matches!(asked.gso, Gso::Tcp4 { .. });
-        let gso = if v4 {
-            Gso::Tcp4 { mss, ecn }
-        } else {
-            Gso::Tcp6 { mss, ecn }
-        };
+        let gso = large(asked.gso, mss as u16, cwr);
         let request = Request {
             csum,
             gso,
@@ -176,6 +170,13 @@ pub fn leave(
         keep_partial,
     }
     .segments(&bytes))
+}
+
+fn large(kind: Gso, mss: u16, ecn: bool) -> Gso {
+    match kind {
+        Gso::Tcp4 { .. } => Gso::Tcp4 { mss, ecn },
+        _ => Gso::Tcp6 { mss, ecn },
+    }
 }
 
 struct Cut {
