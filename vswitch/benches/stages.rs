@@ -5,13 +5,17 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
 use offload::request::validate;
 use offload::{CsumAt, Features, Gso, Request};
 use vswitch::burst::{BURST, Burst};
 use vswitch::deliver::{FrameMeta, Job, Report};
 use vswitch::fdb::{Fdb, Key};
 use vswitch::mac::Mac;
+use vswitch::port::Sides;
 use vswitch::ports::memory::MemoryPort;
 use vswitch::vlan::VlanMode;
 
@@ -115,44 +119,53 @@ fn delivery(c: &mut Criterion) {
         ),
     ];
     for (name, len, request, features) in cases {
-        let (mut from, sender) = MemoryPort::default().open().unwrap();
-        let (mut to, receiver) = MemoryPort {
-            features,
-            ..MemoryPort::default()
-        }
-        .open()
-        .unwrap();
-        let bytes = frame(len);
-        assert!(sender.send_with(&bytes, request));
-        let mut burst = Burst::new();
-        from.tx.gather(&mut burst);
-        let checked =
-            validate(&request, burst.frames().first().unwrap().head(), len as u32).unwrap();
-        let meta = [Some(FrameMeta {
-            checked,
-            tag: None,
-            vid: 0,
-            priority: 0,
-        })];
-        let vlan = VlanMode::None;
+        let (from, sender) = MemoryPort::default().open().unwrap();
+        assert!(sender.send_with(&frame(len), request));
         group.throughput(Throughput::Bytes(len as u64));
-        group.bench_function(BenchmarkId::new(name, len), |b| {
-            b.iter(|| {
-                let job = Job {
-                    burst: &burst,
-                    source: from.tx.memory(),
-                    meta: &meta,
-                    frames: 1,
-                    vlan: &vlan,
-                    mtu: if len == 9014 { 9000 } else { 1500 },
-                };
-                let mut report = Report::default();
-                to.rx.deliver(black_box(&job), &mut report);
-                assert!(report.source.delivered > 0);
-                while receiver.discard() {}
-            });
-        });
+        deliver_to(&mut group, BenchmarkId::new(name, len), from, features, len);
     }
+}
+
+/// Delivers the frame that waits in `from` again and again.
+fn deliver_to(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    id: BenchmarkId,
+    mut from: Sides,
+    features: Features,
+    len: usize,
+) {
+    let port = MemoryPort {
+        features,
+        ..MemoryPort::default()
+    };
+    let (mut to, receiver) = port.open().unwrap();
+    let mut burst = Burst::new();
+    from.tx.gather(&mut burst);
+    let taken = burst.frames().first().unwrap();
+    let checked = validate(&taken.request, taken.head(), taken.len()).unwrap();
+    let meta = [Some(FrameMeta {
+        checked,
+        tag: None,
+        vid: 0,
+        priority: 0,
+    })];
+    let vlan = VlanMode::None;
+    group.bench_function(id, |b| {
+        b.iter(|| {
+            let job = Job {
+                burst: &burst,
+                source: from.tx.memory(),
+                meta: &meta,
+                frames: 1,
+                vlan: &vlan,
+                mtu: if len == 9014 { 9000 } else { 1500 },
+            };
+            let mut report = Report::default();
+            to.rx.deliver(black_box(&job), &mut report);
+            assert!(report.source.delivered > 0);
+            while receiver.discard() {}
+        });
+    });
 }
 
 criterion_group! {

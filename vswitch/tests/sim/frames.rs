@@ -103,37 +103,7 @@ fn ip(rng: &mut Rng, mut frame: Vec<u8>, l2: usize) -> Sent {
     let protocol = if tcp { 6 } else { 17 };
     let l3 = l2 + 2;
     let l4_total = l4_len + payload;
-    if v6 {
-        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-        frame.extend((l4_total as u16).to_be_bytes());
-        frame.extend([protocol, 64]);
-        frame.extend([0xfd; 15]);
-        frame.push(rng.below(4) as u8);
-        frame.extend([0xfd; 15]);
-        frame.push(rng.below(4) as u8);
-    } else {
-        frame.extend([0x08, 0x00, 0x45, 0]);
-        frame.extend((20 + l4_total as u16).to_be_bytes());
-        frame.extend(rng.bytes(2));
-        frame.extend([
-            0x40,
-            0,
-            64,
-            protocol,
-            0,
-            0,
-            10,
-            0,
-            0,
-            rng.below(4) as u8,
-            10,
-            0,
-            0,
-            rng.below(4) as u8,
-        ]);
-        let sum = super::shape::sum(&frame[l3..]);
-        frame[l3 + 10..l3 + 12].copy_from_slice(&(!sum).to_be_bytes());
-    }
+    ip_header(rng, &mut frame, v6, protocol, l4_total);
     let l4 = frame.len();
     frame.extend([0x10, rng.below(4) as u8, 0, 80]);
     if tcp {
@@ -162,41 +132,79 @@ fn ip(rng: &mut Rng, mut frame: Vec<u8>, l2: usize) -> Sent {
         start: l4 as u16,
         offset: offset as u16,
     });
-    if large {
-        let mss = rng.pick(&[1460, 1448, 8960, 536, 100, 70]);
-        let ecn = rng.chance(50);
-        let gso = if v6 {
-            Gso::Tcp6 { mss, ecn }
-        } else {
-            Gso::Tcp4 { mss, ecn }
-        };
-        let request = if rng.chance(5) {
-            bad(rng)
+    if large || rng.chance(50) {
+        let request = if large {
+            large_request(rng, v6, csum)
         } else {
             Request {
                 csum,
-                gso,
-                csum_valid: false,
+                ..Request::default()
             }
         };
-        Sent { frame, request }
-    } else if rng.chance(50) {
-        Sent {
-            frame,
-            request: Request {
-                csum,
-                ..Request::default()
-            },
-        }
+        return Sent { frame, request };
+    }
+    let sum = match !super::shape::sum(&frame[l4..]) {
+        0 if !tcp => 0xffff,
+        sum => sum,
+    };
+    frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+    Sent {
+        frame,
+        request: Request::default(),
+    }
+}
+
+/// Ethertype and IP header in front of `len` bytes.
+fn ip_header(rng: &mut Rng, frame: &mut Vec<u8>, v6: bool, protocol: u8, len: usize) {
+    let l3 = frame.len() + 2;
+    if v6 {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend((len as u16).to_be_bytes());
+        frame.extend([protocol, 64]);
+        frame.extend([0xfd; 15]);
+        frame.push(rng.below(4) as u8);
+        frame.extend([0xfd; 15]);
+        frame.push(rng.below(4) as u8);
     } else {
-        let sum = match !super::shape::sum(&frame[l4..]) {
-            0 if !tcp => 0xffff,
-            sum => sum,
-        };
-        frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
-        Sent {
-            frame,
-            request: Request::default(),
+        frame.extend([0x08, 0x00, 0x45, 0]);
+        frame.extend((20 + len as u16).to_be_bytes());
+        frame.extend(rng.bytes(2));
+        frame.extend([
+            0x40,
+            0,
+            64,
+            protocol,
+            0,
+            0,
+            10,
+            0,
+            0,
+            rng.below(4) as u8,
+            10,
+            0,
+            0,
+            rng.below(4) as u8,
+        ]);
+        let sum = super::shape::sum(&frame[l3..]);
+        frame[l3 + 10..l3 + 12].copy_from_slice(&(!sum).to_be_bytes());
+    }
+}
+
+fn large_request(rng: &mut Rng, v6: bool, csum: Option<CsumAt>) -> Request {
+    let mss = rng.pick(&[1460, 1448, 8960, 536, 100, 70]);
+    let ecn = rng.chance(50);
+    let gso = if v6 {
+        Gso::Tcp6 { mss, ecn }
+    } else {
+        Gso::Tcp4 { mss, ecn }
+    };
+    if rng.chance(5) {
+        bad(rng)
+    } else {
+        Request {
+            csum,
+            gso,
+            csum_valid: false,
         }
     }
 }

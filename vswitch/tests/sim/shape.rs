@@ -123,10 +123,8 @@ pub fn leave(
         }])
     };
     let (mss, agreed) = match asked.gso {
+        Gso::None if bytes.len() - l2 > mtu => return Err(DropReason::Mtu),
         Gso::None => {
-            if bytes.len() - l2 > mtu {
-                return Err(DropReason::Mtu);
-            }
             return match csum {
                 Some(at) if !features.csum => {
                     complete(&mut bytes, at);
@@ -134,16 +132,12 @@ pub fn leave(
                 }
                 csum => {
                     let csum_valid = asked.csum_valid && features.csum;
-                    one(
-                        bytes,
-                        Request {
-                            csum,
-                            gso: Gso::None,
-                            csum_valid,
-                        },
-                        0,
-                        false,
-                    )
+                    let request = Request {
+                        csum_valid,
+                        csum,
+                        gso: Gso::None,
+                    };
+                    one(bytes, request, 0, false)
                 }
             };
         }
@@ -158,33 +152,31 @@ pub fn leave(
         return Err(DropReason::Mtu);
     }
     if agreed && features.csum && (features.ecn || !cwr) {
-        let (mss, ecn) = (mss as u16, cwr);
-        let v4 = matches!(asked.gso, Gso::Tcp4 { .. });
-        let gso = if v4 {
-            Gso::Tcp4 { mss, ecn }
-        } else {
-            Gso::Tcp6 { mss, ecn }
+        let gso = large(asked.gso, mss as u16, cwr);
+        let request = Request {
+            csum,
+            gso,
+            ..Request::default()
         };
-        return one(
-            bytes,
-            Request {
-                csum,
-                gso,
-                csum_valid: false,
-            },
-            headers as u16,
-            false,
-        );
+        return one(bytes, request, headers as u16, false);
     }
-    let cut = Cut {
+    let keep_partial = features.csum;
+    Ok(Cut {
         l2,
         l4,
         headers,
         mss,
         head,
-        keep_partial: features.csum,
-    };
-    Ok(cut.segments(&bytes))
+        keep_partial,
+    }
+    .segments(&bytes))
+}
+
+fn large(kind: Gso, mss: u16, ecn: bool) -> Gso {
+    match kind {
+        Gso::Tcp4 { .. } => Gso::Tcp4 { mss, ecn },
+        _ => Gso::Tcp6 { mss, ecn },
+    }
 }
 
 struct Cut {
