@@ -389,12 +389,14 @@ impl Core {
     }
 
     /// Replaces the ports of a network by what `change` makes of them, and waits until every worker has the new view.
-    /// The lock on the networks is held throughout, so that views reach all workers in one order.
+    /// Then `settle` does what must be done before the next change. The lock on the networks is held throughout, so that views reach all workers in one
+    /// order, and nobody is given a port index that is still being cleared.
     fn change<T>(
         &self,
         id: NetworkId,
         change: impl FnOnce(&Fdb, &mut Vec<Option<Arc<PortView>>>) -> Result<T, ControlError>,
-    ) -> Result<(T, Arc<NetworkView>), ControlError> {
+        settle: impl FnOnce(&Arc<NetworkView>, &T),
+    ) -> Result<T, ControlError> {
         let mut networks = self.networks();
         let network = networks.get_mut(&id).ok_or(ControlError::NoNetwork)?;
         let mut ports = network.view.ports.clone();
@@ -408,7 +410,21 @@ impl Core {
         for worker in &self.workers {
             worker.call(|to| Command::View(view.clone(), to));
         }
-        Ok((result, view))
+        settle(&view, &result);
+        Ok(result)
+    }
+
+    /// Takes the port at `index` out of a network, and forgets what was learned behind it.
+    fn vacate(&self, network: NetworkId, index: PortIndex) {
+        let remove = |_: &Fdb, ports: &mut Vec<Option<Arc<PortView>>>| {
+            if let Some(place) = ports.get_mut(usize::from(index)) {
+                *place = None;
+            }
+            while ports.pop_if(|last| last.is_none()).is_some() {}
+            Ok(())
+        };
+        // The network cannot be gone: it is not deleted while it has ports.
+        let _ = self.change(network, remove, |view, ()| view.fdb.forget_port(index));
     }
 }
 
@@ -450,7 +466,7 @@ impl PortHandle {
             policy: state.policy.clone(),
         });
         let quota = state.policy.mac_quota;
-        let (index, view) = core.change(network, |fdb, ports| {
+        let enter = |fdb: &Fdb, ports: &mut Vec<Option<Arc<PortView>>>| {
             let free = ports.iter().position(Option::is_none);
             let index = free.unwrap_or(ports.len());
             if index >= MAX_PORTS {
@@ -462,12 +478,15 @@ impl PortHandle {
             }
             fdb.set_quota(index as PortIndex, quota);
             Ok(index as PortIndex)
+        };
+        let index = core.change(network, enter, |view, &index| {
+            let view = view.clone();
+            let membership = Some(Membership { view, index });
+            core.call(self.owner, |to| Command::Join(self.id(), membership, to));
         })?;
-        self.leave(&core, &mut state);
-        core.call(self.owner, |to| {
-            Command::Join(self.id(), Some(Membership { view, index }), to)
-        });
-        state.place = Some((network, index));
+        if let Some((before, index)) = state.place.replace((network, index)) {
+            core.vacate(before, index);
+        }
         Ok(())
     }
 
@@ -483,17 +502,7 @@ impl PortHandle {
             return;
         };
         core.call(self.owner, |to| Command::Join(self.id(), None, to));
-        // The network cannot be gone: it is not deleted while it has ports.
-        let _ = core.change(network, |_, ports| {
-            if let Some(place) = ports.get_mut(usize::from(index)) {
-                *place = None;
-            }
-            while ports.pop_if(|last| last.is_none()).is_some() {}
-            Ok(())
-        });
-        if let Some(network) = core.networks().get(&network) {
-            network.view.fdb.forget_port(index);
-        }
+        core.vacate(network, index);
     }
 
     /// The network and index the port is connected at.
@@ -520,16 +529,19 @@ impl PortHandle {
             slot: self.slot.clone(),
             policy,
         });
-        let _ = core.change(network, |fdb, ports| {
+        let replace = |fdb: &Fdb, ports: &mut Vec<Option<Arc<PortView>>>| {
             if let Some(place) = ports.get_mut(usize::from(index)) {
                 *place = Some(port);
             }
             fdb.set_quota(index, quota);
             Ok(())
+        };
+        // The network cannot be gone: it is not deleted while it has ports.
+        let _ = core.change(network, replace, |view, ()| {
+            if learned_elsewhere {
+                view.fdb.flush_port(index);
+            }
         });
-        if learned_elsewhere && let Some(network) = core.networks().get(&network) {
-            network.view.fdb.flush_port(index);
-        }
     }
 
     /// The counters as they stand.

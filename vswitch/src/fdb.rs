@@ -145,7 +145,7 @@ pub struct Fdb {
     /// Learned and static entries together, stale ones included until swept.
     used: AtomicU32,
     ageing: AtomicU32,
-    /// Odd multipliers chosen at random, so that no guest can pick addresses that collide.
+    /// What the hash function adds and multiplies by: random, so that no guest can pick addresses that collide.
     seeds: [u64; 2],
     writer: Mutex<()>,
 }
@@ -345,15 +345,17 @@ impl Fdb {
         value.epoch() == self.epoch(value.port()) && (ageing == 0 || value.age(now) <= ageing)
     }
 
-    /// First words of the two buckets of `key`.
+    /// First words of the two buckets of `key`: both halves of one hash.
+    #[inline]
     fn candidates(&self, key: Key) -> [usize; 2] {
-        self.seeds.map(|seed| {
-            let hash = (key.0 ^ seed).wrapping_mul(seed);
-            let bucket = (hash ^ hash >> 29).wrapping_mul(seed) >> 20 & self.bucket_mask;
-            self.first_word + bucket as usize * BUCKET_WORDS
-        })
+        let [add, multiply] = self.seeds;
+        let hash = (key.0 ^ add).wrapping_mul(multiply);
+        let hash = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        [hash >> 4, hash >> 34]
+            .map(|half| self.first_word + (half & self.bucket_mask) as usize * BUCKET_WORDS)
     }
 
+    #[inline]
     fn find(&self, key: Key) -> Option<(Place<'_>, Value)> {
         for first in self.candidates(key) {
             for place in places_of(self.words.get(first..first + BUCKET_WORDS)) {
@@ -435,20 +437,22 @@ impl Fdb {
         None
     }
 
-    /// How willingly a place is given to a newcomer whose port holds `held` entries: stale and empty ones first, then
+    /// How willingly a place is given to a newcomer whose port holds `held` entries: empty and stale ones first, then
     /// those of the port that holds most.
     fn rank_for_newcomer(&self, occupant: Occupant, held: u32) -> Option<u32> {
         match occupant {
-            Occupant::Stale => Some(u32::MAX),
-            Occupant::Empty { neighbours } => (self.used.load(Ordering::Relaxed) < self.capacity)
-                .then_some(u32::MAX - 1 - neighbours),
+            // What is stale to one worker may not be to another, whose clock lags.
+            Occupant::Stale => Some(u32::MAX / 2),
+            Occupant::Empty { neighbours } => {
+                (self.used.load(Ordering::Relaxed) < self.capacity).then_some(u32::MAX - neighbours)
+            }
             Occupant::Live(value) => {
                 let holds = self
                     .ports
                     .get(usize::from(value.port()))?
                     .count
                     .load(Ordering::Relaxed);
-                (holds > held).then_some(holds.min(u32::MAX / 2))
+                (holds > held).then_some(holds.min(u32::MAX / 4))
             }
         }
     }

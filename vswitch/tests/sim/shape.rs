@@ -105,6 +105,10 @@ pub fn leave(
     mtu: usize,
 ) -> Result<Vec<Out>, DropReason> {
     let (mut bytes, delta) = retag(&frame.bytes, egress, vid);
+    // Without its tag the frame would be one of the VLAN of the tag under it.
+    if egress == Egress::Untagged && delta < 0 && bytes[12..14] == [0x81, 0] {
+        return Err(DropReason::VlanTagged);
+    }
     let l2 = (l2_len(&frame.bytes) as i64 + delta) as usize;
     let head = (frame.head as i64 + delta) as usize;
     let asked = frame.checked.request();

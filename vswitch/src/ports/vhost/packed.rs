@@ -13,6 +13,7 @@ use super::ring::{
     Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, fault,
     lost, need_event,
 };
+use crate::burst::BURST;
 use crate::port::PortFault;
 
 /// The descriptor was made available in a lap with this wrap counter (`VIRTQ_DESC_F_AVAIL`).
@@ -258,9 +259,23 @@ impl Ring for PackedRing {
         self.next_avail = Place::from_bits(mark.0);
     }
 
+    fn fetch(&mut self) {
+        // Four descriptors a cache line.
+        for line in 0..BURST as u16 / 4 {
+            let index = self
+                .next_avail
+                .advance((4 * line).min(self.size), self.size)
+                .index;
+            self.parts.table.prefetch(usize::from(index) * DESC_LEN);
+        }
+    }
+
     #[inline]
-    fn ahead(&self) -> Option<u64> {
-        let index = self.next_avail.advance(2.min(self.size), self.size).index;
+    fn ahead(&self, distance: u16) -> Option<u64> {
+        let index = self
+            .next_avail
+            .advance(distance.min(self.size), self.size)
+            .index;
         self.parts
             .table
             .load_u64(usize::from(index) * DESC_LEN, Ordering::Relaxed)

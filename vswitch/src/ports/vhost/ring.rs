@@ -148,8 +148,11 @@ pub trait Ring: Send {
     /// Puts back everything taken since `mark`.
     fn rewind(&mut self, mark: Mark);
 
-    /// The address that a chain to be taken soon probably starts at, for fetching it ahead. Not checked.
-    fn ahead(&self) -> Option<u64>;
+    /// Fetches the descriptors of the chains that will be taken next towards the core.
+    fn fetch(&mut self);
+
+    /// The address that the chain `distance` after the next one probably starts at, for fetching it ahead. Not checked.
+    fn ahead(&self, distance: u16) -> Option<u64>;
 
     /// Gives the oldest chain back, `written` bytes of it written. Not visible before [`Ring::publish`].
     fn give(&mut self, buffer: Buffer, written: u32) -> Result<(), PortFault>;

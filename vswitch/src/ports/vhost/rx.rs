@@ -11,6 +11,9 @@ use super::tx::Events;
 use crate::drops::DropReason;
 use crate::port::{MAX_ROOM, PortFault, Room, RxMeta, RxRing};
 
+/// How many chains ahead of the one being filled a buffer is fetched.
+const AHEAD: u16 = 8;
+
 /// What was negotiated about received frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RxFormat {
@@ -229,7 +232,11 @@ impl<R: Ring> RxRing for RxQueue<R> {
         });
         match result {
             Ok(()) => {
-                if let Some(span) = self.ring.ahead().and_then(|addr| self.memory.span(addr, 1)) {
+                if let Some(span) = self
+                    .ring
+                    .ahead(AHEAD)
+                    .and_then(|addr| self.memory.span(addr, 1))
+                {
                     self.memory.prefetch_write(span);
                 }
             }
@@ -251,6 +258,7 @@ impl<R: Ring> RxRing for RxQueue<R> {
     }
 
     fn publish(&mut self) -> bool {
+        self.ring.fetch();
         // What was committed before a fault is still published: it was counted as delivered.
         match self.ring.publish() {
             Ok(wanted) => wanted && self.events.call(),

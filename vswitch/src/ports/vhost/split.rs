@@ -257,9 +257,16 @@ impl Ring for SplitRing {
         self.next_avail = mark.0;
     }
 
+    fn fetch(&mut self) {
+        // A ring that lies is found out when it is taken from.
+        if self.head(self.next_avail).is_none() {
+            let _ = self.fill();
+        }
+    }
+
     #[inline]
-    fn ahead(&self) -> Option<u64> {
-        let head = self.head(self.next_avail.wrapping_add(2))?;
+    fn ahead(&self, distance: u16) -> Option<u64> {
+        let head = self.head(self.next_avail.wrapping_add(distance))?;
         self.parts
             .table
             .load_u64(usize::from(head) * DESC_LEN, Ordering::Relaxed)

@@ -104,6 +104,9 @@ impl<R: Ring> TxQueue<R> {
                 }
             }
         }
+        if taken.len() == want {
+            self.ring.fetch();
+        }
         for chain in &taken {
             let spans = self
                 .spans

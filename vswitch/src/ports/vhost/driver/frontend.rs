@@ -131,13 +131,16 @@ impl Frontend {
     /// [`FrontendError`].
     pub fn handshake(&self, guest: &Guest) -> Result<(), FrontendError> {
         self.ask(&Message::GetFeatures)?;
-        self.ask(&Message::GetProtocolFeatures)?;
+        let offered = number(&self.ask(&Message::GetProtocolFeatures)?)
+            .ok_or(FrontendError::Reply(Code::GetProtocolFeatures))?;
         self.ask(&Message::GetQueueNum)?;
         for message in guest.messages()? {
             // Replies to all can be asked for once that is negotiated.
             match message {
-                Message::SetOwner | Message::SetProtocolFeatures(_) => {
-                    self.send(&message, 0).map(drop)?
+                Message::SetOwner => self.send(&message, 0).map(drop)?,
+                Message::SetProtocolFeatures(bits) => {
+                    let both = Message::SetProtocolFeatures(bits & offered);
+                    self.send(&both, 0).map(drop)?;
                 }
                 message => self.tell(&message)?,
             }
