@@ -285,6 +285,17 @@ fn shift_header(header: &mut [u8; 12]) {
     }
 }
 
+/// Drops the frames of an interface behind the packet sockets, for as long as the returned file is open.
+fn silence(interface: u32) -> Result<OwnedFd, Errno> {
+    /// `TCX_DROP`
+    const DROP: i32 = 2;
+    let program = load_ingress(&[
+        Instruction::new(0xb7, 0, 0, 0, DROP), // r0 = DROP
+        Instruction::new(0x95, 0, 0, 0, 0),    // return r0
+    ])?;
+    link_ingress(program.as_fd(), interface)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,15 +309,4 @@ mod tests {
         shift_header(&mut valid);
         assert_eq!(valid, [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
-}
-
-/// Drops the frames of an interface behind the packet sockets, for as long as the returned file is open.
-fn silence(interface: u32) -> Result<OwnedFd, Errno> {
-    /// `TCX_DROP`
-    const DROP: i32 = 2;
-    let program = load_ingress(&[
-        Instruction::new(0xb7, 0, 0, 0, DROP), // r0 = DROP
-        Instruction::new(0x95, 0, 0, 0, 0),    // return r0
-    ])?;
-    link_ingress(program.as_fd(), interface)
 }

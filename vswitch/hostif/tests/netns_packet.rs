@@ -8,6 +8,7 @@
 
 mod common;
 
+use std::io::ErrorKind;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -87,7 +88,9 @@ fn datagrams_cross_both_ways() {
         right.run("ip addr add 10.9.0.2/24 dev vb");
         right.run("ip neigh add 10.9.0.1 lladdr 02:00:00:00:00:0a dev vb");
         left.run("ip addr add 10.9.0.1/24 dev va");
-        let host = left.enter(|| UdpSocket::bind("10.9.0.1:0").unwrap());
+        left.run("ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:0b dev va");
+        let host = left.enter(|| UdpSocket::bind("10.9.0.1:1000").unwrap());
+        host.set_nonblocking(true).unwrap();
         let mut port = Port::open(&left, "va", qdisc_bypass);
         let socket = right.enter(|| UdpSocket::bind("10.9.0.2:2000").unwrap());
         socket
@@ -104,8 +107,10 @@ fn datagrams_cross_both_ways() {
                 "the checksum is unfinished"
             );
             assert_eq!(&got[42..], data);
-            port.send(&[0; 12], &frame(&data));
             let mut buffer = vec![0; 9000];
+            let heard = host.recv(&mut buffer).unwrap_err();
+            assert_eq!(heard.kind(), ErrorKind::WouldBlock, "the stack hears it");
+            port.send(&[0; 12], &frame(&data));
             let n = socket.recv(&mut buffer).unwrap();
             assert_eq!(buffer[..n], data);
             host.send_to(b"out", "10.9.0.2:2000").unwrap();

@@ -459,7 +459,9 @@ fn frames_in_pieces_are_received_whole() {
     let queue = &mut uplink.queues[0];
     let more = |pieces: &[Descriptor]| pieces.iter().map(Descriptor::more).collect::<Vec<_>>();
     let mut pieces = [Descriptor::default(); 5];
-    wait_for("frame", || (queue.receive(&mut pieces) == 3).then_some(()));
+    wait_for("frame", || {
+        (queue.receiver.receive(&mut pieces) == 3).then_some(())
+    });
     assert_eq!(
         more(&pieces[..3]),
         [true, true, false],
@@ -467,16 +469,20 @@ fn frames_in_pieces_are_received_whole() {
     );
     assert_eq!(pieces[..3].iter().map(|p| p.len).sum::<u32>(), 9014);
     let mut few = [Descriptor::default(); 2];
-    wait_for("frame", || (queue.receive(&mut few) == 2).then_some(()));
+    wait_for("frame", || {
+        (queue.receiver.receive(&mut few) == 2).then_some(())
+    });
     assert_eq!(more(&few), [true, true]);
     assert_eq!(
-        queue.receive(&mut few),
+        queue.receiver.receive(&mut few),
         1,
         "the end of the second frame, nothing of the third"
     );
     assert_eq!(more(&few[..1]), [false]);
-    wait_for("frame", || (queue.receive(&mut pieces) == 3).then_some(()));
-    assert_eq!(queue.receive(&mut pieces), 0);
+    wait_for("frame", || {
+        (queue.receiver.receive(&mut pieces) == 3).then_some(())
+    });
+    assert_eq!(queue.receiver.receive(&mut pieces), 0);
 }
 
 /// A frame with a tag that enters by a TAP device and leaves by a bridge has its tag beside it on the veth pair.
