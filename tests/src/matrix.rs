@@ -16,7 +16,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use crate::{
     Capture, Dpdk, Frames, Lab, Netns, Station, cmd,
@@ -163,15 +162,6 @@ impl Matrix {
             &virtio_user(&socket, &DPDK.mac(), &[]),
             "5tswap",
         )?);
-        let lab = &matrix.lab;
-        cmd::wait_until(
-            "the port of testpmd to run",
-            Duration::from_secs(10),
-            || {
-                let port = lab.ctl(&format!("port show {NETWORK} dpdk"))?;
-                Ok(port.get("state").and_then(Value::as_str) == Some("up"))
-            },
-        )?;
         for station in &mut matrix.stations {
             let interface = station.interface();
             for v6 in [false, true] {
@@ -182,6 +172,13 @@ impl Matrix {
                 ))?;
             }
         }
+        // testpmd fills its receive ring some time after its port is up.
+        let host = matrix.stations.first_mut().context("no host")?;
+        cmd::wait_until("testpmd to forward", Duration::from_secs(10), || {
+            Ok(host
+                .run(&format!("ping -c 1 -W 1 {}", DPDK.ip(false)))
+                .is_ok())
+        })?;
         Ok(matrix)
     }
 

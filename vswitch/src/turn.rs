@@ -14,6 +14,7 @@ use crate::fdb::{Learned, PortIndex};
 use crate::network::{NetworkView, PortPolicy};
 use crate::port::TxSide;
 use crate::slot::PortSlot;
+use crate::vlan::Vid;
 
 /// Where a port stands in a network.
 #[derive(Clone)]
@@ -115,6 +116,7 @@ impl Turn {
             return;
         };
         let mut admitted: [Option<Admitted>; BURST] = [None; BURST];
+        let mut last = None;
         for ((frame, admitted), meta) in self
             .burst
             .frames()
@@ -127,34 +129,64 @@ impl Turn {
                 .map_or_else(|| judge(&port.policy, frame), Err)
             {
                 Ok((found, known)) => {
-                    classify::prefetch(view, &found);
+                    let pair = Some((found.source, found.destination));
+                    if pair != last {
+                        classify::prefetch(view, &found);
+                        last = pair;
+                    }
                     (*admitted, *meta) = (Some(found), Some(known));
                 }
                 Err(reason) => self.counts.drops.add(reason, 1),
             }
         }
+        self.route(view, from, now, &admitted);
+    }
+
+    /// Learns from each frame and looks up where it goes. Frames of one conversation come in trains: what the frame before
+    /// has settled is not asked again.
+    fn route(
+        &mut self,
+        view: &NetworkView,
+        from: PortIndex,
+        now: u32,
+        admitted: &[Option<Admitted>; BURST],
+    ) {
+        let mut last: Option<(Admitted, Verdict)> = None;
         for (index, frame) in admitted.iter().take(self.burst.len()).enumerate() {
             let Some(frame) = frame else { continue };
-            match classify::learn(view, from, frame, now) {
-                Learned::Full | Learned::Pinned => self.counts.learn_refused += 1,
-                Learned::Known | Learned::Added | Learned::Busy => {}
-            }
-            let bit = 1 << index;
-            match classify::forward(view, from, frame, now) {
-                Verdict::Drop(reason) => self.counts.drops.add(reason, 1),
-                Verdict::Unicast(to) => self.plan(to, bit),
-                Verdict::Flood => {
-                    let mut copies = 0;
-                    for to in classify::flood(view, from, frame.vid) {
-                        self.plan(to, bit);
-                        copies += 1;
-                    }
-                    match copies {
-                        0 => self.counts.drops.add(DropReason::NoDestination, 1),
-                        _ => self.counts.extra_copies += copies - 1,
+            let verdict = match last {
+                Some((before, verdict)) if before.source == frame.source => {
+                    match before.destination == frame.destination {
+                        true => verdict,
+                        false => classify::forward(view, from, frame, now),
                     }
                 }
+                _ => {
+                    let learned = classify::learn(view, from, frame, now);
+                    self.counts.learn_refused +=
+                        u64::from(matches!(learned, Learned::Full | Learned::Pinned));
+                    classify::forward(view, from, frame, now)
+                }
+            };
+            last = Some((*frame, verdict));
+            let bit = 1 << index;
+            match verdict {
+                Verdict::Drop(reason) => self.counts.drops.add(reason, 1),
+                Verdict::Unicast(to) => self.plan(to, bit),
+                Verdict::Flood => self.plan_flood(view, from, frame.vid, bit),
             }
+        }
+    }
+
+    fn plan_flood(&mut self, view: &NetworkView, from: PortIndex, vid: Vid, bit: u32) {
+        let mut copies = 0;
+        for to in classify::flood(view, from, vid) {
+            self.plan(to, bit);
+            copies += 1;
+        }
+        match copies {
+            0 => self.counts.drops.add(DropReason::NoDestination, 1),
+            _ => self.counts.extra_copies += copies - 1,
         }
     }
 

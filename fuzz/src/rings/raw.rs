@@ -64,7 +64,8 @@ fn call<R: Ring>(
             }
         }
         5 => {
-            let _ = ring.ahead();
+            let _ = ring.ahead(u16::from(action));
+            ring.fetch();
             ring.publish()?;
             assert_eq!(ring.publish(), Ok(false), "there was nothing more");
         }

@@ -196,50 +196,6 @@ fn a_truncated_dirty_log_faults_the_memory() {
     assert!(!memory.is_faulted());
 }
 
-/// Needs two free 2 MiB pages, which this test does not take from the host by itself.
-#[test]
-#[ignore = "needs 2 MiB pages: sysctl vm.nr_overcommit_hugepages=4"]
-fn huge_pages() {
-    const HUGE: u64 = 2 << 20;
-    let fd = memfd_create("huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB).unwrap();
-    ftruncate(&fd, 2 * HUGE).unwrap();
-    let part = |guest_addr, fd_offset, len| {
-        let fd = fd.try_clone().unwrap();
-        RegionSpec {
-            guest_addr,
-            user_addr: guest_addr,
-            len,
-            fd,
-            fd_offset,
-        }
-    };
-    // As QEMU announces guest memory: below and above the hole at 640 KiB.
-    let memory = Memory::map(vec![
-        part(0, 0, 0xa0000),
-        part(0xc0000, 0xc0000, 2 * HUGE - 0xc0000),
-    ])
-    .unwrap();
-    let view = Memory::map(vec![part(0, 0, 2 * HUGE)]).unwrap();
-    for at in [0, 0x9fff0, 0xc0000, 2 * HUGE - 16] {
-        let bytes = at.to_ne_bytes();
-        memory.write(memory.span(at, 8).unwrap(), &bytes).unwrap();
-        let mut to = [0; 8];
-        view.read(view.span(at, 8).unwrap(), &mut to).unwrap();
-        assert_eq!(to, bytes);
-    }
-    drop(view);
-    ftruncate(&fd, 0).unwrap();
-    assert_eq!(
-        memory.read(memory.span(HUGE, 8).unwrap(), &mut [0; 8]),
-        Err(Fault::Gone)
-    );
-    assert_eq!(
-        memory.read(memory.span(0, 8).unwrap(), &mut [0; 8]),
-        Err(Fault::Gone)
-    );
-    drop(memory);
-}
-
 const CHILD: &str = "GUESTMEM_TEST_CHILD";
 
 /// Runs `test` of this program again in a process of its own, where [`in_child`] is true.

@@ -1,5 +1,6 @@
 //! The kinds of ports.
 
+mod backoff;
 pub mod memory;
 pub mod packet;
 pub mod tap;

@@ -18,6 +18,7 @@ use crate::burst::{BURST, Burst, MAX_SEGMENTS};
 use crate::deliver::{Job, Outgoing, Report};
 use crate::drops::DropReason;
 use crate::port::{PortFault, RxSide, Sides, TxSide};
+use crate::ports::backoff::Backoff;
 
 /// What the kernel takes.
 const FEATURES: Features = Features {
@@ -28,8 +29,6 @@ const FEATURES: Features = Features {
 };
 /// Bytes from one receive buffer to the next.
 const STRIDE: u32 = BUFFER_LEN.next_multiple_of(4096);
-/// Gathers that are left out after one that found nothing, at most: a look costs a system call.
-const MAX_SKIP: u32 = 16;
 
 /// Makes the sides of a port out of a packet socket.
 ///
@@ -48,8 +47,7 @@ pub fn open(socket: PacketSocket) -> Result<Sides, MapError> {
             socket: socket.clone(),
             memory,
             slots,
-            skip: 0,
-            skipped: 0,
+            backoff: Backoff::default(),
             fault: None,
         }),
         rx: Box::new(PacketRx {
@@ -70,8 +68,7 @@ struct PacketTx {
     socket: Arc<PacketSocket>,
     memory: Memory,
     slots: Vec<RxSlot>,
-    skip: u32,
-    skipped: u32,
+    backoff: Backoff,
     fault: Option<PortFault>,
 }
 
@@ -81,8 +78,7 @@ impl TxSide for PacketTx {
     }
 
     fn gather(&mut self, burst: &mut Burst) {
-        if self.skipped < self.skip {
-            self.skipped += 1;
+        if !self.backoff.is_due() {
             return;
         }
         let count = match self.socket.receive(&self.memory, &mut self.slots) {
@@ -101,11 +97,7 @@ impl TxSide for PacketTx {
                 (_, Err(_)) => burst.push_refused(DropReason::BadOffload),
             };
         }
-        self.skip = match count {
-            0 => (self.skip * 2 + 1).min(MAX_SKIP),
-            _ => 0,
-        };
-        self.skipped = 0;
+        self.backoff.looked(count > 0);
     }
 
     fn complete(&mut self) -> bool {
@@ -114,7 +106,7 @@ impl TxSide for PacketTx {
 
     fn arm(&mut self) -> bool {
         // The descriptor stays readable while there are frames: a sleep then ends at once.
-        self.skip = 0;
+        self.backoff.reset();
         false
     }
 

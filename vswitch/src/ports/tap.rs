@@ -18,6 +18,7 @@ use crate::burst::{BURST, Burst, MAX_FRAME, MAX_SEGMENTS, SNAPSHOT};
 use crate::deliver::{Job, Outgoing, Report, queue_of};
 use crate::drops::DropReason;
 use crate::port::{PortFault, RxSide, Sides, TxSide};
+use crate::ports::backoff::Backoff;
 
 /// What a TAP device takes.
 const FEATURES: Features = Features {
@@ -28,8 +29,6 @@ const FEATURES: Features = Features {
 };
 /// Bytes of a receive buffer: the longest frame behind its snapshot, in whole pages.
 const BUFFER: u32 = (MAX_FRAME - SNAPSHOT as u32).next_multiple_of(4096);
-/// Gathers that are left out after one that found nothing, at most. A look costs a system call, some 200 ns.
-const MAX_SKIP: u32 = 16;
 
 /// Makes the sides of a port out of the queues of a TAP device.
 ///
@@ -47,8 +46,7 @@ pub fn open(queues: Vec<TapQueue>) -> Result<Sides, MapError> {
             memory,
             buffers,
             next: 0,
-            skip: 0,
-            skipped: 0,
+            backoff: Backoff::default(),
             fault: None,
         }),
         rx: Box::new(TapRx {
@@ -64,8 +62,7 @@ struct TapTx {
     buffers: Vec<Span>,
     /// The queue that is looked at first.
     next: usize,
-    skip: u32,
-    skipped: u32,
+    backoff: Backoff,
     fault: Option<PortFault>,
 }
 
@@ -115,8 +112,7 @@ impl TxSide for TapTx {
     }
 
     fn gather(&mut self, burst: &mut Burst) {
-        if self.skipped < self.skip {
-            self.skipped += 1;
+        if !self.backoff.is_due() {
             return;
         }
         for _ in 0..self.queues.len() {
@@ -126,12 +122,7 @@ impl TxSide for TapTx {
             }
             self.next = (self.next + 1) % self.queues.len();
         }
-        self.skip = if burst.is_empty() {
-            (self.skip * 2 + 1).min(MAX_SKIP)
-        } else {
-            0
-        };
-        self.skipped = 0;
+        self.backoff.looked(!burst.is_empty());
     }
 
     fn complete(&mut self) -> bool {
@@ -140,7 +131,7 @@ impl TxSide for TapTx {
 
     fn arm(&mut self) -> bool {
         // The descriptors stay readable while there are frames: a sleep then ends at once.
-        self.skip = 0;
+        self.backoff.reset();
         false
     }
 
