@@ -34,7 +34,7 @@ pub fn run(data: &[u8]) {
         ..PortPolicy::default()
     };
     if let Ok(found) = admit(&policy, head) {
-        assert_eq!(found.destination.0, head[..6]);
+        assert_eq!(found.destination.mac().0, head[..6]);
         assert!(
             policy.vlan.egress(found.vid).is_some(),
             "what may come in may go out"

@@ -16,8 +16,8 @@ pub const TPID_8021Q: u16 = 0x8100;
 /// A frame that its source port may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// Destination address.
-    pub destination: Mac,
+    /// Destination address and VLAN.
+    pub destination: Key,
     /// Source address and VLAN.
     pub source: Key,
     /// The VLAN the frame belongs to in the switch; 0 is none.
@@ -38,17 +38,21 @@ pub enum Verdict {
 }
 
 /// Reads the addresses and the VLAN of `head` and applies the rules of the port it came from.
+#[inline]
 pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
-    let Some((&[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1], rest)) =
-        head.split_first_chunk::<{ MIN_FRAME as usize }>()
-    else {
+    // Addresses are handled as numbers: bytes put together one by one would have to be waited for.
+    let (Some(first), Some((_, second))) = (
+        head.first_chunk::<8>(),
+        head.first_chunk::<{ MIN_FRAME as usize }>()
+            .and_then(|header| header.split_last_chunk::<8>()),
+    ) else {
         return Err(DropReason::Runt);
     };
     if !policy.link_up {
         return Err(DropReason::LinkDown);
     }
-    let destination = Mac([d0, d1, d2, d3, d4, d5]);
-    let source = Mac([s0, s1, s2, s3, s4, s5]);
+    let (first, second) = (u64::from_be_bytes(*first), u64::from_be_bytes(*second));
+    let (destination, source) = (Mac::from_u64(first >> 16), Mac::from_u64(second >> 16));
     if !source.is_station() {
         return Err(DropReason::SourceMac);
     }
@@ -60,17 +64,17 @@ pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
     if destination.is_link_local() {
         return Err(DropReason::LinkLocal);
     }
-    let tci = match rest {
+    let tci = match second as u16 {
         // A tag needs its identifier and the type of what follows.
-        [c0, c1, _, _, ..] if u16::from_be_bytes([t0, t1]) == TPID_8021Q => {
-            Some(u16::from_be_bytes([*c0, *c1]))
-        }
-        _ if u16::from_be_bytes([t0, t1]) == TPID_8021Q => return Err(DropReason::Runt),
+        TPID_8021Q => match head.get(14..18) {
+            Some([high, low, _, _]) => Some(u16::from_be_bytes([*high, *low])),
+            _ => return Err(DropReason::Runt),
+        },
         _ => None,
     };
     let vid = policy.vlan.ingress(tci.map(|tci| tci & 0xfff))?;
     Ok(Admitted {
-        destination,
+        destination: Key::new(destination, vid),
         source: Key::new(source, vid),
         vid,
         tag: tci,
@@ -78,19 +82,21 @@ pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
 }
 
 /// Fetches the table lines that [`forward`] will read.
+#[inline]
 pub fn prefetch(view: &NetworkView, frame: &Admitted) {
     view.fdb.prefetch(frame.source);
     if !frame.destination.is_group() {
-        view.fdb.prefetch(Key::new(frame.destination, frame.vid));
+        view.fdb.prefetch(frame.destination);
     }
 }
 
 /// Looks the destination of a frame from port `from` up, at `now` seconds. Changes nothing.
+#[inline]
 pub fn forward(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) -> Verdict {
     if frame.destination.is_group() {
         return Verdict::Flood;
     }
-    let Some(to) = view.fdb.lookup(Key::new(frame.destination, frame.vid), now) else {
+    let Some(to) = view.fdb.lookup(frame.destination, now) else {
         return Verdict::Flood;
     };
     if to == from {

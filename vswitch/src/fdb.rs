@@ -50,6 +50,11 @@ impl Key {
         Mac::from_u64(self.0 & 0xffff_ffff_ffff)
     }
 
+    /// Whether it is that of a group: broadcast or multicast.
+    pub const fn is_group(self) -> bool {
+        self.0 >> 40 & 1 != 0
+    }
+
     /// The VLAN; 0 is none.
     pub const fn vid(self) -> Vid {
         (self.0 >> 48) as Vid & 0xfff

@@ -124,17 +124,18 @@ impl Turn {
             .zip(&mut admitted)
             .zip(self.meta.iter_mut())
         {
-            match frame
-                .refused
-                .map_or_else(|| judge(&port.policy, frame), Err)
-            {
-                Ok((found, known)) => {
+            if let Some(reason) = frame.refused {
+                self.counts.drops.add(reason, 1);
+                continue;
+            }
+            match judge(&port.policy, frame, meta) {
+                Ok(found) => {
                     let pair = Some((found.source, found.destination));
                     if pair != last {
                         classify::prefetch(view, &found);
                         last = pair;
                     }
-                    (*admitted, *meta) = (Some(found), Some(known));
+                    *admitted = Some(found);
                 }
                 Err(reason) => self.counts.drops.add(reason, 1),
             }
@@ -239,20 +240,21 @@ impl Default for Turn {
     }
 }
 
-/// Applies the source port's rules to `frame` and validates its request.
-fn judge(policy: &PortPolicy, frame: &Frame) -> Result<(Admitted, FrameMeta), DropReason> {
+/// Applies the source port's rules to `frame` and validates its request; fills in `meta`.
+#[inline(always)]
+fn judge(
+    policy: &PortPolicy,
+    frame: &Frame,
+    meta: &mut Option<FrameMeta>,
+) -> Result<Admitted, DropReason> {
     let found = classify::admit(policy, frame.head())?;
     let checked =
         validate(&frame.request, frame.head(), frame.len()).map_err(|_| DropReason::BadOffload)?;
-    let tag = found.tag.map(|tci| Tag { tci });
-    let priority = found.tag.unwrap_or(0) & 0xf000;
-    Ok((
-        found,
-        FrameMeta {
-            checked,
-            tag,
-            vid: found.vid,
-            priority,
-        },
-    ))
+    *meta = Some(FrameMeta {
+        checked,
+        tag: found.tag.map(|tci| Tag { tci }),
+        vid: found.vid,
+        priority: found.tag.unwrap_or(0) & 0xf000,
+    });
+    Ok(found)
 }
