@@ -305,7 +305,11 @@ impl Matrix {
             dpdk.order(line)?;
         }
         for station in &mut self.stations {
-            if let Err(error) = station.ping(DPDK, false, 56) {
+            // testpmd changes its mode in its own time, and drops what comes meanwhile.
+            let answered = cmd::wait_until("an answer of testpmd", Duration::from_secs(10), || {
+                Ok(station.ping(DPDK, false, 56).is_ok())
+            });
+            if let Err(error) = answered {
                 failures.push(format!("{} to dpdk, ICMP: {error:#}", station.name));
             }
         }
