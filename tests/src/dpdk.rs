@@ -95,6 +95,8 @@ impl Dpdk {
             format!("package dpdk-dev is needed; testpmd said: {}", dpdk.said())
         })?;
         dpdk.order("start")?;
+        // It answers in the order it was told things: once it does, it forwards.
+        dpdk.frames()?;
         Ok(dpdk)
     }
 

@@ -13,12 +13,12 @@
 //! - The matrix of guests leaves out pairs without a guest. With a packet socket it keeps pairs with the LAN, on a
 //!   trunk: to the others the uplink makes no difference.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    Capture, Dpdk, Frames, Lab, Netns, Station, cmd,
+    Capture, Dpdk, Frames, Lab, Netns, Station,
     dpdk::virtio_user,
     lab::UPLINK,
     station::{Address, Transport},
@@ -172,13 +172,6 @@ impl Matrix {
                 ))?;
             }
         }
-        // testpmd fills its receive ring some time after its port is up.
-        let host = matrix.stations.first_mut().context("no host")?;
-        cmd::wait_until("testpmd to forward", Duration::from_secs(10), || {
-            Ok(host
-                .run(&format!("ping -c 1 -W 1 {}", DPDK.ip(false)))
-                .is_ok())
-        })?;
         Ok(matrix)
     }
 
@@ -304,12 +297,11 @@ impl Matrix {
         for line in ["stop", "set fwd icmpecho", "start"] {
             dpdk.order(line)?;
         }
+        dpdk.wait_for("icmpecho packet forwarding")?;
+        // It answers in the order it was told things: once it does, it forwards.
+        dpdk.frames()?;
         for station in &mut self.stations {
-            // testpmd changes its mode in its own time, and drops what comes meanwhile.
-            let answered = cmd::wait_until("an answer of testpmd", Duration::from_secs(10), || {
-                Ok(station.ping(DPDK, false, 56).is_ok())
-            });
-            if let Err(error) = answered {
+            if let Err(error) = station.ping(DPDK, false, 56) {
                 failures.push(format!("{} to dpdk, ICMP: {error:#}", station.name));
             }
         }
