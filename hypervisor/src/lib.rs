@@ -6,10 +6,13 @@
 //! * [`bus`] finds the device behind a port or a memory address.
 //! * [`memory`] is the guest's memory, a sealed memfd; [`kvm`] is the safe face of KVM.
 //! * [`boot`] is what runs first.
+//! * [`chipset`] holds the devices of a PC with an i440FX and PIIX chipset, [`pci`] its bus, its functions and their
+//!   configuration spaces.
 
 mod board;
 pub mod boot;
 pub mod bus;
+pub mod chipset;
 mod clock;
 pub mod cpuid;
 pub mod device;
@@ -21,6 +24,7 @@ pub mod irq;
 pub mod kvm;
 mod machine;
 pub mod memory;
+pub mod pci;
 mod service;
 mod slots;
 pub mod state;
