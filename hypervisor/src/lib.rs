@@ -27,7 +27,7 @@ pub mod memory;
 pub mod pci;
 mod service;
 mod slots;
-pub mod state;
+mod state;
 mod vcpu;
 
 pub use board::{Named, Output};

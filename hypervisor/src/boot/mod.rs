@@ -2,7 +2,7 @@
 
 mod linux;
 
-pub use linux::Linux;
+pub use linux::{Linux, MAX_COMMAND_LINE};
 
 use crate::Error;
 use crate::kvm::Vcpu;
