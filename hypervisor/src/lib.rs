@@ -6,6 +6,7 @@
 //! * [`chipset`] holds the devices of a PC with an i440FX and PIIX chipset, [`pci`] its bus, its functions and their
 //!   configuration spaces.
 
+pub mod boot;
 pub mod bus;
 pub mod chipset;
 pub mod device;
