@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use hypervisor::boot::{Boot, Linux};
 use hypervisor::device::{Device, Effect, Effects, Region, RestoreError, Space, State, Wiring};
+use hypervisor::memory::GuestMemory;
 use hypervisor::{Config, Event, Machine, Named};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -112,7 +113,7 @@ fn main() -> Result<()> {
         |path: &PathBuf| File::open(path).with_context(|| format!("opening {}", path.display()));
     let config = Config {
         vcpus: arguments.vcpus,
-        memory: arguments.memory << 20,
+        memory: GuestMemory::new(arguments.memory << 20)?,
         boot: Boot::Linux(Linux {
             kernel: open(&arguments.kernel)?,
             initrd: arguments.initrd.as_ref().map(open).transpose()?,
