@@ -1,4 +1,4 @@
-//! Boots a Linux kernel with its console on the terminal, and says at the end what came out of the guest.
+//! Boots a Linux kernel, or firmware, with its console on the terminal, and says at the end what came out of the guest.
 //!
 //! `cargo run -p hypervisor --example boot -- --kernel vmlinux --initrd initrd.cpio --command-line "console=ttyS0"`
 #![allow(
@@ -11,20 +11,27 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use hypervisor::boot::{Boot, Linux};
-use hypervisor::chipset::{i440fx::HostBridge, i8042::I8042, ports::Ports, rtc, serial::ComPort};
-use hypervisor::{Config, Event, Machine, Named};
+use hypervisor::chipset::serial::ComPort;
+use hypervisor::memory::GuestMemory;
+use hypervisor::pc::{COM1, Pc, Start};
+use hypervisor::{Event, Machine, Output};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[derive(Parser)]
 struct Arguments {
     /// A bzImage or vmlinux.
     #[arg(long)]
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
+    /// Or firmware: SeaBIOS.
+    #[arg(long)]
+    firmware: Option<PathBuf>,
+    /// Prints the firmware's messages too.
+    #[arg(long)]
+    debug: bool,
     /// Its initial file system.
     #[arg(long)]
     initrd: Option<PathBuf>,
@@ -42,47 +49,39 @@ struct Arguments {
     seconds: Option<u64>,
 }
 
-/// A PC's devices.
-fn devices(arguments: &Arguments) -> Result<Vec<Named>> {
-    let since_epoch = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    let contents = rtc::Contents {
-        memory_below_4g: arguments.memory.min(3072) << 20,
-        memory_above_4g: arguments.memory.saturating_sub(3072) << 20,
-        cpus: arguments.vcpus.into(),
-    };
-    Ok(vec![
-        Named::new("ports", Ports::new(false)),
-        Named::new("i8042", I8042::default()),
-        Named::new(
-            "rtc",
-            rtc::Rtc::new(&contents, since_epoch.as_nanos() as i64),
-        ),
-        Named::new("com1", ComPort::new(0)),
-        Named::new("bridge", HostBridge::new(false)?),
-    ])
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let open =
         |path: &PathBuf| File::open(path).with_context(|| format!("opening {}", path.display()));
-    let config = Config {
-        vcpus: arguments.vcpus.into(),
-        memory: arguments.memory << 20,
-        boot: Boot::Linux(Linux {
-            kernel: open(&arguments.kernel)?,
+    let start = match (&arguments.kernel, &arguments.firmware) {
+        (Some(kernel), None) => Start::Linux {
+            kernel: open(kernel)?,
             initrd: arguments.initrd.as_ref().map(open).transpose()?,
             command_line: arguments.command_line.clone(),
-            tables: Vec::new(),
-            rsdp: 0,
-        }),
-        output: Box::new(|_, bytes| {
-            let mut out = std::io::stdout();
-            let _ = out.write_all(bytes).and_then(|()| out.flush());
-        }),
+        },
+        (None, Some(firmware)) => Start::Firmware(
+            std::fs::read(firmware).with_context(|| format!("reading {}", firmware.display()))?,
+        ),
+        _ => bail!("either --kernel or --firmware is needed"),
     };
+    let pc = Pc {
+        name: "boot".to_owned(),
+        uuid: [0; 16],
+        vcpus: arguments.vcpus,
+        memory: GuestMemory::new(arguments.memory << 20)?,
+        unix_nanos: UNIX_EPOCH.elapsed()?.as_nanos() as i64,
+        adapters: Vec::new(),
+        aml: Vec::new(),
+        start,
+        debug: arguments.debug,
+    };
+    let output: Output = Box::new(|_, bytes| {
+        let mut out = std::io::stdout();
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+    });
+    let (config, devices) = pc.assemble(output)?;
     let begin = Instant::now();
-    let machine = Machine::new(config, devices(&arguments)?)?;
+    let machine = Machine::new(config, devices)?;
     machine.start()?;
     eprintln!("started after {:?}", begin.elapsed());
     let end = arguments
@@ -110,7 +109,7 @@ fn main() -> Result<()> {
                 stdin = None;
             }
         }
-        let taken = machine.with("com1", |com: &mut ComPort, effects| {
+        let taken = machine.with(COM1, |com: &mut ComPort, effects| {
             com.input(&input, effects)
         });
         input.drain(..taken.unwrap_or_default());

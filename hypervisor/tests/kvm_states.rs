@@ -7,6 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use hypervisor::boot::Boot;
+use hypervisor::memory::GuestMemory;
 use hypervisor::{Event, Machine, Named, Phase};
 use iced_x86::code_asm::*;
 use kit::{CONTROL, PORT, Probe, config, firmware, firmware_with, machine, next};
@@ -251,7 +252,7 @@ fn a_state_of_another_machine_is_refused() {
     let other = Machine::new(config(2, counter()), vec![other]).unwrap();
     refused(&other, "no device probe");
     let mut small = config(2, counter());
-    small.memory = 8 << 20;
+    small.memory = GuestMemory::new(8 << 20).unwrap();
     let small = Machine::new(small, vec![Named::new("probe", Probe::new().0)]).unwrap();
     refused(&small, "bytes of memory");
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hypervisor::boot::Boot;
 use hypervisor::device::{Device, Effect, Effects, Region, RestoreError, Space, State, Wiring};
+use hypervisor::memory::GuestMemory;
 use hypervisor::{Config, Machine, Named};
 use iced_x86::code_asm::CodeAssembler;
 
@@ -129,7 +130,7 @@ pub fn firmware_with(
 pub fn config(vcpus: u8, boot: Boot) -> Config {
     Config {
         vcpus,
-        memory: 16 << 20,
+        memory: GuestMemory::new(16 << 20).unwrap(),
         boot,
         output: Box::new(|_, _| {}),
     }
