@@ -41,8 +41,14 @@ pub struct Key(u64);
 impl Key {
     /// The key of `mac` in `vid` (0 to 4095).
     pub const fn new(mac: Mac, vid: Vid) -> Key {
+        Key::of(mac.to_u64(), vid)
+    }
+
+    /// The same of an address as a number of 48 bits.
+    #[inline]
+    pub(crate) const fn of(mac: u64, vid: Vid) -> Key {
         // The top bit keeps a key apart from an empty place.
-        Key(mac.to_u64() | (vid as u64 & 0xfff) << 48 | 1 << 63)
+        Key(mac | (vid as u64 & 0xfff) << 48 | 1 << 63)
     }
 
     /// The address.
