@@ -195,7 +195,7 @@ impl Burst {
     /// Takes the frame in `buffer` behind a virtio header of `header_len` bytes, if that asks for nothing: neither flags nor
     /// segmentation. False if the burst is full, the buffer is too short for both or too long, or it does ask; nothing is
     /// taken then.
-    #[inline]
+    #[inline(always)]
     pub fn push_plain(&mut self, memory: &Memory, buffer: Span, header_len: u32) -> bool {
         let len = buffer.len().wrapping_sub(header_len);
         if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
@@ -295,7 +295,7 @@ impl Burst {
 }
 
 /// Reads the frame in `buffer` behind its virtio header to `head`. False if the header asks for anything.
-#[inline]
+#[inline(always)]
 fn read_plain(
     memory: &Memory,
     buffer: Span,

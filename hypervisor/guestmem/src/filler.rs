@@ -49,15 +49,27 @@ impl<'m> Filler<'m> {
         Ok(())
     }
 
-    /// As [`write`](Self::write), for a number of bytes known beforehand.
+    /// A little-endian number goes next.
     ///
     /// # Errors
     /// [`Fault::Length`] if there is less room.
     #[inline]
-    pub fn write_array<const LEN: usize>(&mut self, from: &[u8; LEN]) -> Result<(), Fault> {
-        let to = self.next(LEN)?;
+    pub fn write_u64(&mut self, value: u64) -> Result<(), Fault> {
+        let to = self.next(8)?;
         // SAFETY: as in `write`.
-        unsafe { raw::copy_few::<LEN>(to, from.as_ptr()) };
+        unsafe { raw::store8(to, value.to_le()) };
+        Ok(())
+    }
+
+    /// A little-endian number goes next.
+    ///
+    /// # Errors
+    /// [`Fault::Length`] if there is less room.
+    #[inline]
+    pub fn write_u32(&mut self, value: u32) -> Result<(), Fault> {
+        let to = self.next(4)?;
+        // SAFETY: as in `write`.
+        unsafe { raw::store4(to, value.to_le()) };
         Ok(())
     }
 

@@ -320,7 +320,7 @@ impl Memory {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn wrote_span(&self, span: Span) -> Result<(), Fault> {
         if self.logging.load(Ordering::Relaxed)
             && let Some(region) = self.regions.get(usize::from(span.region))

@@ -30,7 +30,7 @@ macro_rules! access {
         /// The bytes at `to` are mapped and writable.
         #[inline]
         $(#[target_feature(enable = $feature)])?
-        unsafe fn $store(to: *mut u8, value: $type) {
+        pub(crate) unsafe fn $store(to: *mut u8, value: $type) {
             // SAFETY: writes one value at `to`, which the caller vouches for; needs no alignment.
             unsafe { asm!($store_op, v = in($class) value, p = in(reg) to, options(nostack, preserves_flags)) };
         }
@@ -152,22 +152,6 @@ unsafe fn copy_other(to: *mut u8, from: *const u8, len: usize) {
             64.. if is_x86_feature_detected!("avx2") => copy_avx2(to, from, len),
             64.. => copy_sse2(to, from, len),
             _ => copy_64(to, from, len),
-        }
-    }
-}
-
-/// Copies a few bytes, whose number is known where this is called.
-///
-/// # Safety
-/// As [`copy`].
-#[inline(always)]
-pub(crate) unsafe fn copy_few<const LEN: usize>(to: *mut u8, from: *const u8) {
-    // SAFETY: as in `copy_other`.
-    unsafe {
-        match LEN {
-            8..16 => ends!(load8, store8, 8, to, from, LEN),
-            16..=32 => ends!(load16, store16, 16, to, from, LEN),
-            _ => copy(to, from, LEN),
         }
     }
 }

@@ -20,6 +20,8 @@ const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
 /// Entries of the used ring that are written at once.
 const GIVEN: usize = 32;
+/// Entries of the used ring in a cache line.
+const ENTRIES_PER_LINE: usize = 8;
 
 /// Bytes of the descriptor table of a ring of `size`.
 pub const fn table_len(size: u16) -> usize {
@@ -158,6 +160,7 @@ impl SplitRing {
         if !wrapped.is_empty() {
             avail.read(4, wrapped.as_flattened_mut()).map_err(lost)?;
         }
+        avail.prefetch(4 + 2 * ((slot + count) & (usize::from(self.size) - 1)));
         self.heads_first = self.next_avail.get();
         self.heads_count = count as u16;
         let mut line = usize::MAX;
@@ -315,6 +318,13 @@ impl Ring for SplitRing {
         // A ring that lies is found out when it is taken from.
         if self.head(self.next_avail.get()).is_none() {
             let _ = self.read_heads();
+        }
+        // Where the next burst is given back. The driver has read those lines a lap ago, so they are not ours to write
+        // before it has let go of them.
+        let mut slot = self.slot(self.next_used.get());
+        for _ in 0..GIVEN.div_ceil(ENTRIES_PER_LINE) {
+            self.parts.used.prefetch_write(4 + 8 * slot);
+            slot = (slot + ENTRIES_PER_LINE) & (usize::from(self.size) - 1);
         }
     }
 
