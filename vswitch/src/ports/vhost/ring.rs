@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use guestmem::{Fault, Memory, Span, Window};
+use guestmem::{Fault, Memory, Window};
 
 use super::run::Plain;
 use crate::port::PortFault;
@@ -239,10 +239,10 @@ pub(super) fn fault<T>(what: &'static str, value: impl Into<u64>) -> Result<T, P
     })
 }
 
-/// The table that an indirect descriptor points to.
+/// The table that an indirect descriptor points to. It may lie at any address, and cross from one region into the next.
 pub(super) struct Table<'a> {
     memory: &'a Memory,
-    span: Span,
+    addr: u64,
     /// Number of descriptors in it.
     pub(super) len: u16,
 }
@@ -254,29 +254,37 @@ impl<'a> Table<'a> {
         if !desc.len().is_multiple_of(DESC_LEN as u32) || len == 0 || len > MAX_CHAIN {
             return fault("length of an indirect descriptor table", desc.len());
         }
-        match memory.span(desc.addr(), desc.len()) {
-            Some(span) => Ok(Table {
-                memory,
-                span,
-                len: len as u16,
-            }),
-            None => fault("address of an indirect descriptor table", desc.addr()),
+        // So that every address in it can be computed.
+        if !memory.spans(desc.addr(), desc.len(), |_| true) {
+            return fault("address of an indirect descriptor table", desc.addr());
         }
+        Ok(Table {
+            memory,
+            addr: desc.addr(),
+            len: len as u16,
+        })
     }
 
-    /// Its descriptor `index`. A table may lie at any address.
+    /// Its descriptor `index`.
     pub(super) fn get(&self, index: u16) -> Result<Desc, PortFault> {
         let mut bytes = [0; DESC_LEN];
-        let at = self
-            .span
-            .sub(u32::from(index) * DESC_LEN as u32, DESC_LEN as u32);
-        self.memory
-            .read(at.unwrap_or(Span::EMPTY), &mut bytes)
-            .map_err(lost)?;
-        let word = u128::from_le_bytes(bytes);
+        let mut left = bytes.as_mut_slice();
+        let mut result = Ok(());
+        let addr = self.addr + u64::from(index) * DESC_LEN as u64;
+        let known = self.memory.spans(addr, DESC_LEN as u32, |span| {
+            let (now, rest) = std::mem::take(&mut left).split_at_mut(span.len() as usize);
+            left = rest;
+            result = self.memory.read(span, now);
+            result.is_ok()
+        });
+        result.map_err(lost)?;
+        if !known {
+            return fault("index in an indirect descriptor table", index);
+        }
+        let words = u128::from_le_bytes(bytes);
         Ok(Desc {
-            addr: word as u64,
-            word: (word >> 64) as u64,
+            addr: words as u64,
+            word: (words >> 64) as u64,
         })
     }
 }
@@ -285,4 +293,43 @@ impl<'a> Table<'a> {
 /// (`vring_need_event`, virtio 1.2 section 2.7.10.1).
 pub fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use guestmem::RegionSpec;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn a_table_may_cross_from_one_region_into_the_next() {
+        let fd = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, 0x2000).unwrap();
+        let half = |index: u64| RegionSpec {
+            guest_addr: 0x1_0000 + index * 0x1000,
+            user_addr: index * 0x1000,
+            len: 0x1000,
+            fd: fd.try_clone().unwrap(),
+            fd_offset: index * 0x1000,
+        };
+        let memory = Memory::map(vec![half(0), half(1)]).unwrap();
+        // The second descriptor lies half in the one region, half in the other.
+        let start = 0x1_1000 - 24;
+        let mut at = start;
+        for word in [1u64, 2, 3, 4, 5, 6] {
+            let span = memory.span(at, 8).unwrap();
+            memory.write(span, &word.to_le_bytes()).unwrap();
+            at += 8;
+        }
+        let desc = |addr: u64, len: u64| Desc { addr, word: len };
+        let table = Table::open(&memory, &desc(start, 48)).unwrap();
+        assert_eq!(table.len, 3);
+        for (index, addr, word) in [(0, 1, 2), (1, 3, 4), (2, 5, 6)] {
+            assert_eq!(table.get(index), Ok(Desc { addr, word }));
+        }
+        assert!(Table::open(&memory, &desc(0x1_1fe0, 32)).is_ok());
+        assert!(Table::open(&memory, &desc(0x1_1fe0, 48)).is_err());
+        assert!(Table::open(&memory, &desc(u64::MAX - 15, 32)).is_err());
+    }
 }
