@@ -161,7 +161,7 @@ impl Board {
                     assert_eq!((start % 0x4000, len % 0x4000), (0, 0));
                 }
                 Effect::Output { bytes, .. } => assert!(bytes.len() <= 8),
-                Effect::Reset | Effect::PowerOff => {}
+                Effect::Reset | Effect::PowerOff | Effect::Message { .. } => {}
             }
         }
         result
