@@ -1,4 +1,11 @@
 //! The states of a machine, with guests of a few instructions. Needs /dev/kvm.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![allow(missing_docs)]
 
 mod kit;

@@ -1,4 +1,11 @@
 //! What a confined thread can still do, and what not. Works with and without privileges.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![allow(missing_docs)]
 
 use std::fs::File;
