@@ -1,4 +1,11 @@
 //! SeaBIOS on our chipset: console, boot order, option ROMs, power-off and reset. Needs /dev/kvm and the package seabios.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![allow(missing_docs)]
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
