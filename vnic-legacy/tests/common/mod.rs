@@ -20,25 +20,25 @@ use vswitch::port::Sides;
 use vswitch::ports::memory::{MemoryPort, Station};
 use vswitch::vlan::VlanMode;
 
-pub const OWN_MAC: [u8; 6] = [0x00, 0x15, 0x5d, 1, 2, 3];
-pub const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 9];
+pub(crate) const OWN_MAC: [u8; 6] = [0x00, 0x15, 0x5d, 1, 2, 3];
+pub(crate) const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// Lists and buffers of tests that lay them out themselves.
-pub const TX: u32 = BASE + 0x8000;
-pub const RX: u32 = BASE + 0x9000;
-pub const DATA: u32 = BASE + 0x2_0000;
-pub const ROOM: u32 = BASE + 0x4_0000;
+pub(crate) const TX: u32 = BASE + 0x8000;
+pub(crate) const RX: u32 = BASE + 0x9000;
+pub(crate) const DATA: u32 = BASE + 0x2_0000;
+pub(crate) const ROOM: u32 = BASE + 0x4_0000;
 
 /// A guest and its port.
-pub struct Bench {
-    pub guest: Guest,
-    pub sides: Option<Sides>,
+pub(crate) struct Bench {
+    pub(crate) guest: Guest,
+    pub(crate) sides: Option<Sides>,
     /// Frames that the port took, or why it could not.
-    pub sent: Vec<Result<Vec<u8>, DropReason>>,
+    pub(crate) sent: Vec<Result<Vec<u8>, DropReason>>,
     source: (Sides, Station),
 }
 
 /// A frame of `len` bytes.
-pub fn frame(to: [u8; 6], from: [u8; 6], len: usize) -> Vec<u8> {
+pub(crate) fn frame(to: [u8; 6], from: [u8; 6], len: usize) -> Vec<u8> {
     let mut frame = [&to[..], &from, &[0x88, 0xb5]].concat();
     frame.extend((frame.len()..len.max(14)).map(|at| (at * 7 + len) as u8));
     frame
@@ -46,7 +46,7 @@ pub fn frame(to: [u8; 6], from: [u8; 6], len: usize) -> Vec<u8> {
 
 impl Bench {
     /// A guest with an open port; nothing is started, on the lists at `RX` and `TX`.
-    pub fn new() -> Bench {
+    pub(crate) fn new() -> Bench {
         let mut guest = Guest::new(Mac(OWN_MAC)).unwrap();
         let sides = guest.open_port().unwrap();
         let mut bench = Bench {
@@ -62,7 +62,7 @@ impl Bench {
     }
 
     /// As `new`, with both processes started in the mode `csr6`, all interrupts on.
-    pub fn started(csr6: u32) -> Bench {
+    pub(crate) fn started(csr6: u32) -> Bench {
         let mut bench = Bench::new();
         bench.guest.set_csr(7, u32::MAX);
         bench.guest.set_csr(6, csr6 | mode::SR | mode::ST);
@@ -71,7 +71,7 @@ impl Bench {
     }
 
     /// One turn of the port. How many frames it took.
-    pub fn turn(&mut self) -> usize {
+    pub(crate) fn turn(&mut self) -> usize {
         let Some(sides) = &mut self.sides else {
             return 0;
         };
@@ -98,19 +98,19 @@ impl Bench {
     }
 
     /// Turns until nothing is taken for so long that the transmit process is suspended.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..100 {
             self.turn();
         }
     }
 
     /// Delivers a frame; why it was dropped, if it was.
-    pub fn deliver(&mut self, bytes: &[u8]) -> Option<DropReason> {
+    pub(crate) fn deliver(&mut self, bytes: &[u8]) -> Option<DropReason> {
         self.deliver_all(&[bytes])[0]
     }
 
     /// Delivers frames as one burst.
-    pub fn deliver_all(&mut self, frames: &[&[u8]]) -> Vec<Option<DropReason>> {
+    pub(crate) fn deliver_all(&mut self, frames: &[&[u8]]) -> Vec<Option<DropReason>> {
         frames
             .chunks(BURST)
             .map(|frames| self.deliver_burst(frames))
@@ -162,12 +162,12 @@ impl Bench {
     }
 
     /// Writes descriptor `index` of a list.
-    pub fn describe(&self, list: u32, index: u32, words: [u32; 4]) {
+    pub(crate) fn describe(&self, list: u32, index: u32, words: [u32; 4]) {
         self.guest.describe(list + 16 * index, words).unwrap();
     }
 
     /// A ring of `count` receive descriptors with one buffer of `size` bytes each.
-    pub fn receive_ring(&self, count: u32, size: u32) {
+    pub(crate) fn receive_ring(&self, count: u32, size: u32) {
         for index in 0..count {
             let end = if index + 1 == count { END_OF_RING } else { 0 };
             self.describe(RX, index, [OWN, size | end, ROOM + index * 2048, 0]);
@@ -175,50 +175,50 @@ impl Bench {
     }
 
     /// DES0 of descriptor `index` of a list.
-    pub fn status(&self, list: u32, index: u32) -> u32 {
+    pub(crate) fn status(&self, list: u32, index: u32) -> u32 {
         self.guest.word(list + 16 * index).unwrap()
     }
 
     /// Status bits of CSR5, summary included.
-    pub fn events(&mut self) -> u32 {
+    pub(crate) fn events(&mut self) -> u32 {
         self.guest.csr(5) & 0x1_ffff
     }
 
     /// Clears all status bits.
-    pub fn acknowledge(&mut self) {
+    pub(crate) fn acknowledge(&mut self) {
         self.guest.set_csr(5, u32::MAX);
         assert_eq!(self.events(), 0);
         self.guest.interrupts();
     }
 
     /// State of the receive process.
-    pub fn rs(&mut self) -> u32 {
+    pub(crate) fn rs(&mut self) -> u32 {
         self.guest.csr(5) & status::RS
     }
 
     /// State of the transmit process.
-    pub fn ts(&mut self) -> u32 {
+    pub(crate) fn ts(&mut self) -> u32 {
         self.guest.csr(5) & status::TS
     }
 
     /// Lets the worker fall asleep: whether it may.
-    pub fn sleep(&mut self) -> bool {
+    pub(crate) fn sleep(&mut self) -> bool {
         !self.sides.as_mut().unwrap().tx.arm()
     }
 
     /// The worker wakes up.
-    pub fn wake(&mut self) {
+    pub(crate) fn wake(&mut self) {
         self.sides.as_mut().unwrap().tx.disarm();
     }
 
     /// Takes the port away, as when the switch's process ends.
-    pub fn lose_port(&mut self) {
+    pub(crate) fn lose_port(&mut self) {
         self.sides = None;
         self.guest.detach();
     }
 
     /// A new port on the same page.
-    pub fn new_port(&mut self) {
+    pub(crate) fn new_port(&mut self) {
         self.sides = Some(self.guest.open_port().unwrap());
     }
 }
