@@ -66,7 +66,8 @@ pub struct Guest {
     pub deadline: Option<u64>,
     /// What the adapter refused last.
     pub refused: Option<&'static str>,
-    page: OwnedFd,
+    /// The file of the page that registers and port share.
+    pub page: OwnedFd,
     kick: OwnedFd,
     interrupt: OwnedFd,
 }
