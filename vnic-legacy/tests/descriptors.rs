@@ -21,11 +21,7 @@ fn data(bench: &Bench, at: u32, bytes: &[u8]) {
 
 fn sent(bench: &mut Bench) -> Vec<Vec<u8>> {
     bench.turn();
-    bench
-        .sent
-        .drain(..)
-        .map(|frame| frame.expect("a frame"))
-        .collect()
+    bench.sent.drain(..).map(Result::unwrap).collect()
 }
 
 // Transmit.

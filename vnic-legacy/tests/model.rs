@@ -33,6 +33,8 @@ fn lay_out(list: u32, count: usize, chained: bool, skip: u32) -> Vec<(u32, u32, 
         .collect()
 }
 
+/// Address and length.
+type Buffer = (u32, u32);
 /// Buffers of one descriptor: the second is empty in a chain.
 type Sizes = (u32, u32);
 
@@ -60,9 +62,7 @@ fn receive_model(buffers: &[Sizes], frames: &[Vec<u8>]) -> (Vec<(Vec<u8>, u32)>,
         }
         if !left.is_empty() {
             // Cut off at the end of the list; the bytes are not written, as nobody may look at them.
-            for index in first..at {
-                result[index] = (Vec::new(), 0);
-            }
+            result[first..at].fill((Vec::new(), 0));
             if first < at {
                 result[first].1 |= rdes0::FS;
                 result[at - 1].1 |= rdes0::LS | rdes0::DE | ES;
@@ -110,7 +110,7 @@ proptest! {
             expected.push(Ok(bytes));
         }
         // Two pieces a descriptor, where they belong to one frame and there is room for a second.
-        let mut descriptors: Vec<(u32, (u32, u32), (u32, u32))> = Vec::new();
+        let mut descriptors: Vec<(u32, Buffer, Buffer)> = Vec::new();
         for (flags, at, len) in pieces {
             match descriptors.last_mut() {
                 Some((bits, _, second))

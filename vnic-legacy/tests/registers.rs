@@ -323,7 +323,7 @@ fn csr9_writes_the_serial_rom_when_enabled() {
     let mut guest = guest();
     write(&mut guest, 5, 0x1234);
     assert_eq!(guest.srom_read(5), image[5], "not enabled");
-    guest.srom_command(0b100_11_0000, 9);
+    guest.srom_command(0b1_0011_0000, 9);
     write(&mut guest, 5, 0x1234);
     assert_eq!(guest.srom_read(5), 0x1234);
     assert_eq!(guest.srom_read(6), image[6]);
@@ -334,11 +334,11 @@ fn csr9_writes_the_serial_rom_when_enabled() {
     guest.srom_command((0b101 << 6 | 7) << 15, 24);
     assert_eq!(guest.srom_read(7), image[7]);
     // Write all, erase all.
-    guest.srom_command(0b100_01_0000 << 16 | 0xabcd, 25);
+    guest.srom_command(0b1_0001_0000 << 16 | 0xabcd, 25);
     assert_eq!((guest.srom_read(0), guest.srom_read(63)), (0xabcd, 0xabcd));
-    guest.srom_command(0b100_10_0000, 9);
+    guest.srom_command(0b1_0010_0000, 9);
     assert_eq!((guest.srom_read(0), guest.srom_read(63)), (0xffff, 0xffff));
-    guest.srom_command(0b100_00_0000, 9);
+    guest.srom_command(0b1_0000_0000, 9);
     write(&mut guest, 5, 1);
     assert_eq!(guest.srom_read(5), 0xffff, "disabled");
 }

@@ -85,10 +85,9 @@ impl Rings {
 
     /// Gives the next transmit descriptor to the adapter, unless the ring is full.
     fn post(&mut self, control: u32, buffer: u32) -> Result<bool, Fault> {
-        self.reclaim()?;
         // Linux keeps two descriptors free.
         let used = self.cur_tx.wrapping_sub(self.dirty_tx);
-        if used >= TX_RING - 2 {
+        if used >= TX_RING - 2 && self.reclaim()? >= TX_RING - 2 {
             return Ok(false);
         }
         let index = self.cur_tx % TX_RING;
@@ -151,19 +150,22 @@ impl Rings {
         (0..TX_RING).try_for_each(|index| guest.put(TX_BUFFERS + index * BUFFER, frame))
     }
 
-    /// Takes up to `count` received frames and gives their descriptors back. How many came without an error.
+    /// Takes up to `count` received frames, then gives their descriptors back. How many came without an error.
     ///
     /// # Errors
     /// [`Fault::Gone`].
     pub fn receive_burst(&mut self, count: u32) -> Result<u32, Fault> {
-        let mut good = 0;
-        for _ in 0..count {
-            let Some((_, word)) = self.next_received()? else {
+        let (mut good, mut taken) = (0, 0);
+        while taken < count.min(RX_RING) {
+            let index = self.cur_rx.wrapping_add(taken) % RX_RING;
+            let word = self.rx.load_u32(at(index), Ordering::Acquire)?;
+            if word & OWN != 0 {
                 break;
-            };
+            }
             good += u32::from(word & GOOD.0 == GOOD.1);
-            self.give_back()?;
+            taken += 1;
         }
+        (0..taken).try_for_each(|_| self.give_back())?;
         Ok(good)
     }
 

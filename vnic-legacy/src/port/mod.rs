@@ -8,6 +8,7 @@
 //! the list has been empty for a while, the transmit process is suspended and waits for one, as on the real adapter.
 
 pub mod filter;
+mod pieces;
 mod rx;
 mod tx;
 

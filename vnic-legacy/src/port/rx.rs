@@ -13,7 +13,7 @@ use vswitch::port::{MAX_ROOM, Room, RxMeta, RxRing};
 use super::filter::{Filter, FilterKind, SETUP_LEN};
 use super::{Process, Shared};
 use crate::csr::{mode, status};
-use crate::descriptor::{BusError, ES, Format, Place, rdes0};
+use crate::descriptor::{BusError, ES, Format, LEN, Place, rdes0};
 use crate::page::{Control, Counted, SharedPage};
 
 /// Longest frame, without CRC: 1500 bytes and an Ethernet header.
@@ -21,8 +21,12 @@ const MAX_FRAME: u32 = 1514;
 /// Shortest frame on a wire, without CRC: what comes shorter is padded with zeros (IEEE 802.3, 4.2.3.3).
 const MIN_FRAME: u32 = 60;
 const CRC_LEN: u32 = 4;
+/// Descriptors given back together, about.
+const CLOSING: usize = 64;
 /// Longest packet, in IP bytes.
 const MTU: u16 = 1500;
+/// Bytes of a cache line.
+const LINE: u32 = 64;
 
 /// Why there is no room for a frame.
 enum NoRoom {
@@ -59,6 +63,11 @@ pub(super) struct RxProcess {
     next: Place,
     /// Bytes of the frame being written.
     len: u32,
+    /// Descriptors of frames that are complete: where their status is, and what it will be. Given back together, so that
+    /// a guest that watches the list does not take the cache line away after each.
+    closing: Vec<(Span, u32)>,
+    /// Address of the first of them.
+    first_closing: u32,
     /// The frame as it was written, to compute its CRC.
     frame: Box<[u8]>,
     /// Status bits to be raised at the end of the burst.
@@ -88,6 +97,8 @@ impl RxProcess {
             pieces: ArrayVec::new(),
             next: Place::default(),
             len: 0,
+            closing: Vec::with_capacity(CLOSING + MAX_ROOM),
+            first_closing: 0,
             frame: vec![0; (MAX_FRAME + CRC_LEN) as usize].into(),
             events: 0,
             missed: 0,
@@ -195,6 +206,7 @@ impl RxProcess {
             mtu: job.mtu.min(MTU),
             ..*job
         };
+        self.fetch_ahead(frames.count_ones());
         deliver(self, &job, report);
     }
 
@@ -203,6 +215,7 @@ impl RxProcess {
         if self.missed > 0 {
             shared.page.add_missed(std::mem::take(&mut self.missed));
         }
+        self.give_back();
         let mut events = std::mem::take(&mut self.events);
         if events & status::FBE != 0 {
             self.state = Process::Stopped;
@@ -212,6 +225,43 @@ impl RxProcess {
         events
     }
 
+    /// Gives back the descriptors of complete frames.
+    fn give_back(&mut self) {
+        for (at, word) in self.closing.drain(..) {
+            if self.format.close(&self.memory, at, word).is_err() {
+                self.events |= status::FBE;
+            }
+        }
+    }
+
+    /// Marks the descriptors taken as complete, the first one of them to be given back last.
+    fn complete(&mut self, last: u32) {
+        if self.closing.is_empty() {
+            self.first_closing = self.place.at;
+        }
+        let count = self.taken.len();
+        for (index, &at) in self.taken.iter().enumerate().rev() {
+            let first = if index == 0 { rdes0::FS } else { 0 };
+            let word = if index + 1 == count { last } else { 0 };
+            self.closing.push((at, first | word));
+        }
+        self.place = self.next;
+        self.events |= status::RI;
+        if self.closing.len() >= CLOSING {
+            self.give_back();
+        }
+    }
+
+    /// Has the descriptors of the next `frames` frames fetched, if they follow one another.
+    fn fetch_ahead(&self, frames: u32) {
+        for line in 0..=(frames * LEN).div_ceil(LINE) {
+            let at = u64::from(self.place.at) + u64::from(line * LINE);
+            if let Some(span) = self.memory.span(at, 1) {
+                self.memory.prefetch_write(span);
+            }
+        }
+    }
+
     /// Takes descriptors until their buffers hold `total` bytes.
     fn take(&mut self, total: u32) -> Result<(), NoRoom> {
         let mut left = total;
@@ -219,6 +269,9 @@ impl RxProcess {
         while left > 0 {
             if !self.taken.is_empty() && self.next.at == self.place.at {
                 return Err(NoRoom::TooSmall);
+            }
+            if !self.closing.is_empty() && self.next.at == self.first_closing {
+                return Err(NoRoom::NotOwned);
             }
             let Some(descriptor) = self.next.fetch(&self.memory, self.format)? else {
                 return Err(NoRoom::NotOwned);
@@ -272,26 +325,12 @@ impl RxProcess {
 
     /// Gives descriptors that a frame began to fill back as an error: the frame is cut off.
     fn cut_off(&mut self) {
-        let last = self.taken.len().wrapping_sub(1);
-        for (index, &at) in self.taken.iter().enumerate().rev() {
-            let mut word = 0;
-            if index == 0 {
-                word |= rdes0::FS;
-            }
-            if index == last {
-                word |= rdes0::LS | rdes0::DE | ES;
-            }
-            if self.format.close(&self.memory, at, word).is_err() {
-                self.events |= status::FBE;
-            }
-        }
         if !self.taken.is_empty() {
-            self.place = self.next;
-            self.events |= status::RI;
+            self.complete(rdes0::LS | rdes0::DE | ES);
         }
     }
 
-    /// Pads the frame, appends its CRC and gives its descriptors back, the first one last.
+    /// Pads the frame, appends its CRC and completes its descriptors.
     fn close(&mut self) -> Result<(), Fault> {
         let (len, padded) = (self.len as usize, self.len.max(MIN_FRAME) as usize);
         let mut at = 0;
@@ -316,16 +355,7 @@ impl RxProcess {
             .ok_or(Fault::Length)?
             .copy_from_slice(&crc.to_le_bytes());
         self.write_tail(len, total)?;
-        let word = self.frame_status(total as u32);
-        for (index, &at) in self.taken.iter().enumerate().rev() {
-            let first = if index == 0 { rdes0::FS } else { 0 };
-            let rest = if index + 1 == self.taken.len() {
-                word
-            } else {
-                0
-            };
-            self.format.close(&self.memory, at, first | rest)?;
-        }
+        self.complete(self.frame_status(total as u32));
         Ok(())
     }
 
@@ -419,11 +449,9 @@ impl RxRing for RxProcess {
     }
 
     fn commit(&mut self, _meta: &RxMeta) {
-        match self.close() {
-            Ok(()) => self.events |= status::RI,
-            Err(_) => self.events |= status::FBE,
+        if self.close().is_err() {
+            self.events |= status::FBE;
         }
-        self.place = self.next;
     }
 
     fn cancel(&mut self) {
@@ -431,7 +459,7 @@ impl RxRing for RxProcess {
         self.pieces.clear();
     }
 
-    /// Done by [`RxProcess::finish`]: descriptors are given back one by one as they are filled.
+    /// Done by [`RxProcess::finish`], which knows of the interrupt.
     fn publish(&mut self) -> bool {
         false
     }

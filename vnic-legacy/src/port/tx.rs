@@ -8,14 +8,14 @@ use arrayvec::ArrayVec;
 use guestmem::{Memory, Span};
 use offload::Request;
 use offload::request::validate;
-use vswitch::burst::{BURST, Burst, MAX_FRAME, MAX_SEGMENTS, SNAPSHOT};
+use vswitch::burst::{BURST, Burst};
 use vswitch::deliver::{FrameMeta, Job, Report};
-use vswitch::drops::DropReason;
 use vswitch::port::{PortFault, TxSide};
 use vswitch::ports::vhost::notify;
 use vswitch::vlan::VlanMode;
 
 use super::filter::{Filter, FilterKind, SETUP_LEN};
+use super::pieces::{Found, Pieces};
 use super::{Process, Shared};
 use crate::csr::{JABBER_CLOCK, JABBER_DISABLE, bus_mode, mode, status};
 use crate::descriptor::{BusError, Descriptor, ES, Format, Place, tdes0, tdes1};
@@ -24,22 +24,12 @@ use crate::page::{Control, Counted};
 /// Descriptors of one frame, at most, and about as many in one turn: a frame of the longest length that a wire carries,
 /// in buffers of one byte. A list that goes on for longer is cut off by the jabber timer.
 const WORK: usize = 2048;
-/// Pieces of a frame that are kept: more than the switch takes.
-const MAX_PIECES: usize = SNAPSHOT + MAX_SEGMENTS + 1;
 /// Turns without a frame after which the transmit process is suspended: some microseconds, so that a driver which fills
 /// the list one frame after the other is not told after each that the list is empty.
 const IDLE_TURNS: u32 = 32;
 /// Jabber limits in bytes (manual, CSR15): with JCK, and 3 ms at 100 Mb/s without.
 const JABBER_SHORT: u32 = 2048;
 const JABBER_LONG: u32 = 32_500;
-
-/// A frame found in the list.
-struct Found {
-    /// Its pieces.
-    first: usize,
-    end: usize,
-    refused: Option<DropReason>,
-}
 
 /// What was found at a place of the list.
 enum Step {
@@ -67,10 +57,8 @@ pub(super) struct TxProcess {
     pending: Vec<(Span, u32)>,
     /// Address of the first of them.
     first_pending: u32,
-    /// Pieces of the frames of one gathering.
-    spans: Vec<Span>,
-    /// Buffers of one frame, adjoining ones joined: address and length.
-    buffers: Vec<(u32, u32)>,
+    /// Where the frames of one gathering lie.
+    pieces: Pieces,
     /// Status bits to be raised with the completion.
     events: u32,
     idle: u32,
@@ -99,8 +87,7 @@ impl TxProcess {
             count: position.count,
             pending: Vec::with_capacity(2 * WORK),
             first_pending: 0,
-            spans: Vec::with_capacity(BURST * MAX_PIECES),
-            buffers: Vec::with_capacity(MAX_PIECES),
+            pieces: Pieces::new(),
             events: 0,
             idle: 0,
             unfinished: false,
@@ -198,24 +185,23 @@ impl TxProcess {
     }
 
     /// Deals with what is at the current place, and goes past it.
-    fn step(&mut self) -> Result<Step, BusError> {
-        let memory = Arc::clone(&self.shared.memory);
+    fn step(&mut self, memory: &Memory) -> Result<Step, BusError> {
         self.unfinished = false;
         if !self.pending.is_empty() && self.place.at == self.first_pending {
             return Ok(Step::Nothing);
         }
-        let Some(first) = self.place.fetch(&memory, self.format)? else {
+        let Some(first) = self.place.fetch(memory, self.format)? else {
             return Ok(Step::Nothing);
         };
         if self.pending.is_empty() {
             self.first_pending = self.place.at;
         }
         if first.control & tdes1::SET != 0 {
-            self.set_up(&memory, &first)?;
+            self.set_up(memory, &first)?;
         } else if first.control & tdes1::FS == 0 {
             self.pending.push((first.status, 0));
         } else {
-            return self.frame(&memory, first);
+            return self.frame(memory, first);
         }
         self.place = self.place.after(&first, self.format);
         Ok(Step::Passed)
@@ -226,11 +212,11 @@ impl TxProcess {
         let mark = self.pending.len();
         let (mut descriptor, mut place) = (first, self.place);
         let mut len = 0;
-        self.buffers.clear();
+        self.pieces.begin();
         loop {
             for (address, size) in descriptor.buffers() {
                 len += size;
-                self.add_buffer(address, size);
+                self.pieces.add(address, size);
             }
             self.pending.push((descriptor.status, 0));
             place = place.after(&descriptor, self.format);
@@ -266,7 +252,7 @@ impl TxProcess {
         } else {
             0
         };
-        let found = self.pieces(memory, len.saturating_sub(crc))?;
+        let found = self.pieces.end(memory, len.saturating_sub(crc))?;
         self.place = place;
         self.events |= match descriptor.control & tdes1::IC {
             0 => status::ETI,
@@ -281,54 +267,6 @@ impl TxProcess {
             csr15 if csr15 & JABBER_CLOCK != 0 => JABBER_SHORT,
             _ => JABBER_LONG,
         }
-    }
-
-    fn add_buffer(&mut self, address: u32, size: u32) {
-        if size == 0 {
-            return;
-        }
-        if let Some((start, len)) = self.buffers.last_mut()
-            && start.checked_add(*len) == Some(address)
-        {
-            *len += size;
-        } else if self.buffers.len() < MAX_PIECES {
-            self.buffers.push((address, size));
-        }
-    }
-
-    /// The first `len` bytes of the buffers, in guest memory.
-    fn pieces(&mut self, memory: &Memory, len: u32) -> Result<Found, BusError> {
-        let first = self.spans.len();
-        let mut refused = match self.buffers.len() {
-            MAX_PIECES => Some(DropReason::TooManySegments),
-            _ if len > MAX_FRAME => Some(DropReason::Oversize),
-            _ => None,
-        };
-        let mut left = len;
-        let spans = &mut self.spans;
-        for &(address, size) in &self.buffers {
-            let known = memory.spans(address.into(), size, |span| {
-                let now = span.sub(0, span.len().min(left)).unwrap_or(Span::EMPTY);
-                left -= now.len();
-                if spans.len() - first == MAX_PIECES {
-                    refused = refused.or(Some(DropReason::TooManySegments));
-                } else if !now.is_empty() {
-                    spans.push(now);
-                }
-                true
-            });
-            if !known {
-                return Err(BusError);
-            }
-        }
-        if let Some(span) = self.spans.get(first) {
-            memory.prefetch(*span);
-        }
-        Ok(Found {
-            first,
-            end: self.spans.len(),
-            refused,
-        })
     }
 
     /// Takes a setup frame over. One that has not the length of setup frames changes nothing.
@@ -360,11 +298,19 @@ impl TxProcess {
 
     /// Takes frames until `burst` is full, the list is empty, or a turn's work is done.
     fn collect(&mut self, burst: &mut Burst) {
+        let shared = Arc::clone(&self.shared);
         let mut frames = ArrayVec::<Found, BURST>::new();
         let want = BURST - burst.len();
-        self.spans.clear();
+        // Where descriptors follow one another, a cache line has four: the next ones are on their way meanwhile.
+        for line in 1..=3 {
+            let at = u64::from(self.place.at) + 64 * line;
+            if let Some(span) = shared.memory.span(at, 1) {
+                shared.memory.prefetch(span);
+            }
+        }
+        self.pieces.clear();
         while frames.len() < want && self.pending.len() < WORK {
-            match self.step() {
+            match self.step(&shared.memory) {
                 Ok(Step::Frame(found)) => frames.push(found),
                 Ok(Step::Passed) => {}
                 Ok(Step::Nothing) => break,
@@ -373,8 +319,8 @@ impl TxProcess {
                     break;
                 }
                 Err(BusError) => {
-                    let events = self.shared.bus_error();
-                    self.shared.rx().halt(&self.shared.page);
+                    let events = shared.bus_error();
+                    shared.rx().halt(&shared.page);
                     self.halt(events);
                     break;
                 }
@@ -383,11 +329,7 @@ impl TxProcess {
         for found in &frames {
             match found.refused {
                 Some(reason) => burst.push_refused(reason),
-                None => burst.take(
-                    &self.shared.memory,
-                    self.spans.get(found.first..found.end).unwrap_or(&[]),
-                    Request::default(),
-                ),
+                None => burst.take(&shared.memory, self.pieces.of(found), Request::default()),
             };
         }
     }
