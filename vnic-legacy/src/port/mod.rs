@@ -1,7 +1,7 @@
 //! The transmit and the receive process as a port of the switch: descriptor lists in guest memory.
 //!
-//! The worker that owns the port drives [`tx`], which also takes over what the registers tell (see [`crate::page`]);
-//! any worker delivers to [`rx`]. A list that leads outside guest memory is a bus error: CSR5 says so, both processes
+//! The worker that owns the port drives the transmit side, which also takes over what the registers tell (see [`crate::page`]);
+//! any worker delivers to the receive side. A list that leads outside guest memory is a bus error: CSR5 says so, both processes
 //! stop until the guest resets the adapter, and nobody else notices.
 //!
 //! The worker polls the transmit list, so a frame is taken without a poll demand. Only before the worker sleeps, or when
