@@ -30,7 +30,7 @@ pub fn registers(data: &[u8]) {
                 let at = if at < 0x80 { at & 0x78 } else { at };
                 access(&mut guest, at.into(), len, action & 8 != 0, &mut input);
             }
-            0xc0..0xe0 => guest.advance(u64::from(input.u32()) * 16),
+            0xc0..0xe0 => guest.advance(u64::from(input.u32() & 0xff_ffff)),
             0xe0..0xe8 => {
                 let link = input.u8() & 1 != 0;
                 guest.registers.set_link(link);
@@ -175,7 +175,8 @@ impl Lab {
             }
             0xd8..0xe0 => {
                 // The process of the registers says anything.
-                let (at, value) = (u64::from(input.u8()) & !3, input.u32());
+                // But for the page's identity, without which no new port opens.
+                let (at, value) = (u64::from(input.u8() & !3).max(0x40), input.u32());
                 let word = self.page.span(at, 4).expect("inside");
                 self.page.store_u32(word, value).expect("aligned");
             }
