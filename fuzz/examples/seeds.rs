@@ -72,6 +72,9 @@ fn main() -> std::io::Result<()> {
             write(target, name, &ring(how))?;
         }
     }
+    for (target, name, actions) in legacy() {
+        write(target, name, &actions)?;
+    }
     for (name, socket, features) in [
         ("split", 0, 0),
         ("packed", 0, 1),
@@ -84,6 +87,54 @@ fn main() -> std::io::Result<()> {
         write("api_bodies", name, &[&[number], body.as_bytes()].concat())?;
     }
     Ok(())
+}
+
+/// What drivers do to a legacy adapter.
+fn legacy() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let csr = |n: u8, value: u32| [&[0x0a, 8 * n][..], &value.to_le_bytes()].concat();
+    let clock = |pins: &[u32]| {
+        pins.iter()
+            .flat_map(|pin| csr(9, *pin))
+            .collect::<Vec<u8>>()
+    };
+    let (low, high) = (0x4801u32, 0x4803);
+    let (zero, one) = ([low, high, low], [low | 4, high | 4, low | 4]);
+    // Read of the serial ROM's word 10: start, 10, 001010, then data.
+    let bits = [1, 1, 0, 0, 0, 1, 0, 1, 0].map(|bit| if bit == 1 { one } else { zero });
+    let rom = [
+        clock(&[0x4800, low]),
+        clock(&bits.concat()),
+        clock(&zero.repeat(16)),
+        vec![0xf0],
+    ];
+    // Read of the PHY's register 1.
+    let mdio = |bit: u32| [bit << 17, bit << 17 | 1 << 16];
+    let header = [1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1].map(mdio);
+    let phy = [
+        clock(&header.concat()),
+        clock(&[0x4_0000, 0x5_0000].repeat(5)),
+        vec![0xf0],
+    ];
+    let timer = [
+        csr(6, 0x4_0000),
+        csr(7, 0x1_0800),
+        csr(11, 0x1_0002),
+        vec![0xc0, 0, 0, 1, 0],
+        csr(5, 0x800),
+    ];
+    // A frame to send, two receive descriptors, start, and a turn with deliveries between.
+    let rings = [
+        &[0, 32, 0xe0, 0x40, 0x00, 8][..],
+        &[0, 0, 0xec, 0, 6, 9],
+        &[0, 1, 0xec, 0, 6, 10],
+        &[0x80, 0x40, 0, 0, 0, 1, 0x40, 0x60, 2, 60, 0, 0x40, 0xc0],
+    ];
+    vec![
+        ("legacy_registers", "rom", rom.concat()),
+        ("legacy_registers", "phy", phy.concat()),
+        ("legacy_registers", "timer", timer.concat()),
+        ("legacy_rings", "plain", rings.concat()),
+    ]
 }
 
 /// Which request, and its body.

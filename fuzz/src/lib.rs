@@ -6,6 +6,7 @@
 pub mod api_bodies;
 pub mod headers;
 pub mod input;
+pub mod legacy;
 pub mod offload_request;
 pub mod rings;
 pub mod turn;
@@ -18,7 +19,7 @@ mod tests {
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 7] = [
+        let targets: [(&str, fn(&[u8])); 9] = [
             ("api_bodies", super::api_bodies::run),
             ("headers", super::headers::run),
             ("offload_request", super::offload_request::run),
@@ -26,6 +27,8 @@ mod tests {
             ("vhost_messages", super::vhost_messages::run),
             ("split_ring", super::rings::split),
             ("packed_ring", super::rings::packed),
+            ("legacy_registers", super::legacy::registers),
+            ("legacy_rings", super::legacy::rings),
         ];
         for (target, run) in targets {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
