@@ -1,0 +1,5 @@
+//! The state of a machine.
+
+mod vcpu;
+
+pub use vcpu::{VcpuState, readable_msrs};
