@@ -4,10 +4,10 @@
 //! * [`device`] is what a device of the platform is: a function of register accesses, without thread, clock or system
 //!   call. What must happen is said in [`device::Effects`].
 //! * [`bus`] finds the device behind a port or a memory address.
-//! * [`chipset`] holds the devices of a PC with an i440FX and PIIX chipset, [`pci`] its bus, its functions and their
-//!   configuration spaces.
 //! * [`memory`] is the guest's memory, a sealed memfd; [`kvm`] is the safe face of KVM.
 //! * [`boot`] is what runs first.
+//! * [`chipset`] holds the devices of a PC with an i440FX and PIIX chipset, [`pci`] its bus, its functions and their
+//!   configuration spaces.
 
 mod board;
 pub mod boot;

@@ -24,7 +24,7 @@ use crate::kvm::{self, Chips, Kick, Vcpu, Vm};
 use crate::memory::{self, GuestMemory};
 use crate::slots::Slots;
 use crate::state::{VcpuState, readable_msrs};
-use crate::{Error, irq, service, vcpu};
+use crate::{Error, chipset, irq, service, vcpu};
 
 /// What a machine is made of.
 pub struct Config {
@@ -393,6 +393,10 @@ impl Shared {
     /// Everything as after power-on, and the first program in place. No processor runs.
     pub(crate) fn reset(&self, control: &mut Control) -> Result<(), Error> {
         self.vm.set_chips(&control.power_on.chips)?;
+        if control.boot.firmware().is_none() {
+            // Firmware would have done it.
+            self.vm.set_level_lines(chipset::LEVEL_LINES)?;
+        }
         self.board().reset()?;
         for (vcpu, state) in self.vcpus.iter().zip(&control.power_on.vcpus) {
             state.write(&lock(vcpu))?;

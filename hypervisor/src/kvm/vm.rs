@@ -252,21 +252,43 @@ impl Vm {
         checked("KVM_IOEVENTFD", result)
     }
 
+    /// Makes lines level-triggered in the PICs (registers ELCR1 and ELCR2 of a PIIX3): one bit for each of lines 0 to 15.
+    /// No processor runs.
+    ///
+    /// # Errors
+    /// What KVM refuses.
+    pub fn set_level_lines(&self, lines: u16) -> Result<(), Error> {
+        let [master, slave] = lines.to_le_bytes();
+        for (chip_id, elcr) in [
+            (KVM_IRQCHIP_PIC_MASTER, master),
+            (KVM_IRQCHIP_PIC_SLAVE, slave),
+        ] {
+            let mut chip = self.irqchip(chip_id)?;
+            // SAFETY: KVM fills in this member for a PIC; it is made of integers.
+            unsafe { chip.chip.pic.elcr = elcr };
+            self.fd
+                .set_irqchip(&chip)
+                .map_err(Error::kvm("KVM_SET_IRQCHIP"))?;
+        }
+        Ok(())
+    }
+
+    fn irqchip(&self, chip_id: u32) -> Result<kvm_irqchip, Error> {
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        };
+        self.fd
+            .get_irqchip(&mut chip)
+            .map_err(Error::kvm("KVM_GET_IRQCHIP"))?;
+        Ok(chip)
+    }
+
     /// The state of interrupt controllers, timer and clock. No processor runs.
     ///
     /// # Errors
     /// What KVM refuses.
     pub fn chips(&self) -> Result<Chips, Error> {
-        let chip = |id| {
-            let mut chip = kvm_irqchip {
-                chip_id: id,
-                ..Default::default()
-            };
-            self.fd
-                .get_irqchip(&mut chip)
-                .map_err(Error::kvm("KVM_GET_IRQCHIP"))?;
-            Ok::<_, Error>(chip)
-        };
         let clock = self
             .fd
             .get_clock()
@@ -274,9 +296,9 @@ impl Vm {
             .clock;
         Ok(Chips {
             irqchips: [
-                chip(KVM_IRQCHIP_PIC_MASTER)?,
-                chip(KVM_IRQCHIP_PIC_SLAVE)?,
-                chip(KVM_IRQCHIP_IOAPIC)?,
+                self.irqchip(KVM_IRQCHIP_PIC_MASTER)?,
+                self.irqchip(KVM_IRQCHIP_PIC_SLAVE)?,
+                self.irqchip(KVM_IRQCHIP_IOAPIC)?,
             ],
             pit: self.fd.get_pit2().map_err(Error::kvm("KVM_GET_PIT2"))?,
             clock,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use guestmem::Memory;
 use tracing::error;
+use vnic_legacy::page::SharedPage;
 use vswitch::api::{AdapterName, Link, Mtu, PortState, VmName};
 use vswitch::attach::message::Command;
 use vswitch::control::PortHandle;
@@ -198,7 +199,14 @@ impl State {
 
 impl Rings {
     fn open(&self) -> anyhow::Result<Sides> {
-        anyhow::bail!("not yet")
+        let page = SharedPage::map(self.page.try_clone()?)?;
+        let (kick, interrupt) = (self.kick.try_clone()?, self.interrupt.try_clone()?);
+        Ok(vnic_legacy::port::open(
+            self.memory.clone(),
+            page,
+            kick,
+            interrupt,
+        )?)
     }
 }
 
