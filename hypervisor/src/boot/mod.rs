@@ -1,6 +1,17 @@
-//! What a machine runs first.
+//! What a machine runs first, and what that finds: tables that describe the machine, and the firmware's configuration.
+//!
+//! * [`Boot`] is firmware or a Linux kernel.
+//! * [`acpi`], [`smbios`] and [`mptable`] make the tables. They say the same whether SeaBIOS places them or we do.
+//! * [`tables`] places them in the memory of a guest that is started without firmware.
+//! * [`fw_cfg`] is the device by which firmware reads its configuration, and [`firmware`] what it reads there.
 
+pub mod acpi;
+pub mod firmware;
+pub mod fw_cfg;
 mod linux;
+pub mod mptable;
+pub mod smbios;
+pub mod tables;
 
 pub use linux::Linux;
 
@@ -32,5 +43,13 @@ impl Boot {
             Self::Firmware(_) => Ok(()),
             Self::Linux(linux) => linux.load(memory, first),
         }
+    }
+}
+
+/// Sets the byte at `at` so that all add up to 0.
+fn complement(bytes: &mut [u8], at: usize) {
+    let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    if let Some(byte) = bytes.get_mut(at) {
+        *byte = byte.wrapping_sub(sum);
     }
 }

@@ -354,7 +354,7 @@ fn segment(config: Option<&ConfigSpace>, index: usize) -> Shadow {
         _ => PAM + 1 + index as u8 / 2,
     };
     let byte = config.map_or(0, |config| config.byte(nibbles));
-    let nibble = if index % 2 == 0 && index != 12 {
+    let nibble = if index.is_multiple_of(2) && index != 12 {
         byte
     } else {
         byte >> 4

@@ -177,7 +177,7 @@ impl Rtc {
     /// A number as the guest wants it.
     fn encode(&self, value: u8) -> u8 {
         match self.get(REGISTER_B) & BINARY {
-            0 => value / 10 << 4 | value % 10,
+            0 => ((value / 10) << 4) | (value % 10),
             _ => value,
         }
     }

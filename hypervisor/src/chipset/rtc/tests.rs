@@ -30,11 +30,11 @@ fn time(rtc: &mut Rtc, now: u64) -> Vec<u8> {
 }
 
 fn line(effects: &[Effect]) -> bool {
-    let levels = effects.iter().filter_map(|effect| match effect {
+    let mut levels = effects.iter().filter_map(|effect| match effect {
         Effect::Line { gsi: 8, high } => Some(*high),
         _ => None,
     });
-    levels.last().unwrap()
+    levels.next_back().unwrap()
 }
 
 fn timer(effects: &[Effect]) -> Option<u64> {
@@ -202,7 +202,7 @@ fn memory_sizes_are_where_firmware_looks() {
     assert_eq!(word(&mut rtc, 0x17), 0xffff);
     assert_eq!(
         word(&mut rtc, 0x34),
-        (0xc000_0000_u32 - 0x100_0000 >> 16) as u16
+        ((0xc000_0000_u32 - 0x100_0000) >> 16) as u16
     );
     assert_eq!(word(&mut rtc, 0x5b), (5_u64 << 30 >> 16) as u16);
     assert_eq!(read(&mut rtc, 0x5d, 0), 1);

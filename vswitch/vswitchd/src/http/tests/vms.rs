@@ -92,13 +92,19 @@ impl Fake {
                         let links = self.links.iter().enumerate();
                         status = Some(Status {
                             state: self.state.unwrap(),
-                            exits: links.map(|(i, up)| (format!("link{i}"), u64::from(*up))).collect(),
+                            exits: links
+                                .map(|(i, up)| (format!("link{i}"), u64::from(*up)))
+                                .collect(),
                             drivers: vec![true; self.adapters],
                         });
                     }
                     Command::PowerButton | Command::Reset | Command::Served { .. } => {}
                 }
-                let reply = FromVmm::Reply { id, error: None, status };
+                let reply = FromVmm::Reply {
+                    id,
+                    error: None,
+                    status,
+                };
                 connection.send(&reply, &[], LIMIT).unwrap();
             }
         }
@@ -117,7 +123,11 @@ impl Fake {
         }
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         let ready = FromVmm::Ready {
-            regions: vec![Region { guest: 0, len: 1 << 20, offset: 0 }],
+            regions: vec![Region {
+                guest: 0,
+                len: 1 << 20,
+                offset: 0,
+            }],
             adapters: self.adapters,
             state: self.state.unwrap(),
         };
@@ -128,8 +138,12 @@ impl Fake {
 /// A rig with networks `lab` and `other`, and a file to boot.
 async fn rig() -> (Rig, String) {
     let rig = lab().await;
-    rig.ok("POST", "/v1/networks", r#"{"name":"other","type":"private"}"#)
-        .await;
+    rig.ok(
+        "POST",
+        "/v1/networks",
+        r#"{"name":"other","type":"private"}"#,
+    )
+    .await;
     let kernel = rig.path("kernel");
     std::fs::write(&kernel, "kernel").unwrap();
     (rig, format!("kernel:{}", kernel.display()))
@@ -165,8 +179,18 @@ async fn settings_and_adapters() {
         "legacy":[{"network":"lab","vlan":7},{"mac":"02:00:00:00:00:99"}]"#;
     let view = create(&rig, &boot, "web", more).await;
     assert_eq!(
-        (&view["state"], &view["memory"], &view["auto_start"], &view["notes"]),
-        (&json!("off"), &json!("64M"), &json!("always,delay=7"), &json!("for tests"))
+        (
+            &view["state"],
+            &view["memory"],
+            &view["auto_start"],
+            &view["notes"]
+        ),
+        (
+            &json!("off"),
+            &json!("64M"),
+            &json!("always,delay=7"),
+            &json!("for tests")
+        )
     );
     assert_eq!(
         view["adapters"],
@@ -176,17 +200,35 @@ async fn settings_and_adapters() {
             {"name":"legacy1","kind":"legacy","mac":"02:00:00:00:00:99","static_mac":true,"network":null,"vlan":null,
              "link":"down","driver":"none"}])
     );
-    let port = rig.ok("GET", "/v1/networks/lab/ports/web.legacy0", "").await;
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/web.legacy0", "")
+        .await;
     assert_eq!(
-        (&port["kind"], &port["vm"], &port["adapter"], &port["vlan"], &port["state"]),
-        (&json!("legacy"), &json!("web"), &json!("legacy0"), &json!("access:7"), &json!("waiting"))
+        (
+            &port["kind"],
+            &port["vm"],
+            &port["adapter"],
+            &port["vlan"],
+            &port["state"]
+        ),
+        (
+            &json!("legacy"),
+            &json!("web"),
+            &json!("legacy0"),
+            &json!("access:7"),
+            &json!("waiting")
+        )
     );
     // Moved, with its VLAN; disconnected; and back.
     let adapter = format!("{VMS}/web/adapters/legacy0");
     rig.ok("PATCH", &adapter, r#"{"network":"other"}"#).await;
-    let port = rig.ok("GET", "/v1/networks/other/ports/web.legacy0", "").await;
+    let port = rig
+        .ok("GET", "/v1/networks/other/ports/web.legacy0", "")
+        .await;
     assert_eq!(port["vlan"], "access:7");
-    let view = rig.ok("PATCH", &adapter, r#"{"network":null,"vlan":null}"#).await;
+    let view = rig
+        .ok("PATCH", &adapter, r#"{"network":null,"vlan":null}"#)
+        .await;
     let first = &view["adapters"][0];
     assert_eq!(
         (&first["network"], &first["link"], &first["vlan"]),
@@ -196,61 +238,255 @@ async fn settings_and_adapters() {
     // The second one is connected for the first time, and takes the address of the first.
     let second = format!("{VMS}/web/adapters/legacy1");
     let view = rig
-        .ok("PATCH", &second, r#"{"network":"lab","mac":"52:00:00:00:00:00"}"#)
+        .ok(
+            "PATCH",
+            &second,
+            r#"{"network":"lab","mac":"52:00:00:00:00:00"}"#,
+        )
         .await;
     let warning = view["warnings"][0].as_str().unwrap();
-    assert!(warning.contains("52:00:00:00:00:00, which web.legacy1 in its network"), "{warning}");
+    assert!(
+        warning.contains("52:00:00:00:00:00, which web.legacy1 in its network"),
+        "{warning}"
+    );
     let view = rig.ok("PATCH", &second, r#"{"mac":null}"#).await;
     assert_eq!(view["adapters"][1]["mac"], "52:00:00:00:00:01");
     assert_eq!(view["warnings"], json!([]));
     let view = rig.ok("POST", &format!("{VMS}/web/adapters"), "{}").await;
     assert_eq!(view["adapters"][2]["name"], "legacy2");
     rig.ok("DELETE", &adapter, "").await;
-    let view = rig.ok("PATCH", &format!("{VMS}/web"), r#"{"notes":"","cpus":1}"#).await;
+    let view = rig
+        .ok("PATCH", &format!("{VMS}/web"), r#"{"notes":"","cpus":1}"#)
+        .await;
     assert_eq!((&view["notes"], &view["cpus"]), (&json!(""), &json!(1)));
     // All of it is there after a restart.
     let before = rig.ok("GET", VMS, "").await;
     let rig = rig.restart(false, |_| {}).await;
     assert_eq!(rig.ok("GET", VMS, "").await, before);
     rig.ok("DELETE", &format!("{VMS}/web"), "").await;
-    rig.refused(("GET", "/v1/networks/lab/ports/web.legacy1", ""), 404, "no port").await;
+    rig.refused(
+        ("GET", "/v1/networks/lab/ports/web.legacy1", ""),
+        404,
+        "no port",
+    )
+    .await;
     // Networks lab and other, and the two ports of the lab.
     assert_eq!(rig.rows(), 4);
 }
 
 /// Requests about VM `web`, which is off, and why they are refused. KERNEL stands for a kernel that is there.
 const REFUSED: &[(&str, &str, &str, u16, &str)] = &[
-    ("POST", "", r#"{"name":"web"}"#, 409, "there is a VM 'web' already"),
-    ("POST", "", r#"{"name":"-"}"#, 400, "VM name '-' is not allowed; allowed: 1 to 50"),
-    ("POST", "", r#"{"name":"a","cpus":5}"#, 400, "'5' is not allowed; allowed: 1 to 4, and to 64 with profile modern"),
-    ("POST", "", r#"{"name":"a","cpus":65,"profile":"modern"}"#, 400, "allowed: 1 to 64"),
-    ("POST", "", r#"{"name":"a","cpus":0}"#, 400, "'0' is not allowed"),
-    ("POST", "", r#"{"name":"a","memory":"7M"}"#, 400, "memory size '7M' is not allowed; allowed: 8M to 64G"),
-    ("POST", "", r#"{"name":"a","memory":"65G"}"#, 400, "allowed: 8M to 64G"),
-    ("POST", "", r#"{"name":"a","memory":"18446744073709551615G"}"#, 400, "allowed: 8M to 64G"),
-    ("POST", "", r#"{"name":"a","boot":"disk"}"#, 400, "boot source 'disk' is not allowed; allowed: network, or kernel:PATH"),
-    ("POST", "", r#"{"name":"a","boot":"kernel:/nowhere"}"#, 400, "kernel '/nowhere' is not there"),
-    ("POST", "", r#"{"name":"a","cmdline":"x"}"#, 400, "allowed with boot kernel:PATH"),
-    ("POST", "", r#"{"name":"a","auto_start":"always,delay=3601"}"#, 400, "0 to 3600"),
-    ("POST", "", r#"{"name":"a","auto_stop":"kill"}"#, 400, "unknown variant `kill`, expected one of `save`, `shutdown`, `turn-off`"),
-    ("POST", "", r#"{"name":"a","synthetic":[]}"#, 400, "unknown field `synthetic`"),
-    ("POST", "", r#"{"name":"a","legacy":[{},{},{},{},{}]}"#, 409, "at most 4"),
-    ("POST", "", r#"{"name":"a","legacy":[{"network":"no"}]}"#, 404, "there is no network 'no'"),
-    ("POST", "", r#"{"name":"a","legacy":[{},{"network":"no"}]}"#, 404, "there is no network 'no'"),
-    ("POST", "", r#"{"name":"a","legacy":[{"mac":"01:00:00:00:00:01"}]}"#, 400, "no group address"),
-    ("PATCH", "/web", "{}", 400, "nothing to change; allowed: memory"),
+    (
+        "POST",
+        "",
+        r#"{"name":"web"}"#,
+        409,
+        "there is a VM 'web' already",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"-"}"#,
+        400,
+        "VM name '-' is not allowed; allowed: 1 to 50",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","cpus":5}"#,
+        400,
+        "'5' is not allowed; allowed: 1 to 4, and to 64 with profile modern",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","cpus":65,"profile":"modern"}"#,
+        400,
+        "allowed: 1 to 64",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","cpus":0}"#,
+        400,
+        "'0' is not allowed",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","memory":"7M"}"#,
+        400,
+        "memory size '7M' is not allowed; allowed: 8M to 64G",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","memory":"65G"}"#,
+        400,
+        "allowed: 8M to 64G",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","memory":"18446744073709551615G"}"#,
+        400,
+        "allowed: 8M to 64G",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","boot":"disk"}"#,
+        400,
+        "boot source 'disk' is not allowed; allowed: network, or kernel:PATH",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","boot":"kernel:/nowhere"}"#,
+        400,
+        "kernel '/nowhere' is not there",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","cmdline":"x"}"#,
+        400,
+        "allowed with boot kernel:PATH",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","auto_start":"always,delay=3601"}"#,
+        400,
+        "0 to 3600",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","auto_stop":"kill"}"#,
+        400,
+        "unknown variant `kill`, expected one of `save`, `shutdown`, `turn-off`",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","synthetic":[]}"#,
+        400,
+        "unknown field `synthetic`",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","legacy":[{},{},{},{},{}]}"#,
+        409,
+        "at most 4",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","legacy":[{"network":"no"}]}"#,
+        404,
+        "there is no network 'no'",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","legacy":[{},{"network":"no"}]}"#,
+        404,
+        "there is no network 'no'",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","legacy":[{"mac":"01:00:00:00:00:01"}]}"#,
+        400,
+        "no group address",
+    ),
+    (
+        "PATCH",
+        "/web",
+        "{}",
+        400,
+        "nothing to change; allowed: memory",
+    ),
     ("PATCH", "/web", r#"{"cpus":9}"#, 400, "'9' is not allowed"),
-    ("POST", "/web/action", r#"{"verb":"fly"}"#, 400, "unknown variant `fly`"),
-    ("POST", "/web/action", r#"{"verb":"pause","timeout":3}"#, 400, "allowed with shutdown"),
-    ("POST", "/web/action", r#"{"verb":"shutdown","timeout":3601}"#, 400, "allowed: 0 to 3600"),
-    ("POST", "/no/action", r#"{"verb":"start"}"#, 404, "there is no VM 'no'"),
-    ("GET", "/web/console", "", 409, "it is off; allowed: start it"),
-    ("POST", "/web/adapters", r#"{"name":"legacy0"}"#, 409, "has an adapter 'legacy0' already"),
-    ("POST", "/web/adapters", r#"{"name":"legacy4"}"#, 400, "allowed: legacy0 to legacy3"),
-    ("PATCH", "/web/adapters/legacy0", "{}", 400, "nothing to change; allowed: network, mac, vlan"),
-    ("PATCH", "/web/adapters/legacy1", r#"{"network":"lab"}"#, 404, "no adapter 'legacy1'"),
-    ("PATCH", "/web/adapters/legacy0", r#"{"network":"no","vlan":3}"#, 404, "there is no network 'no'"),
-    ("DELETE", "/web/adapters/legacy3", "", 404, "no adapter 'legacy3'"),
+    (
+        "POST",
+        "/web/action",
+        r#"{"verb":"fly"}"#,
+        400,
+        "unknown variant `fly`",
+    ),
+    (
+        "POST",
+        "/web/action",
+        r#"{"verb":"pause","timeout":3}"#,
+        400,
+        "allowed with shutdown",
+    ),
+    (
+        "POST",
+        "/web/action",
+        r#"{"verb":"shutdown","timeout":3601}"#,
+        400,
+        "allowed: 0 to 3600",
+    ),
+    (
+        "POST",
+        "/no/action",
+        r#"{"verb":"start"}"#,
+        404,
+        "there is no VM 'no'",
+    ),
+    (
+        "GET",
+        "/web/console",
+        "",
+        409,
+        "it is off; allowed: start it",
+    ),
+    (
+        "POST",
+        "/web/adapters",
+        r#"{"name":"legacy0"}"#,
+        409,
+        "has an adapter 'legacy0' already",
+    ),
+    (
+        "POST",
+        "/web/adapters",
+        r#"{"name":"legacy4"}"#,
+        400,
+        "allowed: legacy0 to legacy3",
+    ),
+    (
+        "PATCH",
+        "/web/adapters/legacy0",
+        "{}",
+        400,
+        "nothing to change; allowed: network, mac, vlan",
+    ),
+    (
+        "PATCH",
+        "/web/adapters/legacy1",
+        r#"{"network":"lab"}"#,
+        404,
+        "no adapter 'legacy1'",
+    ),
+    (
+        "PATCH",
+        "/web/adapters/legacy0",
+        r#"{"network":"no","vlan":3}"#,
+        404,
+        "there is no network 'no'",
+    ),
+    (
+        "DELETE",
+        "/web/adapters/legacy3",
+        "",
+        404,
+        "no adapter 'legacy3'",
+    ),
     ("DELETE", "/no", "", 404, "there is no VM 'no'"),
 ];
 
@@ -267,18 +503,36 @@ async fn refusals_leave_nothing_behind() {
     };
     let before = picture(&rig).await;
     for &(method, path, body, status, why) in REFUSED {
-        rig.refused((method, &format!("{VMS}{path}"), body), status, why).await;
+        rig.refused((method, &format!("{VMS}{path}"), body), status, why)
+            .await;
         assert_eq!(picture(&rig).await, before, "{method} {path} {body}");
     }
     for (call, status, why) in [
-        (("DELETE", "/v1/networks/lab/ports/web.legacy0", ""), 409, "is adapter 'legacy0' of VM 'web'"),
-        (("PATCH", "/v1/networks/lab/ports/web.legacy0", r#"{"mtu":9000}"#), 400, "MTU 1500"),
+        (
+            ("DELETE", "/v1/networks/lab/ports/web.legacy0", ""),
+            409,
+            "is adapter 'legacy0' of VM 'web'",
+        ),
+        (
+            (
+                "PATCH",
+                "/v1/networks/lab/ports/web.legacy0",
+                r#"{"mtu":9000}"#,
+            ),
+            400,
+            "MTU 1500",
+        ),
     ] {
         rig.refused(call, status, why).await;
         assert_eq!(picture(&rig).await, before);
     }
     rig.change_world(|world| world.no_kvm = Some("cannot open /dev/kvm".into()));
-    rig.refused(("POST", VMS, r#"{"name":"a"}"#), 500, "cannot open /dev/kvm").await;
+    rig.refused(
+        ("POST", VMS, r#"{"name":"a"}"#),
+        500,
+        "cannot open /dev/kvm",
+    )
+    .await;
     assert_eq!(picture(&rig).await, before);
 }
 
@@ -286,15 +540,31 @@ async fn refusals_leave_nothing_behind() {
 async fn addresses_are_never_given_twice() {
     let (rig, boot) = rig().await;
     // The pool of these tests has eight; one of them is somebody's own.
-    create(&rig, &boot, "own", r#","legacy":[{"mac":"52:00:00:00:00:02"}]"#).await;
+    create(
+        &rig,
+        &boot,
+        "own",
+        r#","legacy":[{"mac":"52:00:00:00:00:02"}]"#,
+    )
+    .await;
     create(&rig, &boot, "a", r#","legacy":[{},{},{}]"#).await;
     rig.ok("DELETE", &format!("{VMS}/a"), "").await;
     let rig = rig.restart(true, |_| {}).await;
     let view = create(&rig, &boot, "b", r#","legacy":[{},{},{},{}]"#).await;
-    let macs: Vec<_> = view["adapters"].as_array().unwrap().iter().map(|a| a["mac"].clone()).collect();
+    let macs: Vec<_> = view["adapters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| a["mac"].clone())
+        .collect();
     assert_eq!(
         macs,
-        ["52:00:00:00:00:04", "52:00:00:00:00:05", "52:00:00:00:00:06", "52:00:00:00:00:07"]
+        [
+            "52:00:00:00:00:04",
+            "52:00:00:00:00:05",
+            "52:00:00:00:00:06",
+            "52:00:00:00:00:07"
+        ]
     );
     let rows = rig.rows();
     rig.refused(
@@ -309,7 +579,10 @@ async fn addresses_are_never_given_twice() {
 /// What is allowed in each state; everything else is refused by name.
 const STATES: &[(&str, &[&str])] = &[
     ("off", &["start"]),
-    ("running", &["turn-off", "shutdown", "pause", "reset", "save"]),
+    (
+        "running",
+        &["turn-off", "shutdown", "pause", "reset", "save"],
+    ),
     ("paused", &["turn-off", "resume", "reset", "save"]),
     ("saved", &["start", "discard"]),
 ];
@@ -338,18 +611,42 @@ async fn states() {
         until(&rig, "web", state).await;
         for verb in VERBS.iter().filter(|verb| !allowed.contains(verb)) {
             let body = format!(r#"{{"verb":"{verb}"}}"#);
-            let why = format!("cannot {verb} VM 'web': it is {state}; allowed: {}", allowed.join(", "));
-            rig.refused(("POST", &format!("{VMS}/web/action"), &body), 409, &why).await;
+            let why = format!(
+                "cannot {verb} VM 'web': it is {state}; allowed: {}",
+                allowed.join(", ")
+            );
+            rig.refused(("POST", &format!("{VMS}/web/action"), &body), 409, &why)
+                .await;
         }
         if *state != "off" {
-            rig.refused(("PATCH", &format!("{VMS}/web"), r#"{"cpus":2}"#), 409, "allowed while it is off").await;
-            rig.refused(("POST", &format!("{VMS}/web/adapters"), "{}"), 409, "allowed while it is off").await;
-            rig.ok("PATCH", &format!("{VMS}/web"), r#"{"notes":"x"}"#).await;
+            rig.refused(
+                ("PATCH", &format!("{VMS}/web"), r#"{"cpus":2}"#),
+                409,
+                "allowed while it is off",
+            )
+            .await;
+            rig.refused(
+                ("POST", &format!("{VMS}/web/adapters"), "{}"),
+                409,
+                "allowed while it is off",
+            )
+            .await;
+            rig.ok("PATCH", &format!("{VMS}/web"), r#"{"notes":"x"}"#)
+                .await;
         }
-        let end = if *state == "saved" { "discard" } else { "turn-off" };
+        let end = if *state == "saved" {
+            "discard"
+        } else {
+            "turn-off"
+        };
         if *state != "off" {
             if *state != "saved" {
-                rig.refused(("DELETE", &format!("{VMS}/web"), ""), 409, "turn it off first").await;
+                rig.refused(
+                    ("DELETE", &format!("{VMS}/web"), ""),
+                    409,
+                    "turn it off first",
+                )
+                .await;
             }
             act(&rig, "web", end).await;
         }
@@ -368,12 +665,20 @@ async fn saved_and_started_again() {
         (&view["state"], &view["detail"]),
         (&json!("saved"), &json!("its state was saved"))
     );
-    assert_eq!(std::fs::read(rig.path("vm/web.saved")).unwrap(), b"all of it");
+    assert_eq!(
+        std::fs::read(rig.path("vm/web.saved")).unwrap(),
+        b"all of it"
+    );
     let rig = rig.restart(true, |_| {}).await;
     assert_eq!(until(&rig, "web", "saved").await["state"], "saved");
     // A state that cannot be used stays.
     std::fs::write(rig.path("vm/web.saved"), "half of it").unwrap();
-    rig.refused(("POST", &format!("{VMS}/web/action"), r#"{"verb":"start"}"#), 500, "cannot start VM 'web'").await;
+    rig.refused(
+        ("POST", &format!("{VMS}/web/action"), r#"{"verb":"start"}"#),
+        500,
+        "cannot start VM 'web'",
+    )
+    .await;
     assert_eq!(until(&rig, "web", "saved").await["state"], "saved");
     std::fs::write(rig.path("vm/web.saved"), "all of it").unwrap();
     act(&rig, "web", "start").await;
@@ -394,15 +699,22 @@ async fn a_process_that_dies_is_reported() {
     .await;
     create(&rig, &boot, "web", r#","legacy":[{"network":"lab"}]"#).await;
     let pid = act(&rig, "web", "start").await["pid"].as_i64().unwrap() as i32;
-    let port = rig.ok("GET", "/v1/networks/lab/ports/web.legacy0", "").await;
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/web.legacy0", "")
+        .await;
     assert_eq!(port["state"], "up");
     let view = rig.ok("GET", &format!("{VMS}/web"), "").await;
     assert_eq!(view["adapters"][0]["driver"], "bound");
     let raw = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(raw, rustix::process::Signal::SEGV).unwrap();
     let view = until(&rig, "web", "off").await;
-    assert_eq!(view["detail"], "its process was killed by signal Signal::SEGV");
-    let port = rig.ok("GET", "/v1/networks/lab/ports/web.legacy0", "").await;
+    assert_eq!(
+        view["detail"],
+        "its process was killed by signal Signal::SEGV"
+    );
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/web.legacy0", "")
+        .await;
     assert_eq!(
         (&port["state"], &port["detail"]),
         (&json!("waiting"), &json!("the VM does not run"))
@@ -417,13 +729,31 @@ async fn links_reach_the_guest() {
     act(&rig, "web", "start").await;
     let links = async |rig: &Rig| {
         let view = rig.ok("GET", &format!("{VMS}/web"), "").await;
-        (view["exits"]["link0"].clone(), view["exits"]["link1"].clone())
+        (
+            view["exits"]["link0"].clone(),
+            view["exits"]["link1"].clone(),
+        )
     };
     assert_eq!(links(&rig).await, (json!(1), json!(0)));
-    rig.ok("PATCH", &format!("{VMS}/web/adapters/legacy1"), r#"{"network":"other"}"#).await;
-    rig.ok("PATCH", &format!("{VMS}/web/adapters/legacy0"), r#"{"network":null}"#).await;
+    rig.ok(
+        "PATCH",
+        &format!("{VMS}/web/adapters/legacy1"),
+        r#"{"network":"other"}"#,
+    )
+    .await;
+    rig.ok(
+        "PATCH",
+        &format!("{VMS}/web/adapters/legacy0"),
+        r#"{"network":null}"#,
+    )
+    .await;
     assert_eq!(links(&rig).await, (json!(0), json!(1)));
-    rig.ok("PATCH", "/v1/networks/other/ports/web.legacy1", r#"{"link":"down"}"#).await;
+    rig.ok(
+        "PATCH",
+        "/v1/networks/other/ports/web.legacy1",
+        r#"{"link":"down"}"#,
+    )
+    .await;
     assert_eq!(links(&rig).await, (json!(0), json!(0)));
     act(&rig, "web", "turn-off").await;
 }
@@ -446,9 +776,14 @@ async fn after_sigkill_a_running_vm_is_adopted() {
     let view = until(&rig, "web", "paused").await;
     assert_eq!(view["pid"], pid);
     let view = until(&rig, "gone", "off").await;
-    assert_eq!(view["detail"], "its process ended while vswitchd did not run");
+    assert_eq!(
+        view["detail"],
+        "its process ended while vswitchd did not run"
+    );
     act(&rig, "web", "resume").await;
-    let port = rig.ok("GET", "/v1/networks/lab/ports/web.legacy0", "").await;
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/web.legacy0", "")
+        .await;
     assert_eq!(port["state"], "up");
     act(&rig, "web", "turn-off").await;
 }
