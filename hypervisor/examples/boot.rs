@@ -9,14 +9,15 @@
 )]
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use hypervisor::boot::{Boot, Linux};
-use hypervisor::chipset::{i440fx::HostBridge, i8042::I8042, ports::Ports, rtc, serial::ComPort};
+use hypervisor::device::{Device, Effect, Effects, Region, RestoreError, Space, State, Wiring};
+use hypervisor::memory::GuestMemory;
 use hypervisor::{Config, Event, Machine, Named};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -42,24 +43,68 @@ struct Arguments {
     seconds: Option<u64>,
 }
 
-/// A PC's devices.
-fn devices(arguments: &Arguments) -> Result<Vec<Named>> {
-    let since_epoch = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    let contents = rtc::Contents {
-        memory_below_4g: arguments.memory.min(3072) << 20,
-        memory_above_4g: arguments.memory.saturating_sub(3072) << 20,
-        cpus: arguments.vcpus.into(),
-    };
-    Ok(vec![
-        Named::new("ports", Ports::new(false)),
-        Named::new("i8042", I8042::default()),
-        Named::new(
-            "rtc",
-            rtc::Rtc::new(&contents, since_epoch.as_nanos() as i64),
-        ),
-        Named::new("com1", ComPort::new(0)),
-        Named::new("bridge", HostBridge::new(false)?),
-    ])
+/// As much of a serial port as a kernel needs to print.
+#[derive(Default)]
+struct Com(u8, u8);
+impl Device for Com {
+    fn read(&mut self, _: usize, offset: u64, data: &mut [u8], _: &mut Effects) {
+        data[0] = match offset {
+            1 => self.0,
+            2 => {
+                if self.0 & 2 != 0 {
+                    2
+                } else {
+                    1
+                }
+            }
+            3 => self.1,
+            5 => 0x60,
+            6 => 0xb0,
+            _ => 0,
+        };
+    }
+    fn write(&mut self, _: usize, offset: u64, data: &[u8], effects: &mut Effects) {
+        match offset {
+            0 if self.1 & 0x80 == 0 => effects.push(Effect::Output {
+                console: 0,
+                bytes: data.to_vec(),
+            }),
+            1 if self.1 & 0x80 == 0 => self.0 = data[0] & 15,
+            3 => self.1 = data[0],
+            _ => {}
+        }
+        if self.0 & 2 != 0 {
+            effects.push(Effect::Line {
+                gsi: 4,
+                high: false,
+            });
+            effects.push(Effect::Line { gsi: 4, high: true });
+        } else {
+            effects.push(Effect::Line {
+                gsi: 4,
+                high: false,
+            });
+        }
+    }
+    fn reset(&mut self, _: &mut Effects) {}
+    fn save(&self) -> State {
+        State::Null
+    }
+    fn restore(&mut self, _: &State, _: &mut Effects) -> Result<(), RestoreError> {
+        Ok(())
+    }
+    fn wiring(&self) -> Wiring {
+        let regions = vec![Region {
+            number: 0,
+            space: Space::Port,
+            start: 0x3f8,
+            len: 8,
+        }];
+        Wiring {
+            regions,
+            ..Wiring::default()
+        }
+    }
 }
 
 fn main() -> Result<()> {
@@ -67,12 +112,12 @@ fn main() -> Result<()> {
     let open =
         |path: &PathBuf| File::open(path).with_context(|| format!("opening {}", path.display()));
     let config = Config {
-        vcpus: arguments.vcpus.into(),
-        memory: arguments.memory << 20,
+        vcpus: arguments.vcpus,
+        memory: GuestMemory::new(arguments.memory << 20)?,
         boot: Boot::Linux(Linux {
             kernel: open(&arguments.kernel)?,
             initrd: arguments.initrd.as_ref().map(open).transpose()?,
-            command_line: arguments.command_line.clone(),
+            command_line: arguments.command_line,
             tables: Vec::new(),
             rsdp: 0,
         }),
@@ -82,38 +127,19 @@ fn main() -> Result<()> {
         }),
     };
     let begin = Instant::now();
-    let machine = Machine::new(config, devices(&arguments)?)?;
+    let machine = Machine::new(config, vec![Named::new("com", Com::default())])?;
     machine.start()?;
     eprintln!("started after {:?}", begin.elapsed());
     let end = arguments
         .seconds
         .map(|seconds| begin + Duration::from_secs(seconds));
-    let mut input = Vec::new();
-    let mut stdin = Some(std::io::stdin());
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        // What the port has no room for is tried again soon.
-        let soon = (!input.is_empty()).then_some(Duration::from_millis(10));
-        let timeout = left.into_iter().chain(soon).min();
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut waiting = vec![PollFd::new(machine.event_fd(), PollFlags::IN)];
-        waiting.extend(stdin.iter().map(|stdin| PollFd::new(stdin, PollFlags::IN)));
-        poll(&mut waiting, timeout.as_ref())?;
-        let typed = waiting
-            .get(1)
-            .is_some_and(|stdin| !stdin.revents().is_empty());
-        if let Some(terminal) = stdin.as_mut().filter(|_| typed) {
-            let mut bytes = [0; 256];
-            let count = terminal.read(&mut bytes)?;
-            input.extend(bytes.iter().take(count));
-            if count == 0 {
-                stdin = None;
-            }
-        }
-        let taken = machine.with("com1", |com: &mut ComPort, effects| {
-            com.input(&input, effects)
-        });
-        input.drain(..taken.unwrap_or_default());
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        poll(
+            &mut [PollFd::new(machine.event_fd(), PollFlags::IN)],
+            timeout.as_ref(),
+        )?;
         let events = machine.events();
         for event in &events {
             eprintln!("\n{event:?}");

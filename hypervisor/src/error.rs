@@ -55,6 +55,12 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The PCI functions do not fit their bus.
+    #[error("the PCI bus cannot be made")]
+    Pci(#[from] crate::pci::BusError),
+    /// The firmware's configuration cannot be made.
+    #[error("the firmware's configuration cannot be made")]
+    Firmware(#[from] crate::boot::fw_cfg::FileError),
     /// A verb that the machine's state does not allow.
     #[error("a machine that is {state} cannot be told to {verb}")]
     Illegal {

@@ -4,10 +4,11 @@
 //! * [`device`] is what a device of the platform is: a function of register accesses, without thread, clock or system
 //!   call. What must happen is said in [`device::Effects`].
 //! * [`bus`] finds the device behind a port or a memory address.
-//! * [`memory`] is the guest's memory, a sealed memfd; [`kvm`] is the safe face of KVM.
-//! * [`boot`] is what runs first.
+//! * [`pc`] puts together what a machine is made of.
 //! * [`chipset`] holds the devices of a PC with an i440FX and PIIX chipset, [`pci`] its bus, its functions and their
 //!   configuration spaces.
+//! * [`memory`] is the guest's memory, a sealed memfd; [`kvm`] is the safe face of KVM.
+//! * [`boot`] is what runs first.
 
 mod board;
 pub mod boot;
@@ -24,6 +25,7 @@ pub mod irq;
 pub mod kvm;
 mod machine;
 pub mod memory;
+pub mod pc;
 pub mod pci;
 mod service;
 mod slots;

@@ -30,8 +30,8 @@ use crate::{Error, chipset, irq, service, vcpu};
 pub struct Config {
     /// Number of processors, 1 to 64.
     pub vcpus: u8,
-    /// Bytes of memory: a multiple of 2 MiB, from 4 MiB to 1 TiB.
-    pub memory: u64,
+    /// Its memory.
+    pub memory: GuestMemory,
     /// What runs first.
     pub boot: Boot,
     /// Where the guest's consoles go.
@@ -133,7 +133,7 @@ impl Machine {
         let kvm = kvm::open()?;
         let vm = Arc::new(Vm::new(&kvm)?);
         irq::wire(&vm)?;
-        let memory = GuestMemory::new(config.memory)?;
+        let memory = config.memory;
         let firmware = config
             .boot
             .firmware()

@@ -163,16 +163,30 @@ impl HostBridge {
 
     fn config_write(&mut self, address: Address, offset: u8, data: &[u8], effects: &mut Effects) {
         let routes = self.routes();
-        let moved = self.bus.config_write(address, offset, data);
+        let moved = self.bus.config_write(address, offset, data, effects);
         if moved || routes != self.routes() {
             effects.push(Effect::Rewire);
         }
         if address == ADDRESS {
             self.shadow(effects);
         }
-        if address == piix3::ADDRESS {
-            self.drive_lines(effects);
-        }
+        self.drive_lines(effects);
+    }
+
+    /// Leaves everything as firmware would.
+    fn stand_in_for_firmware(&mut self, effects: &mut Effects) {
+        let bus = &mut self.bus;
+        bus.config_write(ADDRESS, PAM, &[0x30, 0x33, 0x33, 0x33], effects);
+        bus.config_write(ADDRESS, PAM + 4, &[0x33; 3], effects);
+        bus.config_write(
+            piix3::ADDRESS,
+            piix3::PIRQ_ROUTES,
+            &piix3::FIRMWARE_ROUTES,
+            effects,
+        );
+        piix4::enable(bus, effects);
+        let routes = self.routes();
+        self.bus.assign(&routes, effects);
     }
 
     /// Tells which interrupt lines have changed.
@@ -261,12 +275,7 @@ impl Device for HostBridge {
         self.reset_control = 0;
         self.bus.reset(effects);
         if !self.firmware {
-            self.bus
-                .config_write(ADDRESS, PAM, &[0x30, 0x33, 0x33, 0x33, 0x33, 0x33, 0x33]);
-            self.bus
-                .config_write(piix3::ADDRESS, piix3::PIRQ_ROUTES, &piix3::FIRMWARE_ROUTES);
-            piix4::enable(&mut self.bus);
-            self.bus.assign(&self.routes());
+            self.stand_in_for_firmware(effects);
         }
         self.tell_all(effects);
     }

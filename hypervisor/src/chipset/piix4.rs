@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Device, Effect, Effects, RestoreError, Space, State, Wiring};
+use crate::pci::config::INTERRUPT_LINE;
+use crate::pci::function::CONFIG_REGION;
 use crate::pci::{Address, Bar, Bus, ConfigSpace, Function, INTX, Identity};
 
 /// Where power management is on PCI bus 0.
@@ -149,7 +151,10 @@ impl Device for PowerManagement {
         }
     }
 
-    fn write(&mut self, _region: usize, offset: u64, data: &[u8], effects: &mut Effects) {
+    fn write(&mut self, region: usize, offset: u64, data: &[u8], effects: &mut Effects) {
+        if region == CONFIG_REGION {
+            return;
+        }
         self.update(effects);
         for (at, &byte) in (offset..).zip(data) {
             self.write_byte(at, byte, effects);
@@ -223,10 +228,10 @@ pub fn function() -> Function {
 }
 
 /// Does as firmware does: places the ports at [`PM_BASE`], and notes the interrupt line.
-pub fn enable(bus: &mut Bus) {
-    bus.config_write(ADDRESS, PMBASE, &PM_BASE.to_le_bytes());
-    bus.config_write(ADDRESS, PMREGMISC, &[1]);
-    bus.config_write(ADDRESS, crate::pci::config::INTERRUPT_LINE, &[SCI]);
+pub fn enable(bus: &mut Bus, effects: &mut Effects) {
+    bus.config_write(ADDRESS, PMBASE, &PM_BASE.to_le_bytes(), effects);
+    bus.config_write(ADDRESS, PMREGMISC, &[1], effects);
+    bus.config_write(ADDRESS, INTERRUPT_LINE, &[SCI], effects);
 }
 
 #[cfg(test)]

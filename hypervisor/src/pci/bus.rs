@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{COMMAND, COMMAND_IO, COMMAND_MEMORY, ConfigSpace, INTERRUPT_PIN};
+use super::config::{
+    COMMAND, COMMAND_IO, COMMAND_MEMORY, ConfigSpace, INTERRUPT_LINE, INTERRUPT_PIN,
+};
 use super::function::Function;
 use crate::device::{Device, Effects, Interrupt, Region, RestoreError, Space, State, Wiring};
 
@@ -18,6 +20,9 @@ pub type Routes = [Option<u8>; 4];
 const FIRST_DOORBELL_PORT: u64 = 0x1000;
 /// Memory from here on is that of interrupt controllers and firmware; no doorbells either.
 const LAST_DOORBELL_MEMORY: u64 = 0xfec0_0000;
+
+/// The registers of the six base addresses.
+const BARS: std::ops::Range<u8> = 0x10..0x28;
 
 /// Where a function is on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -126,14 +131,20 @@ impl Bus {
     }
 
     /// The guest writes configuration space. True if regions of the function moved by it.
-    pub fn config_write(&mut self, address: Address, offset: u8, data: &[u8]) -> bool {
-        let mut functions = self.functions.iter_mut();
-        let Some((_, function)) = functions.find(|&&mut (at, _)| at == address) else {
-            return false;
+    pub fn config_write(
+        &mut self,
+        address: Address,
+        offset: u8,
+        data: &[u8],
+        effects: &mut Effects,
+    ) -> bool {
+        let index = self.functions.iter().position(|&(at, _)| at == address);
+        let write = |index| {
+            self.call(index, effects, |function, effects| {
+                function.config_write(offset, data, effects)
+            })
         };
-        let before: Vec<Region> = function.regions().collect();
-        function.config_mut().write(offset, data);
-        !function.regions().eq(before)
+        index.and_then(write).unwrap_or(false)
     }
 
     /// Calls `access` with function `index`, and carries its effects over.
@@ -243,37 +254,35 @@ impl Bus {
     /// Does what firmware does before it boots: places all regions, switches them on, and writes the interrupt
     /// lines of `routes` into the functions. For guests that are started without firmware. Ports are given out from
     /// 0xc000 on, memory downwards from 0xfec00000; option ROMs get none.
-    pub fn assign(&mut self, routes: &Routes) {
+    pub fn assign(&mut self, routes: &Routes, effects: &mut Effects) {
         let mut port = 0xc000_u32;
         let mut memory = LAST_DOORBELL_MEMORY as u32;
-        for (address, function) in &mut self.functions {
-            let mut enable = 0;
-            let bars: Vec<_> = function.config().bars().to_vec();
-            for bar in bars
-                .iter()
-                .filter(|bar| (0x10..0x28).contains(&bar.register))
+        for index in 0..self.functions.len() {
+            self.call(index, effects, |function, effects| {
+                let mut enable = function.config().byte(COMMAND);
+                let bars = function.config().bars().to_vec();
+                for bar in bars.iter().filter(|bar| BARS.contains(&bar.register)) {
+                    let base = match bar.space {
+                        Space::Port => {
+                            enable |= COMMAND_IO;
+                            let base = (port + bar.size - 1) & !(bar.size - 1);
+                            port = base + bar.size;
+                            base
+                        }
+                        Space::Memory => {
+                            enable |= COMMAND_MEMORY;
+                            memory = memory.saturating_sub(bar.size) & !(bar.size - 1);
+                            memory
+                        }
+                    };
+                    function.config_write(bar.register, &base.to_le_bytes(), effects);
+                }
+                function.config_write(COMMAND, &[enable], effects);
+            });
+            if let Some((address, function)) = self.functions.get_mut(index)
+                && let Some(line) = line(*address, function, routes)
             {
-                let base = match bar.space {
-                    Space::Port => {
-                        enable |= COMMAND_IO;
-                        let base = (port + bar.size - 1) & !(bar.size - 1);
-                        port = base + bar.size;
-                        base
-                    }
-                    Space::Memory => {
-                        enable |= COMMAND_MEMORY;
-                        memory = memory.saturating_sub(bar.size) & !(bar.size - 1);
-                        memory
-                    }
-                };
-                function
-                    .config_mut()
-                    .write(bar.register, &base.to_le_bytes());
-            }
-            let command = function.config().byte(COMMAND);
-            function.config_mut().write(COMMAND, &[command | enable]);
-            if let Some(line) = line(*address, function, routes) {
-                function.set_interrupt_line(line);
+                function.config_mut().write(INTERRUPT_LINE, &[line]);
             }
         }
     }

@@ -4,11 +4,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::INTX;
-use super::config::{Bar, ConfigSpace, INTERRUPT_LINE};
+use super::config::{Bar, ConfigSpace};
 use crate::device::{Device, Doorbell, Effect, Effects, Region, State};
 
 /// The region number of the option ROM: no device has one of that number, since there are six base addresses.
 pub const ROM_REGION: usize = 6;
+
+/// The region number under which a device is told what its configuration space holds after each write: the offset, and the
+/// bytes there now. It may disregard it.
+pub const CONFIG_REGION: usize = 7;
 
 /// The longest option ROM: what fits the space below 1 MiB twice over, as part of an image may stay in the ROM.
 const MAX_ROM: usize = 4 << 20;
@@ -203,6 +207,19 @@ impl Function {
         }
     }
 
+    /// The guest writes configuration space. True if regions moved by it.
+    pub(super) fn config_write(&mut self, offset: u8, data: &[u8], effects: &mut Effects) -> bool {
+        let before: Vec<Region> = self.regions().collect();
+        self.config.write(offset, data);
+        if let Some(device) = &mut self.device {
+            let mut now = [0; 8];
+            let now = now.get_mut(..data.len()).unwrap_or_default();
+            self.config.read(offset, now);
+            device.write(CONFIG_REGION, offset.into(), now, effects);
+        }
+        !self.regions().eq(before)
+    }
+
     pub(super) fn timer(&mut self, id: u32, effects: &mut Effects) {
         if let Some(device) = &mut self.device {
             device.timer(id, effects);
@@ -261,11 +278,6 @@ impl Function {
             };
             to.push(effect);
         }
-    }
-
-    /// Does as firmware does for a function: the interrupt line register says `line`.
-    pub(super) fn set_interrupt_line(&mut self, line: u8) {
-        self.config.write(INTERRUPT_LINE, &[line]);
     }
 }
 

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::device::Effect;
+use crate::pci::function::CONFIG_REGION;
 use crate::pci::{Bar, INTX, Identity};
 
 const ROUTES: Routes = [Some(10), Some(10), Some(11), None];
@@ -12,6 +13,8 @@ const ROUTES: Routes = [Some(10), Some(10), Some(11), None];
 struct Probe {
     register: u8,
     reads: u8,
+    /// What it was told last of its configuration space.
+    config: Option<(u64, Vec<u8>)>,
 }
 
 impl Device for Probe {
@@ -24,7 +27,11 @@ impl Device for Probe {
         });
     }
 
-    fn write(&mut self, _region: usize, _offset: u64, data: &[u8], effects: &mut Effects) {
+    fn write(&mut self, region: usize, offset: u64, data: &[u8], effects: &mut Effects) {
+        if region == CONFIG_REGION {
+            self.config = Some((offset, data.to_vec()));
+            return;
+        }
         self.register = data[0];
         effects.push(Effect::Line {
             gsi: INTX,
@@ -89,12 +96,17 @@ fn bus(count: u8) -> Bus {
             .with_interrupt(event());
         bus.add(at(slot), function).unwrap();
     }
-    bus.assign(&ROUTES);
+    bus.assign(&ROUTES, &mut Effects::default());
     bus
 }
 
 fn write32(bus: &mut Bus, slot: u8, offset: u8, value: u32) -> bool {
-    bus.config_write(at(slot), offset, &value.to_le_bytes())
+    bus.config_write(
+        at(slot),
+        offset,
+        &value.to_le_bytes(),
+        &mut Effects::default(),
+    )
 }
 
 #[test]
@@ -213,6 +225,17 @@ fn lines_are_shared_and_follow_the_routes() {
     assert!(bus.wants_interrupt(1));
     assert!(!bus.wants_interrupt(0));
     assert!(!bus.wants_interrupt(99));
+}
+
+#[test]
+fn the_device_is_told_what_its_configuration_space_holds() {
+    let mut bus = bus(1);
+    let mut effects = Effects::default();
+    bus.config_write(at(2), 0x04, &[0xff, 0xff], &mut effects);
+    let told = bus.with_device(at(2), &mut effects, |probe: &mut Probe, _| {
+        probe.config.take()
+    });
+    assert_eq!(told.unwrap(), Some((4, vec![0x47, 0x01])));
 }
 
 #[test]
