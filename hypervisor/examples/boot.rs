@@ -1,4 +1,4 @@
-//! Boots a Linux kernel with its console on the terminal, and says at the end what came out of the guest.
+//! Boots a Linux kernel, or firmware, with its console on the terminal, and says at the end what came out of the guest.
 //!
 //! `cargo run -p hypervisor --example boot -- --kernel vmlinux --initrd initrd.cpio --command-line "console=ttyS0"`
 #![allow(
@@ -9,23 +9,29 @@
 )]
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use hypervisor::boot::{Boot, Linux};
-use hypervisor::device::{Device, Effect, Effects, Region, RestoreError, Space, State, Wiring};
+use hypervisor::chipset::serial::ComPort;
 use hypervisor::memory::GuestMemory;
-use hypervisor::{Config, Event, Machine, Named};
+use hypervisor::pc::{COM1, Pc, Start};
+use hypervisor::{Event, Machine, Output};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[derive(Parser)]
 struct Arguments {
     /// A bzImage or vmlinux.
     #[arg(long)]
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
+    /// Or firmware: SeaBIOS.
+    #[arg(long)]
+    firmware: Option<PathBuf>,
+    /// Prints the firmware's messages too.
+    #[arg(long)]
+    debug: bool,
     /// Its initial file system.
     #[arg(long)]
     initrd: Option<PathBuf>,
@@ -43,103 +49,70 @@ struct Arguments {
     seconds: Option<u64>,
 }
 
-/// As much of a serial port as a kernel needs to print.
-#[derive(Default)]
-struct Com(u8, u8);
-impl Device for Com {
-    fn read(&mut self, _: usize, offset: u64, data: &mut [u8], _: &mut Effects) {
-        data[0] = match offset {
-            1 => self.0,
-            2 => {
-                if self.0 & 2 != 0 {
-                    2
-                } else {
-                    1
-                }
-            }
-            3 => self.1,
-            5 => 0x60,
-            6 => 0xb0,
-            _ => 0,
-        };
-    }
-    fn write(&mut self, _: usize, offset: u64, data: &[u8], effects: &mut Effects) {
-        match offset {
-            0 if self.1 & 0x80 == 0 => effects.push(Effect::Output {
-                console: 0,
-                bytes: data.to_vec(),
-            }),
-            1 if self.1 & 0x80 == 0 => self.0 = data[0] & 15,
-            3 => self.1 = data[0],
-            _ => {}
-        }
-        if self.0 & 2 != 0 {
-            effects.push(Effect::Line {
-                gsi: 4,
-                high: false,
-            });
-            effects.push(Effect::Line { gsi: 4, high: true });
-        } else {
-            effects.push(Effect::Line {
-                gsi: 4,
-                high: false,
-            });
-        }
-    }
-    fn reset(&mut self, _: &mut Effects) {}
-    fn save(&self) -> State {
-        State::Null
-    }
-    fn restore(&mut self, _: &State, _: &mut Effects) -> Result<(), RestoreError> {
-        Ok(())
-    }
-    fn wiring(&self) -> Wiring {
-        let regions = vec![Region {
-            number: 0,
-            space: Space::Port,
-            start: 0x3f8,
-            len: 8,
-        }];
-        Wiring {
-            regions,
-            ..Wiring::default()
-        }
-    }
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let open =
         |path: &PathBuf| File::open(path).with_context(|| format!("opening {}", path.display()));
-    let config = Config {
+    let start = match (&arguments.kernel, &arguments.firmware) {
+        (Some(kernel), None) => Start::Linux {
+            kernel: open(kernel)?,
+            initrd: arguments.initrd.as_ref().map(open).transpose()?,
+            command_line: arguments.command_line.clone(),
+        },
+        (None, Some(firmware)) => Start::Firmware(
+            std::fs::read(firmware).with_context(|| format!("reading {}", firmware.display()))?,
+        ),
+        _ => bail!("either --kernel or --firmware is needed"),
+    };
+    let pc = Pc {
+        name: "boot".to_owned(),
+        uuid: [0; 16],
         vcpus: arguments.vcpus,
         memory: GuestMemory::new(arguments.memory << 20)?,
-        boot: Boot::Linux(Linux {
-            kernel: open(&arguments.kernel)?,
-            initrd: arguments.initrd.as_ref().map(open).transpose()?,
-            command_line: arguments.command_line,
-            tables: Vec::new(),
-            rsdp: 0,
-        }),
-        output: Box::new(|_, bytes| {
-            let mut out = std::io::stdout();
-            let _ = out.write_all(bytes).and_then(|()| out.flush());
-        }),
+        unix_nanos: UNIX_EPOCH.elapsed()?.as_nanos() as i64,
+        adapters: Vec::new(),
+        aml: Vec::new(),
+        start,
+        debug: arguments.debug,
     };
+    let output: Output = Box::new(|_, bytes| {
+        let mut out = std::io::stdout();
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+    });
+    let (config, devices) = pc.assemble(output)?;
     let begin = Instant::now();
-    let machine = Machine::new(config, vec![Named::new("com", Com::default())])?;
+    let machine = Machine::new(config, devices)?;
     machine.start()?;
     eprintln!("started after {:?}", begin.elapsed());
     let end = arguments
         .seconds
         .map(|seconds| begin + Duration::from_secs(seconds));
+    let mut input = Vec::new();
+    let mut stdin = Some(std::io::stdin());
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        poll(
-            &mut [PollFd::new(machine.event_fd(), PollFlags::IN)],
-            timeout.as_ref(),
-        )?;
+        // What the port has no room for is tried again soon.
+        let soon = (!input.is_empty()).then_some(Duration::from_millis(10));
+        let timeout = left.into_iter().chain(soon).min();
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut waiting = vec![PollFd::new(machine.event_fd(), PollFlags::IN)];
+        waiting.extend(stdin.iter().map(|stdin| PollFd::new(stdin, PollFlags::IN)));
+        poll(&mut waiting, timeout.as_ref())?;
+        let typed = waiting
+            .get(1)
+            .is_some_and(|stdin| !stdin.revents().is_empty());
+        if let Some(terminal) = stdin.as_mut().filter(|_| typed) {
+            let mut bytes = [0; 256];
+            let count = terminal.read(&mut bytes)?;
+            input.extend(bytes.iter().take(count));
+            if count == 0 {
+                stdin = None;
+            }
+        }
+        let taken = machine.with(COM1, |com: &mut ComPort, effects| {
+            com.input(&input, effects)
+        });
+        input.drain(..taken.unwrap_or_default());
         let events = machine.events();
         for event in &events {
             eprintln!("\n{event:?}");

@@ -29,7 +29,7 @@ pub mod pc;
 pub mod pci;
 mod service;
 mod slots;
-pub mod state;
+mod state;
 mod vcpu;
 
 pub use board::{Named, Output};

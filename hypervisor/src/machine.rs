@@ -10,9 +10,12 @@
 //! Reset leaves a machine running or paused, as it was.
 
 use std::collections::VecDeque;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+
+use kvm_bindings::kvm_cpuid_entry2;
 
 use crate::board::{Board, Named, Output, Request, describe};
 use crate::boot::Boot;
@@ -23,7 +26,7 @@ use crate::gate::Gate;
 use crate::kvm::{self, Chips, Kick, Vcpu, Vm};
 use crate::memory::{self, GuestMemory};
 use crate::slots::Slots;
-use crate::state::{VcpuState, readable_msrs};
+use crate::state::{self, Document, VcpuState, readable_msrs};
 use crate::{Error, chipset, irq, service, vcpu};
 
 /// What a machine is made of.
@@ -100,7 +103,11 @@ pub(crate) struct Shared {
 pub(crate) struct Control {
     pub(crate) phase: Phase,
     pub(crate) boot: Boot,
-    pub(crate) msrs: Vec<u32>,
+    /// What is saved of a processor's MSRs.
+    msrs: Vec<u32>,
+    /// What CPUID answers on the first processor.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    tsc_khz: u32,
     power_on: PowerOn,
     pub(crate) ending: bool,
 }
@@ -146,8 +153,13 @@ impl Machine {
                 Ok(vcpu)
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let first = vcpus.first().map(|first| readable_msrs(&kvm, first));
-        let msrs = first.transpose()?.unwrap_or_default();
+        let Some(first) = vcpus.first() else {
+            return Err(Error::NoKvm("no processor".to_owned()));
+        };
+        let msrs = readable_msrs(&kvm, first)?;
+        let cpuid = cpuid::cpuid(&kvm, 0, config.vcpus)?.as_slice().to_vec();
+        let tsc_khz = first.fd().get_tsc_khz();
+        let tsc_khz = tsc_khz.map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
         let power_on = PowerOn {
             vcpus: vcpus
                 .iter()
@@ -168,6 +180,8 @@ impl Machine {
                 phase: Phase::Created,
                 boot: config.boot,
                 msrs,
+                cpuid,
+                tsc_khz,
                 power_on,
                 ending: false,
             }),
@@ -263,6 +277,56 @@ impl Machine {
         Ok(())
     }
 
+    /// Writes all of its state, from which [`restore`](Self::restore) makes it go on. It stays paused. Who saves to a
+    /// file writes to a new one and renames it at the end, so that no half state is ever found.
+    ///
+    /// # Errors
+    /// [`Error::Illegal`] unless it is paused; what KVM refuses; what writing meets.
+    pub fn save(&self, out: impl Write) -> Result<(), Error> {
+        let control = self.control();
+        control.expect("save its state", &[Phase::Paused])?;
+        let shared = &self.shared;
+        let vcpu = |vcpu| VcpuState::read(&lock(vcpu), &control.msrs);
+        let vcpus = shared.vcpus.iter().map(vcpu).collect::<Result<_, _>>()?;
+        let board = shared.board();
+        let document = Document {
+            memory: shared.memory.size(),
+            cpuid: control.cpuid.clone(),
+            tsc_khz: control.tsc_khz,
+            vcpus,
+            chips: shared.vm.chips()?,
+            clock: board.clock.now(),
+            devices: board.save(),
+        };
+        drop(board);
+        state::write(out, &document, &shared.memory)
+    }
+
+    /// Takes over the state of a machine with as many processors, as much memory and the same devices. It is paused then.
+    ///
+    /// # Errors
+    /// [`Error::Illegal`] unless it was just created. A state that is damaged, of another version or of another machine,
+    /// or from a processor that differs: the machine can then not be started any more.
+    pub fn restore(&self, input: impl Read) -> Result<(), Error> {
+        let mut control = self.control();
+        control.expect("take over a saved state", &[Phase::Created])?;
+        control.phase = Phase::Crashed;
+        let shared = &self.shared;
+        // Firmware's and the kernel's images, which `new` has put there.
+        shared.memory.clear()?;
+        let document = state::read(input, &shared.memory)?;
+        control.check(&document, shared.vcpus.len())?;
+        for (vcpu, state) in shared.vcpus.iter().zip(&document.vcpus) {
+            state.write(&lock(vcpu))?;
+        }
+        shared.vm.set_chips(&document.chips)?;
+        let mut board = shared.board();
+        board.clock.set(document.clock);
+        board.restore(&document.devices)?;
+        control.phase = Phase::Paused;
+        Ok(())
+    }
+
     /// Where it is in its life.
     pub fn phase(&self) -> Phase {
         self.control().phase
@@ -334,6 +398,37 @@ impl Drop for Leaving<'_> {
 }
 
 impl Control {
+    /// Refuses a state that this machine could not go on from.
+    fn check(&self, document: &Document, vcpus: usize) -> Result<(), Error> {
+        if document.vcpus.len() != vcpus {
+            return Err(Error::Saved(format!(
+                "it has {} processors, and the machine {vcpus}",
+                document.vcpus.len()
+            )));
+        }
+        let differs = self.cpuid.iter().zip(&document.cpuid).find(|(a, b)| a != b);
+        if let Some((leaf, _)) = differs {
+            return Err(Error::Saved(format!(
+                "this host's processors differ from where it was saved (CPUID {:#x})",
+                leaf.function
+            )));
+        }
+        if self.cpuid.len() != document.cpuid.len() {
+            return Err(Error::Saved(
+                "this host's processors describe themselves otherwise than where it was saved"
+                    .to_owned(),
+            ));
+        }
+        // The kernel measures the same processor a little differently at each boot.
+        if self.tsc_khz.abs_diff(document.tsc_khz) > self.tsc_khz / 4000 {
+            return Err(Error::Saved(format!(
+                "its clock ran at {} kHz, and this host's runs at {} kHz",
+                document.tsc_khz, self.tsc_khz
+            )));
+        }
+        Ok(())
+    }
+
     pub(crate) fn expect(&self, verb: &'static str, allowed: &[Phase]) -> Result<(), Error> {
         if allowed.contains(&self.phase) {
             return Ok(());
@@ -378,6 +473,12 @@ impl Shared {
 
     /// Lets processors and time go on.
     pub(crate) fn go(&self, control: &mut Control) {
+        if control.phase == Phase::Paused {
+            for vcpu in &self.vcpus {
+                // So that the guest takes the gap for no fault; refused if it does not use KVM's clock.
+                let _ = lock(vcpu).fd().kvmclock_ctrl();
+            }
+        }
         control.phase = Phase::Running;
         let mut board = self.board();
         board.clock.start();

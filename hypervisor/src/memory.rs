@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use guestmem::{Memory, RegionSpec};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 
 use crate::Error;
@@ -167,6 +167,51 @@ impl GuestMemory {
         let span = self.memory.span(guest_addr, len);
         let span = span.ok_or(fault(guestmem::Fault::Range))?;
         self.memory.read(span, to).map_err(fault)
+    }
+
+    /// The offset in the memfd, at or after `at`, of the next page that was ever used; `None` if there is none. Where the
+    /// kernel keeps no account (2 MiB pages), every page counts.
+    pub(crate) fn next_data(&self, at: u64) -> Result<Option<u64>, Error> {
+        if at >= self.size {
+            return Ok(None);
+        }
+        if self.huge {
+            return Ok(Some(at));
+        }
+        match rustix::fs::seek(&self.fd, SeekFrom::Data(at)) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) => Err(Error::system("lseek")(error)),
+        }
+    }
+
+    /// Reads at an offset in the memfd, by the kernel: pages that were never used stay so.
+    pub(crate) fn read_file(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+        let mut done = 0;
+        while let Some(rest) = to.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(&self.fd, rest, offset + done as u64) {
+                Ok(0) => return Err(Error::system("pread")(Errno::NXIO)),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(Error::system("pread")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes whole pages at an offset in the memfd. What the guest cannot see, between 640 and 768 KiB, is left out.
+    pub(crate) fn write_file(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        for (index, page) in bytes.chunks(4096).enumerate() {
+            let at = offset + index as u64 * 4096;
+            let range = self.ranges.iter().find(|range| {
+                at.checked_sub(range.fd_offset)
+                    .is_some_and(|inside| inside < range.len)
+            });
+            if let Some(range) = range {
+                self.write("a page", range.guest_addr + (at - range.fd_offset), page)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes all of it zeros, and gives the pages back to the host.

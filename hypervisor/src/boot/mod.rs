@@ -13,7 +13,7 @@ pub mod mptable;
 pub mod smbios;
 pub mod tables;
 
-pub use linux::Linux;
+pub use linux::{Linux, MAX_COMMAND_LINE};
 
 use crate::Error;
 use crate::kvm::Vcpu;

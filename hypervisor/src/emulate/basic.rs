@@ -4,6 +4,9 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::{Cpu, Linear, Then, iret};
 
+const BREAKPOINT: u8 = 3;
+const UNDEFINED: u8 = 6;
+
 const CF: u64 = 1 << 0;
 const PF: u64 = 1 << 2;
 const AF: u64 = 1 << 4;
@@ -16,8 +19,12 @@ const ALIGNMENT_CHECK: u64 = 1 << 18;
 pub(super) fn step(instruction: &Instruction, cpu: &mut Cpu, memory: &impl Linear) -> Option<Then> {
     let next = instruction.next_ip();
     let then = match instruction.code() {
-        // Handed to the guest, with the instruction pointer behind it.
-        Code::Int3 => Then::Breakpoint,
+        // A trap: the guest finds the instruction pointer behind it.
+        Code::Int3 => Then::Raise(BREAKPOINT),
+        // A fault, by which kernels stop themselves or warn.
+        Code::Ud2 | Code::Ud1_r32_rm32 | Code::Ud1_r64_rm64 => {
+            return Some(Then::Raise(UNDEFINED));
+        }
         // Nothing is pending: KVM reports errors of the x87 unit when they happen.
         Code::Wait => Then::Nothing,
         Code::Fnclex => Then::ClearExceptions,

@@ -20,7 +20,6 @@ use crate::memory::GuestMemory;
 
 /// Longest instruction in bytes (Intel SDM volume 2, 2.3.11).
 const MAX_LEN: usize = 15;
-const BREAKPOINT: u8 = 3;
 
 /// The registers that the instructions work on.
 struct Cpu {
@@ -44,8 +43,8 @@ enum Then {
     Nothing,
     /// Segments have changed too.
     SetSegments,
-    /// Deliver exception 3.
-    Breakpoint,
+    /// Deliver an exception without an error code.
+    Raise(u8),
     /// `FNCLEX`: clear the pending exceptions of the x87 unit.
     ClearExceptions,
     /// `EMMS`: mark the x87 registers empty.
@@ -105,12 +104,12 @@ fn finish(vcpu: &Vcpu, cpu: &Cpu, then: Then) -> Result<(), Error> {
     fd.set_regs(&cpu.regs).map_err(Error::kvm("KVM_SET_REGS"))?;
     match then {
         Then::Nothing | Then::SetSegments => Ok(()),
-        Then::Breakpoint => {
+        Then::Raise(vector) => {
             let mut events = fd
                 .get_vcpu_events()
                 .map_err(Error::kvm("KVM_GET_VCPU_EVENTS"))?;
             events.exception.injected = 1;
-            events.exception.nr = BREAKPOINT;
+            events.exception.nr = vector;
             // What an earlier exception had.
             events.exception.has_error_code = 0;
             events.exception.error_code = 0;
@@ -129,18 +128,21 @@ fn finish(vcpu: &Vcpu, cpu: &Cpu, then: Then) -> Result<(), Error> {
     }
 }
 
-/// The bytes at the instruction pointer, from memory; from KVM's report if they cannot be read.
+/// The bytes at the instruction pointer: those that KVM fetched, or else from memory.
 fn bytes(cpu: &Cpu, linear: &impl Linear, failure: &Failure) -> Vec<u8> {
+    let known = failure.bytes.get(..failure.len.into()).unwrap_or_default();
+    if !decode(cpu, known).is_invalid() {
+        return known.to_vec();
+    }
     let at = cpu.sregs.cs.base.wrapping_add(cpu.regs.rip);
     // As many as are mapped: the next page may not be.
-    for len in (1..=MAX_LEN).rev() {
+    for len in (known.len() + 1..=MAX_LEN).rev() {
         let mut bytes = vec![0; len];
         if linear.read(at, &mut bytes).is_some() {
             return bytes;
         }
     }
-    let known = failure.bytes.get(..failure.len.into());
-    known.unwrap_or_default().to_vec()
+    known.to_vec()
 }
 
 fn decode(cpu: &Cpu, bytes: &[u8]) -> Instruction {

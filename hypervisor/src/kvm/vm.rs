@@ -31,7 +31,7 @@ const KVM_IRQFD: libc::c_ulong = 0x4020_ae76;
 const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
 
 /// The state of what KVM keeps for a machine as a whole.
-#[derive(Clone, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chips {
     /// PIC master, PIC slave, I/O APIC.
@@ -264,8 +264,7 @@ impl Vm {
             (KVM_IRQCHIP_PIC_SLAVE, slave),
         ] {
             let mut chip = self.irqchip(chip_id)?;
-            // SAFETY: KVM fills in this member for a PIC; it is made of integers.
-            unsafe { chip.chip.pic.elcr = elcr };
+            chip.chip.pic.elcr = elcr;
             self.fd
                 .set_irqchip(&chip)
                 .map_err(Error::kvm("KVM_SET_IRQCHIP"))?;

@@ -1,5 +1,8 @@
 //! The state of a machine.
 
+mod file;
 mod vcpu;
 
-pub use vcpu::{VcpuState, readable_msrs};
+pub(crate) use file::{Document, read, write};
+pub(crate) use vcpu::VcpuState;
+pub(crate) use vcpu::readable_msrs;

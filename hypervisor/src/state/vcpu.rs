@@ -15,11 +15,11 @@ const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// All that KVM keeps for a processor, but CPUID.
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VcpuState {
+pub(crate) struct VcpuState {
     /// General registers.
-    pub regs: kvm_regs,
+    regs: kvm_regs,
     /// Segments, control registers, descriptor tables.
-    pub sregs: kvm_sregs,
+    sregs: kvm_sregs,
     xsave: kvm_xsave,
     xcrs: kvm_xcrs,
     debug: kvm_debugregs,
@@ -33,7 +33,7 @@ pub struct VcpuState {
 ///
 /// # Errors
 /// What KVM refuses.
-pub fn readable_msrs(kvm: &Kvm, vcpu: &Vcpu) -> Result<Vec<u32>, Error> {
+pub(crate) fn readable_msrs(kvm: &Kvm, vcpu: &Vcpu) -> Result<Vec<u32>, Error> {
     let list = kvm
         .get_msr_index_list()
         .map_err(Error::kvm("KVM_GET_MSR_INDEX_LIST"))?;
@@ -71,7 +71,7 @@ impl VcpuState {
     ///
     /// # Errors
     /// What KVM refuses.
-    pub fn read(vcpu: &Vcpu, indices: &[u32]) -> Result<Self, Error> {
+    pub(crate) fn read(vcpu: &Vcpu, indices: &[u32]) -> Result<Self, Error> {
         let fd = vcpu.fd();
         Ok(Self {
             // First: KVM settles pending INIT and start-up requests here.
@@ -95,7 +95,7 @@ impl VcpuState {
     ///
     /// # Errors
     /// What KVM refuses.
-    pub fn write(&self, vcpu: &Vcpu) -> Result<(), Error> {
+    pub(crate) fn write(&self, vcpu: &Vcpu) -> Result<(), Error> {
         let fd = vcpu.fd();
         fd.set_mp_state(self.mp_state)
             .map_err(Error::kvm("KVM_SET_MP_STATE"))?;
