@@ -23,6 +23,8 @@
 
 pub mod csr;
 pub mod descriptor;
+#[cfg(any(test, feature = "test-support"))]
+pub mod driver;
 pub mod page;
 pub mod pci;
 pub mod port;

@@ -157,6 +157,12 @@ impl RxProcess {
         self.state = Process::Stopped;
     }
 
+    /// Stops, as after a bus error.
+    pub(super) fn halt(&mut self, page: &SharedPage) {
+        self.state = Process::Stopped;
+        self.show(page);
+    }
+
     pub(super) fn set_filter(&mut self, filter: Filter) {
         self.filter = filter;
     }

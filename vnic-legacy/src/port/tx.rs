@@ -374,6 +374,7 @@ impl TxProcess {
                 }
                 Err(BusError) => {
                     let events = self.shared.bus_error();
+                    self.shared.rx().halt(&self.shared.page);
                     self.halt(events);
                     break;
                 }

@@ -358,8 +358,8 @@ impl Registers {
 
     fn read_serial(&self, plain: u32) -> u32 {
         let mut value = plain;
-        if !self.mii.input() {
-            value &= !serial::MDI;
+        if self.mii.input() {
+            value |= serial::MDI;
         }
         if plain & serial::SR != 0 && !self.srom.output() {
             value &= !serial::DO;

@@ -5,7 +5,7 @@
 pub struct Register {
     /// Its name in the manual.
     pub name: &'static str,
-    /// What it reads as after a reset.
+    /// What it reads as after a reset, where pins from outside (MDI, general purpose) are low.
     pub reset: u32,
     /// Bits that keep what is written to them. Others have an effect, or none.
     pub writable: u32,
@@ -36,7 +36,7 @@ pub const REGISTERS: [Register; 16] = [
     register("CSR9, serial ROM and MII", 0xfff4_83ff, 0x0007_7c07),
     register("CSR10, boot ROM address", 0, 0x0003_ffff),
     register("CSR11, general-purpose timer", 0xfffe_0000, 0),
-    register("CSR12, general-purpose port", 0xffff_feff, 0),
+    register("CSR12, general-purpose port", 0xffff_fe00, 0),
     register("CSR13, reserved", 0xffff_ffff, 0),
     register("CSR14, reserved", 0xffff_ffff, 0),
     register("CSR15, watchdog timer", 0xffff_fec8, 0x37),
