@@ -1,10 +1,14 @@
 //! The VM: waits for vswitchd, for the machine and for its consoles, and does what they ask for.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
 use hypervisor::chipset::i440fx::HostBridge;
+use hypervisor::chipset::rtc::Rtc;
 use hypervisor::chipset::serial::ComPort;
 use hypervisor::device::Effects;
 use hypervisor::pc::{self, Pc};
@@ -75,14 +79,17 @@ fn make(attached: &mut Attached) -> anyhow::Result<Made> {
     let saved = files.remove(&FileRole::Saved);
     let restored = saved.is_some();
     if let Some(saved) = saved {
-        restore(&machine, saved).context("the saved state cannot be used")?;
+        machine
+            .restore(BufReader::new(File::from(saved)))
+            .context("the saved state cannot be used")?;
+        for (index, adapter) in configure.adapters.iter().enumerate() {
+            // Its cable may have been pulled out, or plugged in, since it was saved.
+            with_nic(&machine, index, |nic, _| nic.set_link(adapter.link));
+        }
     }
     Ok((machine, adapters, consoles, restored))
 }
 
-fn restore(_machine: &Machine, _saved: OwnedFd) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
-}
 
 impl Vm {
     /// Tells vswitchd what there is. Its adapters are served from now on, until it says otherwise.
@@ -220,12 +227,16 @@ impl Vm {
     fn carry_out(&mut self, command: Command, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
         match command {
             Command::Start if self.restored => {
+                set_clock(&self.machine);
                 self.machine.resume()?;
                 self.restored = false;
             }
             Command::Start => self.machine.start()?,
             Command::Pause => self.machine.pause()?,
-            Command::Resume => self.machine.resume()?,
+            Command::Resume => {
+                set_clock(&self.machine);
+                self.machine.resume()?;
+            }
             Command::Reset => {
                 self.machine.reset()?;
                 self.attached.send(&FromVmm::WasReset {}, &[]);
@@ -238,7 +249,9 @@ impl Vm {
             }
             Command::Save => {
                 let file = fds.into_iter().next().context("no file to save to")?;
-                save(&self.machine, file)?;
+                let mut file = BufWriter::new(File::from(file));
+                self.machine.save(&mut file)?;
+                file.flush().context("cannot write the saved state")?;
             }
             Command::Link { adapter, up } => {
                 self.with_nic(adapter, |nic, _| nic.set_link(up));
@@ -275,16 +288,28 @@ impl Vm {
         adapter: usize,
         call: impl FnOnce(&mut Nic, &mut Effects) -> T,
     ) -> Option<T> {
-        let index = u8::try_from(adapter).ok()?;
-        let address = Pc::adapter_address(index);
-        self.machine
-            .with(pc::PCI, |bridge: &mut HostBridge, effects| {
-                bridge.with_device(address, effects, call)
-            })
-            .flatten()
+        with_nic(&self.machine, adapter, call)
     }
 }
 
-fn save(_machine: &Machine, _file: OwnedFd) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+fn with_nic<T>(
+    machine: &Machine,
+    adapter: usize,
+    call: impl FnOnce(&mut Nic, &mut Effects) -> T,
+) -> Option<T> {
+    let address = Pc::adapter_address(u8::try_from(adapter).ok()?);
+    machine
+        .with(pc::PCI, |bridge: &mut HostBridge, effects| {
+            bridge.with_device(address, effects, call)
+        })
+        .flatten()
+}
+
+/// Puts the guest's clock right after it stood still.
+fn set_clock(machine: &Machine) {
+    let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+    let nanos = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+    machine.with(pc::RTC, |clock: &mut Rtc, effects| {
+        clock.set_time(nanos, effects);
+    });
 }

@@ -406,6 +406,9 @@ pub struct CreateVm {
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// The path of the option ROM that legacy adapters boot with; vswitchd's own unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_rom: Option<String>,
     /// Its legacy adapters, 4 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub legacy: Vec<CreateAdapter>,
@@ -439,6 +442,8 @@ pub struct VmConfig {
     pub initrd: Option<String>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// The option ROM that legacy adapters boot with, if it is not vswitchd's own.
+    pub boot_rom: Option<String>,
     /// When it starts by itself.
     pub auto_start: AutoStart,
     /// What becomes of it when vswitchd ends.
@@ -477,9 +482,16 @@ impl VmConfig {
                     .to_owned(),
             );
         }
-        if let Some(initrd) = self.initrd.as_deref().filter(|path| !is_path(path)) {
-            let shown = InvalidValue::new("initrd", initrd, "an absolute path");
-            return refuse(shown.to_string());
+        if self.boot != Boot::Network && self.boot_rom.is_some() {
+            return refuse(
+                "boot_rom is for the BIOS, and this VM boots a kernel without it; allowed with boot network"
+                    .to_owned(),
+            );
+        }
+        for (what, path) in [("initrd", &self.initrd), ("boot ROM", &self.boot_rom)] {
+            if let Some(path) = path.as_deref().filter(|path| !is_path(path)) {
+                return refuse(InvalidValue::new(what, path, "an absolute path").to_string());
+            }
         }
         if self.cmdline.len() > MAX_CMDLINE || self.cmdline.contains(['\0', '\n']) {
             return refuse(format!(
@@ -508,6 +520,7 @@ impl CreateVm {
             boot: self.boot.unwrap_or_default(),
             initrd: self.initrd,
             cmdline: self.cmdline.unwrap_or_default(),
+            boot_rom: self.boot_rom,
             auto_start: self.auto_start.unwrap_or_default(),
             auto_stop: self.auto_stop.unwrap_or_default(),
             notes: self.notes.unwrap_or_default(),
@@ -570,6 +583,14 @@ pub struct PatchVm {
     )]
     #[schema(value_type = Option<String>)]
     pub initrd: Option<Option<String>>,
+    /// The option ROM that legacy adapters boot with; `null` for vswitchd's own.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
+    #[schema(value_type = Option<String>)]
+    pub boot_rom: Option<Option<String>>,
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
@@ -594,12 +615,13 @@ impl PatchVm {
             || patch.profile.is_some()
             || patch.boot.is_some()
             || patch.initrd.is_some()
+            || patch.boot_rom.is_some()
             || patch.cmdline.is_some();
         let other =
             patch.auto_start.is_some() || patch.auto_stop.is_some() || patch.notes.is_some();
         if !machine && !other {
             return Err(Refusal::invalid(format!(
-                "VM '{}': nothing to change; allowed: memory, cpus, profile, boot, initrd, cmdline, auto_start, \
+                "VM '{}': nothing to change; allowed: memory, cpus, profile, boot, initrd, cmdline, boot_rom, auto_start, \
                  auto_stop, notes",
                 config.name
             )));
@@ -612,6 +634,7 @@ impl PatchVm {
             boot: patch.boot.unwrap_or_else(|| config.boot.clone()),
             initrd: patch.initrd.unwrap_or_else(|| config.initrd.clone()),
             cmdline: patch.cmdline.unwrap_or_else(|| config.cmdline.clone()),
+            boot_rom: patch.boot_rom.unwrap_or_else(|| config.boot_rom.clone()),
             auto_start: patch.auto_start.unwrap_or(config.auto_start),
             auto_stop: patch.auto_stop.unwrap_or(config.auto_stop),
             notes: patch.notes.unwrap_or_else(|| config.notes.clone()),

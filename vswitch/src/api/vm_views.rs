@@ -75,6 +75,8 @@ pub struct VmView {
     pub initrd: Option<String>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// The option ROM that legacy adapters boot with, if it is not vswitchd's own.
+    pub boot_rom: Option<String>,
     /// When it starts by itself.
     #[schema(value_type = String)]
     pub auto_start: AutoStart,

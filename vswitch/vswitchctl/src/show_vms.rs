@@ -50,6 +50,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
         ("boot", vm.boot.to_string()),
         ("initrd", or_dash(vm.initrd.as_ref())),
         ("cmdline", vm.cmdline.clone()),
+        ("boot ROM", or_dash(vm.boot_rom.as_ref())),
         ("auto start", vm.auto_start.to_string()),
         ("auto stop", vm.auto_stop.to_string()),
         ("notes", vm.notes.clone()),

@@ -77,6 +77,9 @@ pub(crate) struct VmCreate {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
+    /// The option ROM that legacy adapters boot with [default: that of vswitchd]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) boot_rom: Option<String>,
     /// A legacy adapter: [net=NETWORK][,mac=MAC][,vlan=ID]; up to 4 times
     #[arg(long, value_name = "ADAPTER", num_args = 0..=1, default_missing_value = "")]
     pub(crate) legacy: Vec<AdapterSpec>,
@@ -102,7 +105,7 @@ pub(crate) struct Upkeep {
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true)
-    .args(["memory", "cpus", "profile", "boot", "initrd", "cmdline", "auto_start", "auto_stop", "notes"]))]
+    .args(["memory", "cpus", "profile", "boot", "initrd", "cmdline", "boot_rom", "auto_start", "auto_stop", "notes"]))]
 pub(crate) struct VmSet {
     pub(crate) name: VmName,
     /// RAM: 8M to 64G, a multiple of 2M
@@ -120,6 +123,9 @@ pub(crate) struct VmSet {
     /// The kernel's initial RAM disk, or none
     #[arg(long, value_name = "PATH|none")]
     pub(crate) initrd: Option<OrNone<String>>,
+    /// The option ROM that legacy adapters boot with, or none for that of vswitchd
+    #[arg(long, value_name = "PATH|none")]
+    pub(crate) boot_rom: Option<OrNone<String>>,
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,

@@ -81,6 +81,7 @@ impl Manager {
             boot: config.boot.clone(),
             initrd: config.initrd.clone(),
             cmdline: config.cmdline.clone(),
+            boot_rom: config.boot_rom.clone(),
             auto_start: config.auto_start,
             auto_stop: config.auto_stop,
             notes: config.notes.clone(),

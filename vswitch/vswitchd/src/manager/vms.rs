@@ -173,7 +173,8 @@ fn check_files(config: &VmConfig) -> Result<(), Refusal> {
         Boot::Network => None,
     };
     let initrd = config.initrd.as_ref().map(|path| ("initrd", path));
-    for (what, path) in kernel.into_iter().chain(initrd) {
+    let rom = config.boot_rom.as_ref().map(|path| ("boot ROM", path));
+    for (what, path) in kernel.into_iter().chain(initrd).chain(rom) {
         if !std::path::Path::new(path).is_file() {
             return Err(Refusal::invalid(format!(
                 "VM '{}': {what} '{path}' is not there; allowed: the path of a file",

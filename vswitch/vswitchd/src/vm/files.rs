@@ -94,8 +94,10 @@ impl Files {
                     .context("no BIOS: install package seabios, or set firmware = PATH")?;
                 files.push((FileRole::Firmware, firmware));
                 if adapters {
-                    let rom = open_regular(&self.legacy_rom).context(
-                        "no option ROM to boot legacy adapters with: set legacy_rom = PATH",
+                    let own = config.boot_rom.as_deref().map(Path::new);
+                    let rom = open_regular(own.unwrap_or(&self.legacy_rom)).context(
+                        "no option ROM to boot legacy adapters with; allowed: one named by --boot-rom, \
+                         or by the setting legacy_rom of vswitchd",
                     )?;
                     files.push((FileRole::LegacyRom, rom));
                 }
