@@ -9,6 +9,7 @@
 //!   configuration spaces.
 //! * [`memory`] is the guest's memory, a sealed memfd; [`kvm`] is the safe face of KVM.
 //! * [`boot`] is what runs first.
+//! * [`sandbox`] is what its threads may ask of the kernel.
 
 mod board;
 pub mod boot;
@@ -27,6 +28,7 @@ mod machine;
 pub mod memory;
 pub mod pc;
 pub mod pci;
+pub mod sandbox;
 mod service;
 mod slots;
 mod state;

@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -25,6 +26,7 @@ use crate::exits::{Counters, Exits};
 use crate::gate::Gate;
 use crate::kvm::{self, Chips, Kick, Vcpu, Vm};
 use crate::memory::{self, GuestMemory};
+use crate::sandbox::{self, Thread};
 use crate::slots::Slots;
 use crate::state::{self, Document, VcpuState, readable_msrs};
 use crate::{Error, chipset, irq, service, vcpu};
@@ -201,26 +203,39 @@ impl Machine {
 
     fn spawn_all(&mut self) -> Result<(), Error> {
         for index in 0..self.shared.vcpus.len() {
-            self.spawn(format!("vcpu{index}"), move |shared| {
+            self.spawn(format!("vcpu{index}"), Thread::Vcpu, move |shared| {
                 let _left = Leaving(shared);
                 vcpu::run(shared, index);
             })?;
         }
-        self.spawn("service".to_owned(), service::run)
+        self.spawn("service".to_owned(), Thread::Service, service::run)
     }
 
+    /// Starts a thread, which confines itself before it does anything else.
     fn spawn(
         &mut self,
         name: String,
+        kind: Thread,
         run: impl FnOnce(&Shared) + Send + 'static,
     ) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
+        let (confined, result) = channel();
+        let body = move || {
+            let outcome = sandbox::confine(kind);
+            let failed = outcome.is_err();
+            let _ = confined.send(outcome);
+            if !failed {
+                run(&shared);
+            }
+        };
         let thread = std::thread::Builder::new()
             .name(name)
-            .spawn(move || run(&shared))
+            .spawn(body)
             .map_err(Error::system("clone"))?;
         self.threads.push(thread);
-        Ok(())
+        result
+            .recv()
+            .map_err(|_| Error::Sandbox("the thread has ended".to_owned()))?
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {

@@ -258,6 +258,24 @@ fn a_state_of_another_machine_is_refused() {
 }
 
 #[test]
+fn what_runs_for_the_guest_is_confined() {
+    let (machine, seen) = machine(
+        1,
+        firmware(|a| {
+            a.mov(dx, PORT + 12).unwrap();
+            a.out(dx, al).unwrap();
+            a.hlt().unwrap();
+        }),
+    );
+    machine.start().unwrap();
+    next(&seen);
+    let opened = machine.with("probe", |probe: &mut Probe, _| probe.opened);
+    assert_eq!(opened, Some(Some(std::io::ErrorKind::PermissionDenied)));
+    // The thread that made the machine is not.
+    assert!(std::fs::File::open("/etc/hostname").is_ok());
+}
+
+#[test]
 fn configurations_that_are_not_allowed_are_named() {
     for vcpus in [0, 65] {
         let result = Machine::new(config(vcpus, counter()), Vec::new());

@@ -221,3 +221,6 @@ fn from_bytes(area: &Area, xsave: &mut kvm_xsave) {
         *word = bytes.try_into().map_or(0, u32::from_le_bytes);
     }
 }
+
+#[cfg(test)]
+mod tests;
