@@ -1,7 +1,10 @@
 //! A set of mapped regions, and the pieces of it that others name.
 #![allow(unsafe_code, reason = "copies at translated addresses")]
 
-use crate::{DirtyLog, Fault, MapError, Window, mapping::MAX_LEN, mapping::Mapping, raw};
+use crate::{
+    DirtyLog, Drainer, Fault, Filler, MapError, Translator, Window, mapping::MAX_LEN,
+    mapping::Mapping, raw,
+};
 use arc_swap::ArcSwapOption;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -47,6 +50,16 @@ impl Span {
         len: 0,
         offset: 0,
     };
+
+    /// `len` bytes at `offset` of region `region`.
+    #[inline]
+    pub(crate) const fn new(region: u16, len: u32, offset: u64) -> Self {
+        Self {
+            region,
+            len,
+            offset,
+        }
+    }
 
     /// Length in bytes.
     #[inline]
@@ -282,7 +295,7 @@ impl Memory {
 
     /// The checked address of a span: valid for `span.len` bytes while `self` is.
     #[inline]
-    fn resolve(&self, span: Span) -> Result<*mut u8, Fault> {
+    pub(crate) fn resolve(&self, span: Span) -> Result<*mut u8, Fault> {
         let region = self
             .regions
             .get(usize::from(span.region))
@@ -320,8 +333,8 @@ impl Memory {
         }
     }
 
-    #[inline]
-    fn wrote_span(&self, span: Span) -> Result<(), Fault> {
+    #[inline(always)]
+    pub(crate) fn wrote_span(&self, span: Span) -> Result<(), Fault> {
         if self.logging.load(Ordering::Relaxed)
             && let Some(region) = self.regions.get(usize::from(span.region))
         {
@@ -344,6 +357,36 @@ impl Memory {
         // SAFETY: `from` is valid for its length, which is that of `to`.
         unsafe { raw::copy(to.as_mut_ptr(), from, to.len()) };
         self.check()
+    }
+
+    /// Begins to read `from` front to back.
+    ///
+    /// # Errors
+    /// [`Fault::Range`].
+    #[inline]
+    pub fn drain(&self, from: Span) -> Result<Drainer<'_>, Fault> {
+        Ok(Drainer::new(self, self.resolve(from)?, from.len))
+    }
+
+    /// For many translations in a row.
+    #[inline]
+    pub fn translator(&self) -> Translator<'_> {
+        Translator::new(self)
+    }
+
+    /// Index, guest address, length and address of the region that contains `guest_addr`.
+    pub(crate) fn region_of(&self, guest_addr: u64) -> Option<(u16, u64, u64, *mut u8)> {
+        let (index, region, _) = self.find(guest_addr)?;
+        Some((index as u16, region.guest, region.len, region.base))
+    }
+
+    /// Begins to fill `to` front to back.
+    ///
+    /// # Errors
+    /// [`Fault::Range`].
+    #[inline]
+    pub fn fill(&self, to: Span) -> Result<Filler<'_>, Fault> {
+        Ok(Filler::new(self, to, self.resolve(to)?))
     }
 
     /// Copies private bytes to guest memory.

@@ -135,6 +135,20 @@ impl Window {
         swap_u32, swap, "Puts `value` into";
     }
 
+    /// The 16 bytes at `off`, little-endian. No alignment needed; each aligned half is loaded whole, but a driver that
+    /// writes them meanwhile may be seen half way.
+    ///
+    /// # Errors
+    /// [`Fault::Range`], [`Fault::Gone`].
+    #[inline]
+    pub fn load_u128(&self, off: usize) -> Result<u128, Fault> {
+        let from = self.at(off, 16)?;
+        // SAFETY: `from` is valid for 16 bytes.
+        let value = unsafe { raw::load_u128(from) };
+        self.memory.check()?;
+        Ok(value)
+    }
+
     /// Copies the bytes at `off` to private memory. No alignment needed; no order but that of x86-64.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::net::{SocketFlags, accept_with};
 use tracing::warn;
 
 /// Listeners of a port at a time; those beyond are turned away.
@@ -200,13 +201,13 @@ impl Consoles {
         let Some(port) = self.ports.get_mut(number) else {
             return;
         };
-        let accepted = port.socket.as_ref().map(UnixListener::accept);
-        if let Some(Ok((stream, _))) = accepted
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accepted = port.socket.as_ref().map(|socket| accept_with(socket, flags));
+        if let Some(Ok(stream)) = accepted
             && port.listeners.len() < MAX_LISTENERS
-            && stream.set_nonblocking(true).is_ok()
         {
             port.listeners.push(Listener {
-                stream,
+                stream: stream.into(),
                 unread: VecDeque::new(),
             });
         }

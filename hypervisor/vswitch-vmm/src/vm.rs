@@ -12,6 +12,7 @@ use hypervisor::chipset::rtc::Rtc;
 use hypervisor::chipset::serial::ComPort;
 use hypervisor::device::Effects;
 use hypervisor::pc::{self, Pc};
+use hypervisor::sandbox::{self, Thread};
 use hypervisor::{Event, Machine, Phase};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -47,7 +48,9 @@ struct Vm {
 /// Runs the VM until it has ended.
 pub(crate) fn run(mut attached: Attached) -> anyhow::Result<()> {
     match make(&mut attached) {
-        Ok((machine, adapters, consoles, restored)) => {
+        // Nothing is opened any more; the threads of the machine have done so before they ran.
+    sandbox::confine(Thread::Control)?;
+    Ok((machine, adapters, consoles, restored)) => {
             let mut vm = Vm {
                 attached,
                 machine,
