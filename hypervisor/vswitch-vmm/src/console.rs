@@ -202,7 +202,10 @@ impl Consoles {
             return;
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let accepted = port.socket.as_ref().map(|socket| accept_with(socket, flags));
+        let accepted = port
+            .socket
+            .as_ref()
+            .map(|socket| accept_with(socket, flags));
         if let Some(Ok(stream)) = accepted
             && port.listeners.len() < MAX_LISTENERS
         {

@@ -48,9 +48,7 @@ struct Vm {
 /// Runs the VM until it has ended.
 pub(crate) fn run(mut attached: Attached) -> anyhow::Result<()> {
     match make(&mut attached) {
-        // Nothing is opened any more; the threads of the machine have done so before they ran.
-    sandbox::confine(Thread::Control)?;
-    Ok((machine, adapters, consoles, restored)) => {
+        Ok((machine, adapters, consoles, restored)) => {
             let mut vm = Vm {
                 attached,
                 machine,
@@ -90,9 +88,10 @@ fn make(attached: &mut Attached) -> anyhow::Result<Made> {
             with_nic(&machine, index, |nic, _| nic.set_link(adapter.link));
         }
     }
+    // Nothing is opened from now on. The threads of the machine are confined already.
+    sandbox::confine(Thread::Control)?;
     Ok((machine, adapters, consoles, restored))
 }
-
 
 impl Vm {
     /// Tells vswitchd what there is. Its adapters are served from now on, until it says otherwise.
