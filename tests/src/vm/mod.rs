@@ -3,6 +3,7 @@
 pub mod console;
 pub mod image;
 pub mod netboot;
+pub mod ours;
 pub mod qemu;
 
 pub use console::Console;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use super::{COMMAND_LINE, image::VmImage};
 use crate::{Background, Netns, cmd, guest::image::static_busybox, station::Address};
 
 const LISTEN_LIMIT: Duration = Duration::from_secs(5);
@@ -124,6 +125,22 @@ impl Netboot {
         fs::write(&path, format!("#!ipxe\n{text}")).context("writing iPXE's script")
     }
 
+    /// Offers `image`'s kernel and initrd with a script that starts them, and `bytes` as `/file`; returns their hash.
+    ///
+    /// # Errors
+    /// As [`Netboot::offer`].
+    pub fn offer_guest(&self, image: &VmImage, bytes: &[u8]) -> Result<String> {
+        self.offer_file("linux", &image.network_kernel)?;
+        self.offer_file("initrd", &image.initrd)?;
+        // The lease goes on with the kernel, which then need not ask for it again.
+        self.script(&format!(
+            "kernel {} {COMMAND_LINE} ip=${{ip}}:::${{netmask}}::eth0:off\ninitrd {}\nboot\n",
+            self.url("linux"),
+            self.url("initrd"),
+        ))?;
+        self.offer("file", bytes)
+    }
+
     /// The URL of `/NAME`.
     #[must_use]
     pub fn url(&self, name: &str) -> String {
@@ -139,4 +156,11 @@ impl Netboot {
 
 fn host(address: Address, host: u8) -> String {
     Address { host, ..address }.ip(false)
+}
+
+/// `len` bytes that repeat with no period a segment or page could hide.
+#[must_use]
+pub fn noise(len: usize) -> Vec<u8> {
+    let blocks = (0_u64..).flat_map(|number| Sha256::digest(number.to_le_bytes()).to_vec());
+    blocks.take(len).collect()
 }
