@@ -1,13 +1,14 @@
 //! Linux's own driver for the DEC 21140, `tulip`, on legacy adapters.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vswitch_tests::{
     Lab, Netns, Station, cmd,
     station::Address,
     vm::{
-        self, Console, Netboot,
+        Console, Netboot, image,
+        netboot::noise,
         ours::{BOOT_LIMIT, ip_parameter, repeat},
     },
 };
@@ -44,12 +45,6 @@ fn counters_add_up(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Frames that eth0 of the guest was given by its driver.
-fn received(console: &mut Console) -> Result<u64> {
-    let said = console.run("cat /sys/class/net/eth0/statistics/rx_packets")?;
-    Ok(said.trim().parse()?)
-}
-
 #[test]
 fn traffic_goes_both_ways_and_the_driver_starts_again_and_again() -> Result<()> {
     let (lab, mut host, mut console) = guest_on_internal_network()?;
@@ -80,7 +75,7 @@ fn traffic_goes_both_ways_and_the_driver_starts_again_and_again() -> Result<()> 
 /// A file from a web server to the guest, and back and forth through an echo server, unharmed.
 fn traffic(lab: &Lab, console: &mut Console) -> Result<()> {
     let web = Netboot::start(&lab.host, "vsw-inner", HOST)?;
-    let hash = web.offer("file", &vm::netboot::noise(400_000))?;
+    let hash = web.offer("file", &noise(400_000))?;
     let echo = format!("nc {} 7000 </tmp/file | sha256sum", HOST.ip(false));
     for command in [
         format!(
@@ -101,67 +96,82 @@ fn traffic(lab: &Lab, console: &mut Console) -> Result<()> {
 #[test]
 fn the_filter_of_the_adapter_is_the_one_the_driver_sets() -> Result<()> {
     let (lab, host, mut console) = guest_on_internal_network()?;
-    pings(&mut console, HOST)?;
-    let netns = host.netns().map(std::sync::Arc::clone);
-    let Some(netns) = netns else {
-        anyhow::bail!("the host's station has no namespace")
-    };
-    let stranger = at(77);
-    netns.ip(&format!(
-        "neigh add {} lladdr {} dev vsw-inner",
-        stranger.ip(false),
-        stranger.mac()
+    let netns = Arc::clone(
+        host.netns()
+            .context("the host's station has no namespace")?,
+    );
+    let web = Netboot::start(&netns, "vsw-inner", HOST)?;
+    web.offer_file("vswitch-guest", &image::guest_program()?)?;
+    let url = web.url("vswitch-guest");
+    console.run(&format!(
+        "cd /tmp && wget -q {url} && chmod +x vswitch-guest"
     ))?;
-    // The switch floods frames for an address it has not learned; the adapter filters them.
-    ensure!(gained(&mut console, &netns, &stranger.ip(false))? == 0);
-    let filtered = |lab: &Lab| -> Result<u64> {
-        let stats = lab.daemon.stats()?;
-        let drops = stats.0.iter().flat_map(|port| port.drops.iter());
-        Ok(drops
-            .filter(|(reason, _)| reason == "rx_filter")
-            .map(|(_, count)| count)
-            .sum())
-    };
-    let before = filtered(&lab)?;
-    ensure!(before >= PINGS, "{before} frames were dropped as rx_filter");
-    console.run("ifconfig eth0 promisc")?;
-    ensure!(gained(&mut console, &netns, &stranger.ip(false))? >= PINGS);
-    console.run("ifconfig eth0 -promisc")?;
-    ensure!(gained(&mut console, &netns, &stranger.ip(false))? == 0);
+    let stranger = at(77);
+    let (ip, mac) = (stranger.ip(false), stranger.mac());
+    netns.ip(&format!("neigh add {ip} lladdr {mac} dev vsw-inner"))?;
 
-    // Every IPv4 host is in the first group; nobody is in the second.
-    ensure!(gained(&mut console, &netns, "224.0.0.1")? >= PINGS);
-    ensure!(gained(&mut console, &netns, "224.0.0.77")? == 0);
+    // The switch floods frames for an address it has not learned; the adapter filters them.
+    ensure!(seen(&mut console, &netns, &ip, &mac)? == 0);
+    let filtered = filtered(&lab)?;
+    ensure!(
+        filtered >= PINGS,
+        "{filtered} frames were dropped as rx_filter"
+    );
+    console.run("ifconfig eth0 promisc")?;
+    ensure!(seen(&mut console, &netns, &ip, &mac)? == PINGS);
+    console.run("ifconfig eth0 -promisc")?;
+    ensure!(seen(&mut console, &netns, &ip, &mac)? == 0);
+
+    // Every IPv4 host is in the first group. Nobody is in the second until somebody joins it.
+    let (every, group) = ("224.0.0.1", "239.1.2.3");
+    ensure!(seen(&mut console, &netns, every, "01:00:5e:00:00:01")? == PINGS);
+    let group_mac = "01:00:5e:01:02:03";
+    ensure!(seen(&mut console, &netns, group, group_mac)? == 0);
+    console.run(&format!(
+        "./vswitch-guest join {group} 1000 >joined & joiner=$!"
+    ))?;
+    console.run("until grep -q joined joined; do sleep 0.1; done")?;
+    ensure!(seen(&mut console, &netns, group, group_mac)? == PINGS);
+    console.run("kill $joiner; wait $joiner; true")?;
+    ensure!(seen(&mut console, &netns, group, group_mac)? == 0);
     console.run("ifconfig eth0 allmulti")?;
-    ensure!(gained(&mut console, &netns, "224.0.0.77")? >= PINGS);
-    console.run("ifconfig eth0 -allmulti")?;
-    ensure!(gained(&mut console, &netns, "224.0.0.77")? == 0);
+    ensure!(seen(&mut console, &netns, group, group_mac)? == PINGS);
     counters_add_up(&lab)
 }
 
 const PINGS: u64 = 5;
 
-/// How many frames the guest receives while the host sends pings to `ip`.
-fn gained(console: &mut Console, netns: &Netns, ip: &str) -> Result<u64> {
-    let before = received(console)?;
+/// How many frames for `mac` the guest's packet socket sees while the host sends [`PINGS`] pings to `ip`.
+fn seen(console: &mut Console, netns: &Netns, ip: &str, mac: &str) -> Result<u64> {
+    let sniffer = console.begin("./vswitch-guest sniff 1000 4")?;
+    std::thread::sleep(Duration::from_secs(1));
     let count = PINGS.to_string();
-    let argv = [
+    // Nobody answers, so its exit status is 1.
+    let _ = netns.run(&[
         "ping",
         "-n",
         "-q",
         "-c",
         &count,
         "-i",
-        "0.02",
+        "0.05",
         "-W",
         "0.1",
         "-I",
         "vsw-inner",
         ip,
-    ];
-    // Nobody answers, so its exit status is 1.
-    let _ = netns.run(&argv);
-    Ok(received(console)?.saturating_sub(before))
+    ]);
+    let (status, said) = console.end(sniffer)?;
+    ensure!(status == 0, "{said}");
+    Ok(said.lines().filter(|line| line.starts_with(mac)).count() as u64)
+}
+
+/// Frames that adapters' filters dropped.
+fn filtered(lab: &Lab) -> Result<u64> {
+    let stats = lab.daemon.stats()?;
+    let drops = stats.0.iter().flat_map(|port| port.drops.iter());
+    let filtered = drops.filter(|(reason, _)| reason == "rx_filter");
+    Ok(filtered.map(|(_, count)| count).sum())
 }
 
 #[test]

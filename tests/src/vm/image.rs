@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::guest::{image as debian, newc::Newc};
@@ -58,6 +58,26 @@ pub fn ensure(cache: &Path) -> Result<VmImage> {
 #[must_use]
 pub fn is_there(cache: &Path) -> bool {
     kernel::folder(cache).is_ok_and(|folder| folder.is_dir())
+}
+
+/// Cargo's target folder for programs that are linked statically.
+#[must_use]
+pub fn static_programs(cache: &Path) -> PathBuf {
+    cache.join("static")
+}
+
+/// The program that guests get by HTTP, `vswitch-guest`.
+///
+/// # Errors
+/// When it has not been built; the error says how to build it.
+pub fn guest_program() -> Result<PathBuf> {
+    let path = static_programs(&crate::paths::guests()).join("release/vswitch-guest");
+    ensure!(
+        path.is_file(),
+        "no {}: run `cargo xtask setup`",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// The files of this process: what they are made of is looked up once.
