@@ -13,8 +13,7 @@ use super::{Console, image};
 use crate::{Background, Netns, cmd};
 
 /// What QEMU needs beyond [`super::COMMAND_LINE`] where KVM emulates ring 0: its ACPI tables take half a minute there,
-/// and
-/// it does nothing about instructions that KVM's emulator lacks.
+/// and it does nothing about instructions that KVM's emulator lacks.
 const COMMAND_LINE: &str = "acpi=off spare_monitor";
 
 /// A guest under QEMU.
