@@ -34,9 +34,9 @@ pub fn run(data: &[u8]) {
         ..PortPolicy::default()
     };
     if let Ok(found) = admit(&policy, head) {
-        assert_eq!(found.destination.mac().0, head[..6]);
+        assert_eq!(found.addresses.destination.mac().0, head[..6]);
         assert!(
-            policy.vlan.egress(found.vid).is_some(),
+            policy.vlan.egress(found.addresses.vid()).is_some(),
             "what may come in may go out"
         );
         if len as usize >= head.len() {

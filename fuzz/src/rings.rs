@@ -69,6 +69,7 @@ fn start(input: &mut Input<'_>, packed: bool) -> (Setup, Guest) {
         negotiated: Negotiated {
             indirect: bits & 8 != 0,
             event_idx: bits & 16 != 0,
+            writable: false,
             batch_used: bits & 32 != 0,
         },
     };
@@ -90,6 +91,7 @@ fn run<R: vswitch::ports::vhost::ring::Ring>(
     }
     let receive = Negotiated {
         batch_used: false,
+        writable: true,
         ..setup.negotiated
     };
     if let (Ok(tx), Ok(rx)) = (

@@ -30,6 +30,15 @@ pub struct CsumAt {
     pub offset: u16,
 }
 
+impl Request {
+    /// Whether the switch has nothing to do: neither a checksum to complete nor a large frame to cut.
+    #[inline]
+    #[must_use]
+    pub const fn asks_nothing(&self) -> bool {
+        matches!((self.csum, self.gso), (None, Gso::None))
+    }
+}
+
 impl CsumAt {
     /// The checksum field in a TCP header.
     pub const TCP_OFFSET: u16 = 16;
@@ -150,6 +159,22 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// What [`validate`] says of a frame whose sender asks for nothing, and whose Ethernet header has no tag of any kind.
+    #[inline]
+    #[must_use]
+    pub const fn untagged(csum_valid: bool) -> Self {
+        Self {
+            request: Request {
+                csum: None,
+                gso: Gso::None,
+                csum_valid,
+            },
+            l2_len: crate::ETHER_LEN as u8,
+            l4: 0,
+            header_len: 0,
+        }
+    }
+
     /// The request in force. It differs from what the sender asked for in two ways: a large frame that needs no cutting
     /// is a plain one, and `ecn` says whether CWR is set.
     #[inline]

@@ -3,20 +3,25 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
 use offload::request::validate;
-use offload::{CsumAt, Features, Gso, Request};
+use offload::{CsumAt, Features, Gso, Request, VirtioNetHdr};
 use vswitch::burst::{BURST, Burst};
+use vswitch::control::{NetworkSpec, PortHandle, Switch};
 use vswitch::deliver::{FrameMeta, Job, Report};
 use vswitch::fdb::{Fdb, Key};
 use vswitch::mac::Mac;
-use vswitch::port::Sides;
+use vswitch::network::{NetworkId, PortPolicy};
+use vswitch::port::{PortControl, Sides};
 use vswitch::ports::memory::MemoryPort;
+use vswitch::ports::vhost::driver::{Guest, Layout, Setup};
+use vswitch::ports::vhost::feature;
+use vswitch::ports::vhost::session::{Offer, Session};
 use vswitch::vlan::VlanMode;
 
 fn frame(len: usize) -> Vec<u8> {
@@ -168,12 +173,90 @@ fn deliver_to(
     });
 }
 
+/// A whole turn between two vhost-user guests, everything in the cache of one core: what a frame costs without the
+/// other core. The drivers' part is not counted.
+fn turn(c: &mut Criterion) {
+    let mut group = c.benchmark_group("turn");
+    group.throughput(Throughput::Elements(BURST as u64));
+    for (name, packed, len) in [
+        ("split", 0, 64),
+        ("packed", feature::RING_PACKED, 64),
+        ("split", 0, 512),
+        ("split", 0, 1518),
+    ] {
+        let (switch, workers) = Switch::stepped(1).unwrap();
+        let network = switch.create_network(&NetworkSpec::default()).unwrap();
+        let mut guests = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])]
+            .map(|mac| (mac, guest(&switch, network, packed)));
+        let mut worker = workers.first().unwrap().lock().unwrap();
+        let [
+            (sender_mac, (_, _, sender)),
+            (receiver_mac, (_, _, receiver)),
+        ] = &mut guests;
+        // The switch is shown where the receiver is.
+        receiver.receive_burst(0, 0).unwrap();
+        let hello = [&[0xff; 6], &receiver_mac.0[..], &[0; 48]].concat();
+        let header = VirtioNetHdr::default();
+        receiver
+            .send(0, &header, &hello, &Layout::default())
+            .unwrap();
+        receiver.publish(1).unwrap();
+        worker.poll(1);
+        let mut frame = [&receiver_mac.0[..], &sender_mac.0, &[0x88, 0xb5]].concat();
+        frame.resize(len, 0);
+        sender.prepare_sending(0, &frame).unwrap();
+        group.bench_function(BenchmarkId::new(name, len), |b| {
+            b.iter_custom(|times| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..times {
+                    sender.send_burst(0, len as u32, BURST).unwrap();
+                    let start = Instant::now();
+                    let taken = worker.poll(1);
+                    spent += start.elapsed();
+                    assert_eq!(taken, BURST as u32);
+                    assert_eq!(receiver.receive_burst(0, 2 * BURST).unwrap(), BURST);
+                }
+                spent
+            });
+        });
+    }
+}
+
+/// A guest with a port in `network`.
+fn guest(
+    switch: &Switch,
+    network: NetworkId,
+    packed: u64,
+) -> (std::sync::Arc<PortHandle>, Session, Guest) {
+    let base = feature::VERSION_1 | feature::MRG_RXBUF | feature::PROTOCOL_FEATURES;
+    let mut guest = Guest::new(Setup {
+        features: base | packed,
+        ..Setup::default()
+    })
+    .unwrap();
+    for ring in &mut guest.rings {
+        ring.ring.disarm().unwrap();
+    }
+    let policy = PortPolicy {
+        mtu: 9000,
+        ..PortPolicy::default()
+    };
+    let port = switch.add_port(policy, None).unwrap();
+    port.connect(network).unwrap();
+    let mut session = Session::new(Offer {
+        queue_pairs: 1,
+        mtu: 9000,
+    });
+    port.attach(guest.start_in(&mut session).unwrap());
+    (port, session, guest)
+}
+
 criterion_group! {
     name = stages;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(20);
-    targets = gather, table, delivery
+    targets = gather, table, delivery, turn
 }
 criterion_main!(stages);

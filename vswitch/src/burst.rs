@@ -5,7 +5,7 @@
 //! time, but not what was judged.
 
 use arrayvec::ArrayVec;
-use guestmem::{Memory, Span};
+use guestmem::{Fault, Memory, Span};
 use offload::Request;
 
 use crate::drops::DropReason;
@@ -23,6 +23,7 @@ pub const MAX_SEGMENTS: usize = 64;
 
 /// One frame of a burst.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub struct Frame {
     head: [u8; SNAPSHOT],
     head_len: u8,
@@ -37,8 +38,26 @@ pub struct Frame {
 
 impl Frame {
     /// The snapshot: the first bytes of the frame, all of it where it is shorter than [`SNAPSHOT`].
+    #[inline]
     pub fn head(&self) -> &[u8] {
         self.head.get(..usize::from(self.head_len)).unwrap_or(&[])
+    }
+
+    /// The Ethernet header of 14 bytes, if the frame was taken and its sender asks for nothing and vouches for nothing. Of
+    /// two frames of a port with the same front and no tag, what is found out about the one holds for the other.
+    #[inline]
+    pub fn front(&self) -> Option<u128> {
+        let quiet = self.refused.is_none()
+            && self.request.asks_nothing()
+            && !self.request.csum_valid
+            && self.head_len >= MIN_FRAME as u8;
+        let front = self
+            .head
+            .first_chunk()
+            .map(|front| u128::from_le_bytes(*front));
+        front
+            .filter(|_| quiet)
+            .map(|front| front & ((1 << (8 * MIN_FRAME)) - 1))
     }
 
     /// Length of the frame from destination MAC to the end of the payload, without FCS.
@@ -55,7 +74,7 @@ impl Frame {
 /// Up to [`BURST`] frames from one port, and the spans of their bodies.
 pub struct Burst {
     /// Always [`BURST`] places, of which the first `count` hold frames: a frame is filled in where it stays.
-    frames: Box<[Frame]>,
+    frames: Box<[Frame; BURST]>,
     count: usize,
     spans: ArrayVec<Span, { BURST * MAX_SEGMENTS }>,
 }
@@ -79,7 +98,7 @@ impl Burst {
             refused: None,
         };
         Burst {
-            frames: vec![blank; BURST].into(),
+            frames: Box::new(std::array::from_fn(|_| blank.clone())),
             count: 0,
             spans: ArrayVec::new(),
         }
@@ -111,8 +130,22 @@ impl Burst {
         self.frames.get(..self.count).unwrap_or(&[])
     }
 
+    /// Frame `index`; `None` if there are not so many.
+    #[inline]
+    pub fn frame(&self, index: usize) -> Option<&Frame> {
+        if index < self.count {
+            self.frames.get(index)
+        } else {
+            None
+        }
+    }
+
     /// The spans of `frame`'s body: what follows its snapshot.
+    #[inline]
     pub fn body(&self, frame: &Frame) -> &[Span] {
+        if frame.body_count == 0 {
+            return &[];
+        }
         let first = usize::from(frame.body_first);
         self.spans
             .get(first..first + usize::from(frame.body_count))
@@ -123,6 +156,7 @@ impl Burst {
     /// `body` are the spans of what follows. A full burst takes nothing and answers false.
     ///
     /// A frame whose length or number of spans the switch does not carry is kept as a refused one.
+    #[inline]
     pub fn push(
         &mut self,
         len: u32,
@@ -156,6 +190,59 @@ impl Burst {
         frame.refused = read_head(frame.head.get_mut(..head_len).unwrap_or(&mut [])).err();
         self.count += 1;
         true
+    }
+
+    /// Takes the frame in `buffer` behind a virtio header of `header_len` bytes, if that asks for nothing: neither flags nor
+    /// segmentation. False if the burst is full, the buffer is too short for both or too long, or it does ask; nothing is
+    /// taken then.
+    #[inline(always)]
+    pub fn push_plain(&mut self, memory: &Memory, buffer: Span, header_len: u32) -> bool {
+        let len = buffer.len().wrapping_sub(header_len);
+        if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+            return false;
+        }
+        let Some(frame) = self.frames.get_mut(self.count) else {
+            return false;
+        };
+        let head_len = (len as usize).min(SNAPSHOT);
+        let Some(head) = frame.head.get_mut(..head_len) else {
+            return false;
+        };
+        if read_plain(memory, buffer, header_len, head) != Ok(true) {
+            return false;
+        }
+        frame.head_len = head_len as u8;
+        frame.len = len;
+        frame.request = Request::default();
+        frame.refused = None;
+        frame.body_first = self.spans.len() as u16;
+        frame.body_count = 0;
+        if len as usize > SNAPSHOT
+            && let Some((_, body)) = buffer.split_at(header_len + SNAPSHOT as u32)
+        {
+            frame.body_count = 1;
+            // A burst has room for the most spans of every frame, so this cannot fail.
+            let _ = self.spans.try_push(body);
+        }
+        self.count += 1;
+        true
+    }
+
+    /// Takes the frame that lies in one piece of `memory`. A full burst takes nothing and answers false.
+    #[inline]
+    pub fn push_span(&mut self, memory: &Memory, frame: Span, request: Request) -> bool {
+        let head_len = frame.len().min(SNAPSHOT as u32);
+        let Some((head, body)) = frame.split_at(head_len) else {
+            return false;
+        };
+        let body = [body];
+        let body = match body {
+            [span] if span.is_empty() => &[],
+            _ => body.as_slice(),
+        };
+        self.push(frame.len(), request, body, |to| {
+            memory.read(head, to).map_err(|_| DropReason::SourceFault)
+        })
     }
 
     /// Takes the frame that lies in `pieces` of `memory`, front to back. A full burst takes nothing and answers false.
@@ -205,4 +292,23 @@ impl Burst {
         self.count += 1;
         true
     }
+}
+
+/// Reads the frame in `buffer` behind its virtio header to `head`. False if the header asks for anything.
+#[inline(always)]
+fn read_plain(
+    memory: &Memory,
+    buffer: Span,
+    header_len: u32,
+    head: &mut [u8],
+) -> Result<bool, Fault> {
+    let mut buffer = memory.drain(buffer)?;
+    // Flags and kind of segmentation come first.
+    if buffer.peek_u128()? as u16 != 0 {
+        return Ok(false);
+    }
+    buffer.skip(header_len)?;
+    buffer.read(head)?;
+    buffer.finish()?;
+    Ok(true)
 }

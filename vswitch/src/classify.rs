@@ -6,24 +6,41 @@
 use crate::burst::MIN_FRAME;
 use crate::drops::DropReason;
 use crate::fdb::{Key, Learned, PortIndex};
-use crate::mac::Mac;
+use crate::mac::{self, Mac};
 use crate::network::{NetworkView, PortPolicy};
 use crate::vlan::Vid;
 
 /// EtherType of an 802.1Q tag. An 802.1ad service tag (0x88a8) is no VLAN of ours: such frames pass as untagged ones.
 pub const TPID_8021Q: u16 = 0x8100;
+/// EtherType of an 802.1ad service tag.
+const TPID_8021AD: u16 = 0x88a8;
+
+/// Who a frame is from and for, within its VLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Destination address, and the VLAN the frame belongs to in the switch.
+    pub destination: Key,
+    /// Source address, and the same VLAN.
+    pub source: Key,
+}
+
+impl Addresses {
+    /// The VLAN the frame belongs to; 0 is none.
+    #[inline]
+    pub fn vid(&self) -> Vid {
+        self.destination.vid()
+    }
+}
 
 /// A frame that its source port may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// Destination address and VLAN.
-    pub destination: Key,
-    /// Source address and VLAN.
-    pub source: Key,
-    /// The VLAN the frame belongs to in the switch; 0 is none.
-    pub vid: Vid,
+    /// Who it is from and for.
+    pub addresses: Addresses,
     /// Tag control information of the 802.1Q tag the frame carries.
     pub tag: Option<u16>,
+    /// Whether the Ethernet header is the plain one of 14 bytes, without tags of any kind.
+    pub untagged: bool,
 }
 
 /// Where a frame goes.
@@ -52,19 +69,20 @@ pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
         return Err(DropReason::LinkDown);
     }
     let (first, second) = (u64::from_be_bytes(*first), u64::from_be_bytes(*second));
-    let (destination, source) = (Mac::from_u64(first >> 16), Mac::from_u64(second >> 16));
-    if !source.is_station() {
+    let (destination, source) = (first >> 16, second >> 16 & mac::MASK);
+    if !mac::is_station(source) {
         return Err(DropReason::SourceMac);
     }
     if let Some(allowed) = &policy.mac_guard
-        && !allowed.contains(&source)
+        && !allowed.contains(&Mac::from_u64(source))
     {
         return Err(DropReason::MacGuard);
     }
-    if destination.is_link_local() {
+    if mac::is_link_local(destination) {
         return Err(DropReason::LinkLocal);
     }
-    let tci = match second as u16 {
+    let ethertype = second as u16;
+    let tag = match ethertype {
         // A tag needs its identifier and the type of what follows.
         TPID_8021Q => match head.get(14..18) {
             Some([high, low, _, _]) => Some(u16::from_be_bytes([*high, *low])),
@@ -72,31 +90,33 @@ pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
         },
         _ => None,
     };
-    let vid = policy.vlan.ingress(tci.map(|tci| tci & 0xfff))?;
+    let vid = policy.vlan.ingress(tag.map(|tci| tci & 0xfff))?;
     Ok(Admitted {
-        destination: Key::new(destination, vid),
-        source: Key::new(source, vid),
-        vid,
-        tag: tci,
+        addresses: Addresses {
+            destination: Key::of(destination, vid),
+            source: Key::of(source, vid),
+        },
+        tag,
+        untagged: !matches!(ethertype, TPID_8021Q | TPID_8021AD),
     })
 }
 
 /// Fetches the table lines that [`forward`] will read.
 #[inline]
-pub fn prefetch(view: &NetworkView, frame: &Admitted) {
-    view.fdb.prefetch(frame.source);
-    if !frame.destination.is_group() {
-        view.fdb.prefetch(frame.destination);
+pub fn prefetch(view: &NetworkView, addresses: &Addresses) {
+    view.fdb.prefetch(addresses.source);
+    if !addresses.destination.is_group() {
+        view.fdb.prefetch(addresses.destination);
     }
 }
 
 /// Looks the destination of a frame from port `from` up, at `now` seconds. Changes nothing.
 #[inline]
-pub fn forward(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) -> Verdict {
-    if frame.destination.is_group() {
+pub fn forward(view: &NetworkView, from: PortIndex, addresses: &Addresses, now: u32) -> Verdict {
+    if addresses.destination.is_group() {
         return Verdict::Flood;
     }
-    let Some(to) = view.fdb.lookup(frame.destination, now) else {
+    let Some(to) = view.fdb.lookup(addresses.destination, now) else {
         return Verdict::Flood;
     };
     if to == from {
@@ -104,7 +124,7 @@ pub fn forward(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) 
     }
     match view.port(to) {
         None => Verdict::Flood,
-        Some(port) if port.policy.vlan.egress(frame.vid).is_none() => {
+        Some(port) if port.policy.vlan.egress(addresses.vid()).is_none() => {
             Verdict::Drop(DropReason::VlanEgress)
         }
         Some(port) if !port.policy.link_up => Verdict::Drop(DropReason::LinkDown),
@@ -113,8 +133,8 @@ pub fn forward(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) 
 }
 
 /// Notes that the frame's source was heard from port `from` at `now` seconds.
-pub fn learn(view: &NetworkView, from: PortIndex, frame: &Admitted, now: u32) -> Learned {
-    view.fdb.learn(frame.source, from, now)
+pub fn learn(view: &NetworkView, from: PortIndex, addresses: &Addresses, now: u32) -> Learned {
+    view.fdb.learn(addresses.source, from, now)
 }
 
 /// The ports a flooded frame of `vid` from port `from` goes to.
@@ -136,7 +156,7 @@ pub fn classify(view: &NetworkView, from: PortIndex, head: &[u8], now: u32) -> V
         return Verdict::Drop(DropReason::Disconnected);
     };
     match admit(&port.policy, head) {
-        Ok(frame) => forward(view, from, &frame, now),
+        Ok(frame) => forward(view, from, &frame.addresses, now),
         Err(reason) => Verdict::Drop(reason),
     }
 }

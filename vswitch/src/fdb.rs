@@ -27,6 +27,8 @@ const WAYS: usize = 4;
 const BUCKET_WORDS: usize = 2 * WAYS;
 /// Buckets of a 4 KiB page: the granularity in which a sweep skips untouched parts.
 const BUCKETS_PER_PAGE: usize = 64;
+/// Buckets in use at first: 2 MiB, 128 Ki places.
+const FIRST_BUCKETS: usize = 1 << 15;
 /// Capacity where nothing else is asked for.
 pub const DEFAULT_CAPACITY: usize = 1 << 20;
 /// Entries an ordinary port may hold where nothing else is asked for.
@@ -41,8 +43,14 @@ pub struct Key(u64);
 impl Key {
     /// The key of `mac` in `vid` (0 to 4095).
     pub const fn new(mac: Mac, vid: Vid) -> Key {
+        Key::of(mac.to_u64(), vid)
+    }
+
+    /// The same of an address as a number of 48 bits.
+    #[inline]
+    pub(crate) const fn of(mac: u64, vid: Vid) -> Key {
         // The top bit keeps a key apart from an empty place.
-        Key(mac.to_u64() | (vid as u64 & 0xfff) << 48 | 1 << 63)
+        Key(mac | (vid as u64 & 0xfff) << 48 | 1 << 63)
     }
 
     /// The address.
@@ -143,6 +151,9 @@ pub struct Fdb {
     first_word: usize,
     /// Number of buckets less 1, which is a power of two less 1.
     bucket_mask: u64,
+    /// The same of those in use: a table of few stations stays in few pages, so that looking up many of them in turn
+    /// does not wait for page tables. It grows as it fills, in [`Fdb::sweep`].
+    active_mask: AtomicU64,
     /// A bit for each page of buckets that ever held an entry.
     touched: Vec<AtomicU64>,
     ports: Vec<PortState>,
@@ -178,6 +189,7 @@ impl Fdb {
             words,
             first_word,
             bucket_mask: buckets as u64 - 1,
+            active_mask: AtomicU64::new(buckets.min(FIRST_BUCKETS) as u64 - 1),
             touched: AtomicU64::new_vec_zeroed(pages.div_ceil(64)).map_err(error)?,
             ports: PortState::new_vec_zeroed(1 << 16).map_err(error)?,
             capacity: capacity as u32,
@@ -304,18 +316,33 @@ impl Fdb {
         }
     }
 
-    /// Gives back the places of entries that are stale or too old at `now`.
+    /// Gives back the places of entries that are stale or too old at `now`, and takes more buckets into use where those
+    /// in use are half full. Workers meanwhile go on, and learn what is new to them a little later.
     pub fn sweep(&self, now: u32) {
         let _guard = self.lock();
         self.drop_if(|value| !self.is_live(value, now));
+        let mut mask = self.active_mask.load(Ordering::Relaxed);
+        while mask < self.bucket_mask
+            && u64::from(self.used.load(Ordering::Relaxed)) > mask / 2 * WAYS as u64
+        {
+            mask = mask << 1 | 1;
+            self.grow(mask);
+        }
+    }
+
+    /// The places of the bucket that begins at word `first`.
+    fn bucket(&self, first: usize) -> impl Iterator<Item = Place<'_>> {
+        places_of(self.words.get(first..first + BUCKET_WORDS))
     }
 
     /// All entries that are found at `now`. A table under change is read entry by entry.
     pub fn entries(&self, now: u32) -> Vec<Entry> {
         let mut entries = Vec::new();
         self.for_each_place(|place| {
+            // While the table grows, an entry is in two places.
             if let Some((key, value)) = read(place)
                 && self.is_live(value, now)
+                && self.is_within(place, self.candidates(key))
             {
                 entries.push(Entry {
                     mac: key.mac(),
@@ -350,20 +377,25 @@ impl Fdb {
         value.epoch() == self.epoch(value.port()) && (ageing == 0 || value.age(now) <= ageing)
     }
 
-    /// First words of the two buckets of `key`: both halves of one hash.
+    /// First words of the two buckets of `key`.
     #[inline]
     fn candidates(&self, key: Key) -> [usize; 2] {
+        self.candidates_within(key, self.active_mask.load(Ordering::Relaxed))
+    }
+
+    /// The same among the buckets of `mask`: both halves of one hash.
+    #[inline]
+    fn candidates_within(&self, key: Key, mask: u64) -> [usize; 2] {
         let [add, multiply] = self.seeds;
         let hash = (key.0 ^ add).wrapping_mul(multiply);
         let hash = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        [hash >> 4, hash >> 34]
-            .map(|half| self.first_word + (half & self.bucket_mask) as usize * BUCKET_WORDS)
+        [hash >> 4, hash >> 34].map(|half| self.first_word + (half & mask) as usize * BUCKET_WORDS)
     }
 
     #[inline]
     fn find(&self, key: Key) -> Option<(Place<'_>, Value)> {
         for first in self.candidates(key) {
-            for place in places_of(self.words.get(first..first + BUCKET_WORDS)) {
+            for place in self.bucket(first) {
                 if place.0.load(Ordering::Acquire) == key.0
                     && let Some((found, value)) = read(place)
                     && found == key
@@ -422,19 +454,15 @@ impl Fdb {
     /// Empties a place of `key` by moving its entry to the other bucket of that entry. The copy is written first, so that
     /// readers find one or the other.
     fn displace(&self, key: Key) -> Option<Place<'_>> {
-        let places = self
-            .candidates(key)
-            .map(|first| self.words.get(first..first + BUCKET_WORDS));
-        for place in places.into_iter().flat_map(places_of) {
+        let places = self.candidates(key).map(|first| self.bucket(first));
+        for place in places.into_iter().flatten() {
             let Some((occupant, value)) = read(place) else {
                 continue;
             };
             for first in self.candidates(occupant) {
-                let bucket = self.words.get(first..first + BUCKET_WORDS);
-                if let Some(free) = places_of(bucket).find(|place| read(*place).is_none()) {
+                if let Some(free) = self.bucket(first).find(|place| read(*place).is_none()) {
                     self.write(free, occupant, value);
-                    place.1.store(0, Ordering::Release);
-                    place.0.store(0, Ordering::Release);
+                    clear(place);
                     return Some(place);
                 }
             }
@@ -471,11 +499,11 @@ impl Fdb {
     ) -> Option<Place<'_>> {
         let mut best = None;
         for first in self.candidates(key) {
-            let bucket = self.words.get(first..first + BUCKET_WORDS);
-            let neighbours = places_of(bucket)
+            let neighbours = self
+                .bucket(first)
                 .filter(|place| read(*place).is_some())
                 .count() as u32;
-            for place in places_of(bucket) {
+            for place in self.bucket(first) {
                 let occupant = match read(place) {
                     None => Occupant::Empty { neighbours },
                     Some((_, value)) if !self.is_live(value, now) => Occupant::Stale,
@@ -497,8 +525,7 @@ impl Fdb {
         let Some((_, value)) = read(place) else {
             return false;
         };
-        place.1.store(0, Ordering::Release);
-        place.0.store(0, Ordering::Release);
+        clear(place);
         self.used.fetch_sub(1, Ordering::Relaxed);
         if !value.is_static()
             && value.epoch() == self.epoch(value.port())
@@ -509,11 +536,16 @@ impl Fdb {
         true
     }
 
-    /// Fills an empty `place`: the value last, so that a reader finds either nothing or the whole entry.
+    /// Fills an empty `place` of one of the buckets of `key`.
     fn write(&self, place: Place<'_>, key: Key, value: Value) {
+        self.write_to(place, key, value, self.candidates(key));
+    }
+
+    /// The same in one of `buckets`: the value last, so that a reader finds either nothing or the whole entry.
+    fn write_to(&self, place: Place<'_>, key: Key, value: Value, buckets: [usize; 2]) {
         place.0.store(key.0, Ordering::Release);
         place.1.store(value.0, Ordering::Release);
-        for first in self.candidates(key) {
+        for first in buckets {
             let page = (first - self.first_word) / BUCKET_WORDS / BUCKETS_PER_PAGE;
             if let Some(word) = self.touched.get(page / 64) {
                 word.fetch_or(1 << (page % 64), Ordering::Relaxed);
@@ -575,6 +607,12 @@ fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
         .map(|[key, value]| (key, value))
 }
 
+/// Empties `place`: the value first, so that a reader never takes it for that of another key.
+fn clear(place: Place<'_>) {
+    place.1.store(0, Ordering::Release);
+    place.0.store(0, Ordering::Release);
+}
+
 /// The entry in `place`, read so that key and value belong together: a writer clears the value before it changes the
 /// key, so the same value before and after the key was read means the key was its own.
 fn read((key, value): Place<'_>) -> Option<(Key, Value)> {
@@ -587,5 +625,6 @@ fn read((key, value): Place<'_>) -> Option<(Key, Value)> {
     (before == after && found != 0).then_some((Key(found), Value(after)))
 }
 
+mod grow;
 #[cfg(test)]
 mod tests;

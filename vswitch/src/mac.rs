@@ -7,6 +7,27 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
 
+/// The bits of an address as a number.
+pub const MASK: u64 = (1 << 48) - 1;
+
+/// As [`Mac::is_group`], of an address as a number.
+#[inline]
+pub const fn is_group(mac: u64) -> bool {
+    mac >> 40 & 1 != 0
+}
+
+/// As [`Mac::is_station`], of an address as a number.
+#[inline]
+pub const fn is_station(mac: u64) -> bool {
+    !is_group(mac) && mac != 0
+}
+
+/// As [`Mac::is_link_local`], of an address as a number.
+#[inline]
+pub const fn is_link_local(mac: u64) -> bool {
+    mac & !0xf == 0x0180_c200_0000
+}
+
 impl Mac {
     /// ff:ff:ff:ff:ff:ff.
     pub const BROADCAST: Mac = Mac([0xff; 6]);
@@ -25,17 +46,17 @@ impl Mac {
 
     /// Group address: broadcast or multicast (IEEE 802, bit 0 of the first byte).
     pub const fn is_group(self) -> bool {
-        self.0[0] & 1 != 0
+        is_group(self.to_u64())
     }
 
     /// An address that a station may send from: not a group, not zero.
     pub const fn is_station(self) -> bool {
-        !self.is_group() && self.to_u64() != 0
+        is_station(self.to_u64())
     }
 
     /// 01:80:c2:00:00:00 to :0f, which bridges do not forward (IEEE 802.1Q, table 8-1).
     pub const fn is_link_local(self) -> bool {
-        self.to_u64() & !0xf == 0x0180_c200_0000
+        is_link_local(self.to_u64())
     }
 }
 

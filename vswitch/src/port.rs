@@ -89,6 +89,17 @@ pub trait RxRing {
     /// is taken: `RxFull` if room may come, `RxTooSmall` if it never will, `RxFault` if the ring lies.
     fn reserve(&mut self, len: u32, room: &mut Room) -> Result<(), crate::drops::DropReason>;
 
+    /// Writes a frame that goes as it is, in one step; `None` if the ring has no place that it fits in as a whole, or no
+    /// such step: then `reserve` finds out. It stands for `reserve`, writing and `commit`.
+    #[inline]
+    fn put(
+        &mut self,
+        _source: &Memory,
+        _frame: &PlainFrame<'_>,
+    ) -> Option<Result<(), crate::drops::DropReason>> {
+        None
+    }
+
     /// The reserved frame has been written; `meta` goes into its header, where the ring has one.
     fn commit(&mut self, meta: &RxMeta);
 
@@ -97,6 +108,18 @@ pub trait RxRing {
 
     /// Makes committed frames visible to the peer and notifies it if it asked for that: true if it was notified.
     fn publish(&mut self) -> bool;
+}
+
+/// A frame that goes as it is and leaves nothing to the destination.
+pub struct PlainFrame<'a> {
+    /// Its first bytes, private.
+    pub head: &'a [u8],
+    /// What follows, in the source's memory.
+    pub body: &'a [guestmem::Span],
+    /// Its length, without FCS: that of head and body.
+    pub len: u32,
+    /// The sender vouches for its checksums, and the switch believes it.
+    pub csum_valid: bool,
 }
 
 /// Spans of the room reserved for one frame.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use offload::Tag;
+use arrayvec::ArrayVec;
 use offload::request::validate;
+use offload::{Checked, Tag};
 
 use crate::burst::{BURST, Burst, Frame};
-use crate::classify::{self, Admitted, Verdict};
+use crate::classify::{self, Addresses, Admitted, Verdict};
 use crate::counters::Counts;
 use crate::deliver::{FrameMeta, Job, Report};
 use crate::drops::DropReason;
@@ -28,7 +29,9 @@ pub struct Membership {
 /// The working space of turns. A worker has one; nothing in it outlives a turn.
 pub struct Turn {
     burst: Box<Burst>,
-    /// Of each frame of the burst that was admitted.
+    /// The frames of the burst that were admitted.
+    trains: Box<ArrayVec<Train, BURST>>,
+    /// Of each frame of the burst that was admitted; of the others, what is left of an earlier burst.
     meta: Box<[Option<FrameMeta>; BURST]>,
     /// For each port index, the frames of the burst that go there.
     plan: Vec<u32>,
@@ -44,11 +47,20 @@ pub struct TurnResult {
     pub frames: u32,
 }
 
+/// Frames in a row from one station to another. They come so, and then what was settled for the first holds for all.
+#[derive(Clone, Copy)]
+struct Train {
+    addresses: Addresses,
+    /// A bit for each frame.
+    frames: u32,
+}
+
 impl Turn {
     /// Working space for networks of no ports; see [`Turn::make_room`].
     pub fn new() -> Turn {
         Turn {
             burst: Box::default(),
+            trains: Box::default(),
             meta: Box::new([None; BURST]),
             plan: Vec::new(),
             planned: Vec::new(),
@@ -115,88 +127,85 @@ impl Turn {
                 .add(DropReason::Disconnected, self.burst.len() as u64);
             return;
         };
-        let mut admitted: [Option<Admitted>; BURST] = [None; BURST];
-        let mut last = None;
-        for ((frame, admitted), meta) in self
-            .burst
-            .frames()
-            .iter()
-            .zip(&mut admitted)
-            .zip(self.meta.iter_mut())
-        {
-            if let Some(reason) = frame.refused {
-                self.counts.drops.add(reason, 1);
+        self.trains.clear();
+        let mut before = None;
+        for (index, frame) in self.burst.frames().iter().enumerate() {
+            let front = frame.front();
+            if front.is_some()
+                && front == before
+                && let Some(train) = self.trains.last_mut()
+            {
+                train.frames |= 1 << index;
+                self.meta.copy_within(index - 1..index, index);
                 continue;
             }
-            match judge(&port.policy, frame, meta) {
-                Ok(found) => {
-                    let pair = Some((found.source, found.destination));
-                    if pair != last {
-                        classify::prefetch(view, &found);
-                        last = pair;
-                    }
-                    *admitted = Some(found);
-                }
-                Err(reason) => self.counts.drops.add(reason, 1),
-            }
-        }
-        self.route(view, from, now, &admitted);
-    }
-
-    /// Learns from each frame and looks up where it goes. Frames of one conversation come in trains: what the frame before
-    /// has settled is not asked again.
-    fn route(
-        &mut self,
-        view: &NetworkView,
-        from: PortIndex,
-        now: u32,
-        admitted: &[Option<Admitted>; BURST],
-    ) {
-        let mut last: Option<(Admitted, Verdict)> = None;
-        for (index, frame) in admitted.iter().take(self.burst.len()).enumerate() {
-            let Some(frame) = frame else { continue };
-            let verdict = match last {
-                Some((before, verdict)) if before.source == frame.source => {
-                    match before.destination == frame.destination {
-                        true => verdict,
-                        false => classify::forward(view, from, frame, now),
-                    }
-                }
-                _ => {
-                    let learned = classify::learn(view, from, frame, now);
-                    self.counts.learn_refused +=
-                        u64::from(matches!(learned, Learned::Full | Learned::Pinned));
-                    classify::forward(view, from, frame, now)
+            before = None;
+            let Some(meta) = self.meta.get_mut(index) else {
+                break;
+            };
+            let found = match judge(&port.policy, frame, meta) {
+                Ok(found) => found,
+                Err(reason) => {
+                    self.counts.drops.add(reason, 1);
+                    continue;
                 }
             };
-            last = Some((*frame, verdict));
-            let bit = 1 << index;
-            match verdict {
-                Verdict::Drop(reason) => self.counts.drops.add(reason, 1),
-                Verdict::Unicast(to) => self.plan(to, bit),
-                Verdict::Flood => self.plan_flood(view, from, frame.vid, bit),
+            // A tag is not part of the front, and nor is a request.
+            before = front.filter(|_| found.untagged);
+            match self.trains.last_mut() {
+                Some(train) if train.addresses == found.addresses => train.frames |= 1 << index,
+                _ => {
+                    classify::prefetch(view, &found.addresses);
+                    self.trains.push(Train {
+                        addresses: found.addresses,
+                        frames: 1 << index,
+                    });
+                }
+            }
+        }
+        self.route(view, from, now);
+    }
+
+    /// Learns from each train and looks up where it goes.
+    fn route(&mut self, view: &NetworkView, from: PortIndex, now: u32) {
+        let mut heard = None;
+        for at in 0..self.trains.len() {
+            let Some(Train { addresses, frames }) = self.trains.get(at).copied() else {
+                return;
+            };
+            if heard != Some(addresses.source) {
+                let learned = classify::learn(view, from, &addresses, now);
+                self.counts.learn_refused +=
+                    u64::from(matches!(learned, Learned::Full | Learned::Pinned));
+                heard = Some(addresses.source);
+            }
+            match classify::forward(view, from, &addresses, now) {
+                Verdict::Drop(reason) => self.counts.drops.add(reason, frames.count_ones().into()),
+                Verdict::Unicast(to) => self.plan(to, frames),
+                Verdict::Flood => self.plan_flood(view, from, addresses.vid(), frames),
             }
         }
     }
 
-    fn plan_flood(&mut self, view: &NetworkView, from: PortIndex, vid: Vid, bit: u32) {
+    fn plan_flood(&mut self, view: &NetworkView, from: PortIndex, vid: Vid, train: u32) {
+        let frames = u64::from(train.count_ones());
         let mut copies = 0;
         for to in classify::flood(view, from, vid) {
-            self.plan(to, bit);
+            self.plan(to, train);
             copies += 1;
         }
         match copies {
-            0 => self.counts.drops.add(DropReason::NoDestination, 1),
-            _ => self.counts.extra_copies += copies - 1,
+            0 => self.counts.drops.add(DropReason::NoDestination, frames),
+            _ => self.counts.extra_copies += (copies - 1) * frames,
         }
     }
 
-    fn plan(&mut self, to: PortIndex, bit: u32) {
+    fn plan(&mut self, to: PortIndex, train: u32) {
         if let Some(frames) = self.plan.get_mut(usize::from(to)) {
             if *frames == 0 {
                 self.planned.push(to);
             }
-            *frames |= bit;
+            *frames |= train;
         }
     }
 
@@ -247,14 +256,37 @@ fn judge(
     frame: &Frame,
     meta: &mut Option<FrameMeta>,
 ) -> Result<Admitted, DropReason> {
+    if let Some(reason) = frame.refused {
+        return Err(reason);
+    }
     let found = classify::admit(policy, frame.head())?;
+    if found.untagged && frame.request.asks_nothing() {
+        *meta = Some(FrameMeta {
+            checked: Checked::untagged(frame.request.csum_valid),
+            tag: None,
+            vid: found.addresses.vid(),
+            priority: 0,
+        });
+        return Ok(found);
+    }
+    judge_request(frame, &found, meta)?;
+    Ok(found)
+}
+
+/// The same for a frame with a tag or a request. Apart from `judge`, so that the ordinary frame does not pay for it.
+#[inline(never)]
+fn judge_request(
+    frame: &Frame,
+    found: &Admitted,
+    meta: &mut Option<FrameMeta>,
+) -> Result<(), DropReason> {
     let checked =
         validate(&frame.request, frame.head(), frame.len()).map_err(|_| DropReason::BadOffload)?;
     *meta = Some(FrameMeta {
         checked,
         tag: found.tag.map(|tci| Tag { tci }),
-        vid: found.vid,
+        vid: found.addresses.vid(),
         priority: found.tag.unwrap_or(0) & 0xf000,
     });
-    Ok(found)
+    Ok(())
 }

@@ -159,7 +159,10 @@ impl Worker {
         let mut turns = 0u32;
         self.tick(born);
         while !self.stop {
-            if self.shared.pending.swap(false, Ordering::Acquire) {
+            // A look is cheap; taking it would make every turn wait for what it has written.
+            if self.shared.pending.load(Ordering::Relaxed)
+                && self.shared.pending.swap(false, Ordering::Acquire)
+            {
                 self.obey();
                 last_frame = guestmem::cycles();
             }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use vswitch::port::PortFault;
 use vswitch::ports::vhost::ring::{Buffer, MAX_CHAIN, Mark, Ring};
+use vswitch::ports::vhost::run::Plain;
 
 use super::guest::Guest;
 use crate::input::Input;
@@ -28,6 +29,21 @@ fn call<R: Ring>(
     taken: &mut VecDeque<(Mark, Buffer)>,
 ) -> Result<(), PortFault> {
     match action & 7 {
+        0 if action & 8 != 0 => {
+            let mark = ring.mark();
+            let Some(&Plain { span, id }) = ring.plain() else {
+                assert_eq!(ring.mark(), mark, "looking takes nothing");
+                return Ok(());
+            };
+            assert!(!span.is_empty());
+            ring.take_plain();
+            taken.push_back((mark, Buffer { id, slots: 1 }));
+            assert!(
+                taken.len() <= size.into(),
+                "{} of {size} taken",
+                taken.len()
+            );
+        }
         0..3 => {
             let mark = ring.mark();
             let mut pieces = 0;
@@ -64,7 +80,7 @@ fn call<R: Ring>(
             }
         }
         5 => {
-            let _ = ring.ahead(u16::from(action));
+            let _ = ring.ahead(usize::from(action));
             ring.fetch();
             ring.publish()?;
             assert_eq!(ring.publish(), Ok(false), "there was nothing more");

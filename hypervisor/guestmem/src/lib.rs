@@ -27,6 +27,7 @@ compile_error!("guestmem supports x86-64 Linux only");
 
 mod dirty;
 mod error;
+mod filler;
 mod mapping;
 mod memory;
 mod raw;
@@ -35,6 +36,7 @@ mod window;
 
 pub use dirty::DirtyLog;
 pub use error::{Fault, MapError};
+pub use filler::{Drainer, Filler, Translator};
 pub use memory::{MAX_REGIONS, Memory, RegionSpec, Span};
 pub use window::Window;
 
@@ -42,6 +44,13 @@ pub use window::Window;
 #[inline]
 pub fn prefetch<T>(at: &T) {
     raw::prefetch(std::ptr::from_ref(at).cast());
+}
+
+/// Orders what was stored before it ahead of what is loaded after it, as a sequentially consistent fence does: whoever
+/// writes an index and then reads what the other side wishes needs it.
+#[inline]
+pub fn store_load_fence() {
+    raw::store_load_fence();
 }
 
 /// The processor's time-stamp counter: ticks at a constant rate on every processor this runs on, the same on all cores

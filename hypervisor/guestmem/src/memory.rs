@@ -1,12 +1,15 @@
 //! A set of mapped regions, and the pieces of it that others name.
 #![allow(unsafe_code, reason = "copies at translated addresses")]
 
-use crate::{DirtyLog, Fault, MapError, Window, mapping::MAX_LEN, mapping::Mapping, raw};
+use crate::{
+    DirtyLog, Drainer, Fault, Filler, MapError, Translator, Window, mapping::MAX_LEN,
+    mapping::Mapping, raw,
+};
 use arc_swap::ArcSwapOption;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 
 /// Most regions a [`Memory`] can have.
 pub const MAX_REGIONS: usize = 511;
@@ -47,6 +50,16 @@ impl Span {
         len: 0,
         offset: 0,
     };
+
+    /// `len` bytes at `offset` of region `region`.
+    #[inline]
+    pub(crate) const fn new(region: u16, len: u32, offset: u64) -> Self {
+        Self {
+            region,
+            len,
+            offset,
+        }
+    }
 
     /// Length in bytes.
     #[inline]
@@ -165,31 +178,44 @@ impl Memory {
         })
     }
 
+    /// New zeroed memory to be shared with another process: one region at guest address 0, and its file. The file is
+    /// sealed: nobody can change its size.
+    ///
+    /// # Errors
+    /// As [`anonymous`](Self::anonymous).
+    pub fn shared(len: usize) -> Result<(Self, OwnedFd), MapError> {
+        let len = len as u64;
+        if len == 0 || len > MAX_LEN {
+            return Err(MapError::Length(len));
+        }
+        let system = |call, source: std::io::Error| MapError::System {
+            call,
+            offset: 0,
+            len,
+            source,
+        };
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = memfd_create("guestmem", flags).map_err(|e| system("memfd_create", e.into()))?;
+        ftruncate(&fd, len).map_err(|e| system("ftruncate", e.into()))?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&fd, seals).map_err(|e| system("F_ADD_SEALS", e.into()))?;
+        let own = fd.try_clone().map_err(|e| system("F_DUPFD_CLOEXEC", e))?;
+        let memory = Self::map(vec![RegionSpec {
+            guest_addr: 0,
+            user_addr: 0,
+            len,
+            fd: own,
+            fd_offset: 0,
+        }])?;
+        Ok((memory, fd))
+    }
+
     /// New zeroed memory of our own: one region at guest address 0, on 2 MiB pages where the kernel has them.
     ///
     /// # Errors
     /// A length of zero or over 2^46, or what the kernel refuses.
     pub fn anonymous(len: usize) -> Result<Self, MapError> {
-        let len = len as u64;
-        if len == 0 || len > MAX_LEN {
-            return Err(MapError::Length(len));
-        }
-        let system = |call, source: rustix::io::Errno| MapError::System {
-            call,
-            offset: 0,
-            len,
-            source: source.into(),
-        };
-        let fd =
-            memfd_create("guestmem", MemfdFlags::CLOEXEC).map_err(|e| system("memfd_create", e))?;
-        ftruncate(&fd, len).map_err(|e| system("ftruncate", e))?;
-        Self::map(vec![RegionSpec {
-            guest_addr: 0,
-            user_addr: 0,
-            len,
-            fd,
-            fd_offset: 0,
-        }])
+        Self::shared(len).map(|(memory, _)| memory)
     }
 
     /// The region that contains `guest_addr`: its index, the region, and the offset in it.
@@ -269,7 +295,7 @@ impl Memory {
 
     /// The checked address of a span: valid for `span.len` bytes while `self` is.
     #[inline]
-    fn resolve(&self, span: Span) -> Result<*mut u8, Fault> {
+    pub(crate) fn resolve(&self, span: Span) -> Result<*mut u8, Fault> {
         let region = self
             .regions
             .get(usize::from(span.region))
@@ -307,8 +333,8 @@ impl Memory {
         }
     }
 
-    #[inline]
-    fn wrote_span(&self, span: Span) -> Result<(), Fault> {
+    #[inline(always)]
+    pub(crate) fn wrote_span(&self, span: Span) -> Result<(), Fault> {
         if self.logging.load(Ordering::Relaxed)
             && let Some(region) = self.regions.get(usize::from(span.region))
         {
@@ -331,6 +357,36 @@ impl Memory {
         // SAFETY: `from` is valid for its length, which is that of `to`.
         unsafe { raw::copy(to.as_mut_ptr(), from, to.len()) };
         self.check()
+    }
+
+    /// Begins to read `from` front to back.
+    ///
+    /// # Errors
+    /// [`Fault::Range`].
+    #[inline]
+    pub fn drain(&self, from: Span) -> Result<Drainer<'_>, Fault> {
+        Ok(Drainer::new(self, self.resolve(from)?, from.len))
+    }
+
+    /// For many translations in a row.
+    #[inline]
+    pub fn translator(&self) -> Translator<'_> {
+        Translator::new(self)
+    }
+
+    /// Index, guest address, length and address of the region that contains `guest_addr`.
+    pub(crate) fn region_of(&self, guest_addr: u64) -> Option<(u16, u64, u64, *mut u8)> {
+        let (index, region, _) = self.find(guest_addr)?;
+        Some((index as u16, region.guest, region.len, region.base))
+    }
+
+    /// Begins to fill `to` front to back.
+    ///
+    /// # Errors
+    /// [`Fault::Range`].
+    #[inline]
+    pub fn fill(&self, to: Span) -> Result<Filler<'_>, Fault> {
+        Ok(Filler::new(self, to, self.resolve(to)?))
     }
 
     /// Copies private bytes to guest memory.
@@ -396,6 +452,66 @@ impl Memory {
         let sum = unsafe { raw::sum(src, from.len as usize) };
         self.check()?;
         Ok(sum)
+    }
+
+    /// Exchanges the 16 bytes at `at` (little-endian) for `new` if they are `old`, at once for all who look; gives what
+    /// they were.
+    ///
+    /// # Errors
+    /// [`Fault::Length`] unless the span has 16 bytes, [`Fault::Misaligned`] unless they lie on a multiple of 16, and on
+    /// processors that cannot do it; [`Fault::Range`], [`Fault::Gone`].
+    pub fn compare_exchange(&self, at: Span, old: u128, new: u128) -> Result<u128, Fault> {
+        if at.len != 16 {
+            return Err(Fault::Length);
+        }
+        let address = self.resolve(at)?;
+        if !address.addr().is_multiple_of(16) || !is_x86_feature_detected!("cmpxchg16b") {
+            return Err(Fault::Misaligned);
+        }
+        // SAFETY: valid for 16 bytes, aligned, and the processor has the instruction.
+        let found = unsafe { raw::compare_exchange_16(address, old, new) };
+        self.wrote_span(at)?;
+        Ok(found)
+    }
+
+    /// The address of a `u32` that an atomic may be made of.
+    #[inline]
+    fn resolve_u32(&self, at: Span) -> Result<*mut u32, Fault> {
+        if at.len != 4 {
+            return Err(Fault::Length);
+        }
+        let address = self.resolve(at)?.cast::<u32>();
+        if address.is_aligned() {
+            Ok(address)
+        } else {
+            Err(Fault::Misaligned)
+        }
+    }
+
+    /// Loads the native `u32` at `at`, with acquire: what is read after it is at least as new. For descriptors that
+    /// are found at any address; see [`Window`] for rings that stay where they are.
+    ///
+    /// # Errors
+    /// [`Fault::Length`] unless the span has 4 bytes, [`Fault::Misaligned`], [`Fault::Range`], [`Fault::Gone`].
+    #[inline]
+    pub fn load_u32(&self, at: Span) -> Result<u32, Fault> {
+        let address = self.resolve_u32(at)?;
+        // SAFETY: mapped while `self` is, aligned, and only accessed by atomics and `raw`.
+        let value = unsafe { AtomicU32::from_ptr(address) }.load(Ordering::Acquire);
+        self.check()?;
+        Ok(value)
+    }
+
+    /// Stores the native `u32` at `at`, with release: what was written before it is seen by who sees it.
+    ///
+    /// # Errors
+    /// As [`load_u32`](Self::load_u32).
+    #[inline]
+    pub fn store_u32(&self, at: Span, value: u32) -> Result<(), Fault> {
+        let address = self.resolve_u32(at)?;
+        // SAFETY: as for the load.
+        unsafe { AtomicU32::from_ptr(address) }.store(value, Ordering::Release);
+        self.wrote_span(at)
     }
 
     /// Asks the processor for the first cache line of `at`, to be read soon.

@@ -30,7 +30,7 @@ macro_rules! access {
         /// The bytes at `to` are mapped and writable.
         #[inline]
         $(#[target_feature(enable = $feature)])?
-        unsafe fn $store(to: *mut u8, value: $type) {
+        pub(crate) unsafe fn $store(to: *mut u8, value: $type) {
             // SAFETY: writes one value at `to`, which the caller vouches for; needs no alignment.
             unsafe { asm!($store_op, v = in($class) value, p = in(reg) to, options(nostack, preserves_flags)) };
         }
@@ -122,8 +122,22 @@ macro_rules! blocks {
 ///
 /// # Safety
 /// `from..from + len` is mapped and readable, `to..to + len` mapped and writable.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: each arm stays within `len` bytes of both, as its lower bound on `len` shows.
+    unsafe {
+        match len {
+            // What heads of frames are: a call would cost more than the copy.
+            33..=64 => copy_64(to, from, len),
+            65..=128 => copy_128(to, from, len),
+            _ => copy_other(to, from, len),
+        }
+    }
+}
+
+/// # Safety
+/// As [`copy`].
+unsafe fn copy_other(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: each arm stays within `len` bytes of both, as its lower bound on `len` shows.
     unsafe {
         match len {
@@ -133,18 +147,18 @@ pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
             4..8 => ends!(load4, store4, 4, to, from, len),
             8..16 => ends!(load8, store8, 8, to, from, len),
             16..=32 => ends!(load16, store16, 16, to, from, len),
-            33..=64 => copy_64(to, from, len),
             // AVX-512 where it does not slow the clock down: the processors before Ice Lake and Zen 4 lack VBMI2.
             257.. if is_x86_feature_detected!("avx512vbmi2") => copy_avx512(to, from, len),
-            65.. if is_x86_feature_detected!("avx2") => copy_avx2(to, from, len),
-            65.. => copy_sse2(to, from, len),
+            64.. if is_x86_feature_detected!("avx2") => copy_avx2(to, from, len),
+            64.. => copy_sse2(to, from, len),
+            _ => copy_64(to, from, len),
         }
     }
 }
 
 /// # Safety
 /// As [`copy`], and 32 <= `len` <= 64.
-#[inline]
+#[inline(always)]
 unsafe fn copy_64(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: `len` is at least 32, so both 32-byte ends are inside.
     unsafe {
@@ -158,6 +172,17 @@ unsafe fn copy_64(to: *mut u8, from: *const u8, len: usize) {
         store16(to.wrapping_add(16), head[1]);
         store16(to.wrapping_add(last), tail[0]);
         store16(to.wrapping_add(last + 16), tail[1]);
+    }
+}
+
+/// # Safety
+/// As [`copy`], and 64 <= `len` <= 128.
+#[inline(always)]
+unsafe fn copy_128(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: `len` is at least 64, so both 64-byte ends are inside.
+    unsafe {
+        blocks!(load16, store16, 16, to, from, 0, [0, 1, 2, 3]);
+        blocks!(load16, store16, 16, to, from, len - 64, [0, 1, 2, 3]);
     }
 }
 
@@ -348,6 +373,29 @@ fn lanes(pair: __m128i) -> u64 {
         .wrapping_add(_mm_cvtsi128_si64(_mm_unpackhi_epi64(pair, pair)) as u64)
 }
 
+/// Exchanges the 16 bytes at `at` for `new` if they are `old`, at once for all processors; gives what they were.
+///
+/// # Safety
+/// The bytes at `at` are mapped and writable, `at` is a multiple of 16, and the processor has CMPXCHG16B.
+pub(crate) unsafe fn compare_exchange_16(at: *mut u8, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: as the caller vouches. RBX, which the compiler keeps for itself, is put back.
+    unsafe {
+        asm!(
+            "xchg rsi, rbx",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            inout("rsi") new as u64 => _,
+            in("rdi") at,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack)
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
+}
+
 /// Asks for the cache line of `at`, to be read soon. Never faults, whatever the address.
 #[inline]
 pub(crate) fn prefetch(at: *const u8) {
@@ -362,6 +410,24 @@ pub(crate) fn prefetch(at: *const u8) {
 pub(crate) fn prefetch_write(at: *const u8) {
     // SAFETY: as `prefetch`; processors without PREFETCHW treat it as a no-op.
     unsafe { asm!("prefetchw [{p}]", p = in(reg) at, options(nostack, preserves_flags, readonly)) };
+}
+
+/// The 16 bytes at `from`.
+///
+/// # Safety
+/// They are mapped and readable.
+#[inline]
+pub(crate) unsafe fn load_u128(from: *const u8) -> u128 {
+    // SAFETY: the caller's promise, handed on; of a vector of 16 bytes every value is a valid integer.
+    unsafe { std::mem::transmute(load16(from)) }
+}
+
+/// Orders stores before loads that follow.
+#[inline]
+pub(crate) fn store_load_fence() {
+    // SAFETY: adds 0 to the top of the stack. A locked instruction is a full barrier on x86-64, and several times faster
+    // than MFENCE, which also waits for streaming stores.
+    unsafe { asm!("lock or dword ptr [rsp], 0") };
 }
 
 /// The time-stamp counter.
@@ -410,6 +476,7 @@ mod tests {
     #[test]
     fn every_variant_copies() {
         check("64", copy_64, 33..65);
+        check("128", copy_128, 64..129);
         check("sse2", copy_sse2, 64..1500);
         if is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has AVX2.

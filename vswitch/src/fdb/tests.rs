@@ -106,11 +106,50 @@ fn a_full_table_still_takes_newcomers_from_small_ports() {
 #[test]
 fn holds_a_million() {
     let fdb = table(DEFAULT_CAPACITY);
+    fdb.set_quota(0, u32::MAX);
     for n in 0..1_000_000 {
-        fdb.set_quota(0, u32::MAX);
         assert_eq!(fdb.learn(key(n), 0, 0), Learned::Added, "{n}");
+        if n % 50_000 == 0 {
+            fdb.sweep(0);
+        }
     }
     assert!((0..1_000_000).all(|n| fdb.lookup(key(n), 0) == Some(0)));
+    assert_eq!(fdb.entries(0).len(), 1_000_000);
+    assert_eq!(fdb.active_mask.load(Ordering::Relaxed), fdb.bucket_mask);
+}
+
+#[test]
+fn growing_loses_nothing_and_takes_quotas_along() {
+    let fdb = table(DEFAULT_CAPACITY);
+    let stations = 4 * FIRST_BUCKETS as u64 - 40_000;
+    for n in 0..stations {
+        assert_eq!(fdb.learn(key(n), (n % 3) as PortIndex, 0), Learned::Added);
+    }
+    assert!(fdb.add_static(key(stations), 4, 0));
+    let held: Vec<_> = (0..3)
+        .map(|port: usize| fdb.ports[port].count.load(Ordering::Relaxed))
+        .collect();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let found =
+                (0..stations).filter(|n| fdb.lookup(key(*n), 0) == Some((n % 3) as PortIndex));
+            found.count() as u64
+        });
+        fdb.sweep(0);
+        // One that is looked for while it moves may be missed.
+        assert!(reader.join().unwrap() > stations - 100);
+    });
+    assert!(fdb.active_mask.load(Ordering::Relaxed) as usize >= 2 * FIRST_BUCKETS - 1);
+    for n in 0..stations {
+        assert_eq!(fdb.lookup(key(n), 0), Some((n % 3) as PortIndex), "{n}");
+    }
+    assert_eq!(fdb.lookup(key(stations), 1_000_000), Some(4));
+    assert_eq!(fdb.entries(0).len() as u64, stations + 1);
+    assert_eq!(fdb.used.load(Ordering::Relaxed) as u64, stations + 1);
+    let after: Vec<_> = (0..3)
+        .map(|port: usize| fdb.ports[port].count.load(Ordering::Relaxed))
+        .collect();
+    assert_eq!(held, after);
 }
 
 /// Readers never see a port that the address was not behind at some time.

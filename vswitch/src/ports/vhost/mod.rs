@@ -21,6 +21,7 @@ pub mod notify;
 pub mod packed;
 pub mod port;
 pub mod ring;
+pub mod run;
 pub mod rx;
 pub mod server;
 pub mod session;

@@ -4,15 +4,16 @@
 //! device marks them used, and an event suppression structure {desc u16: offset, wrap counter in bit 15; flags u16} for
 //! each direction.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use guestmem::Window;
+use guestmem::{Window, store_load_fence};
 
 use super::inflight::PackedPlace;
 use super::ring::{
-    Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, fault,
-    lost, need_event,
+    Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, Wide,
+    fault, lost, need_event,
 };
+use super::run::{Plain, Run};
 use crate::burst::BURST;
 use crate::port::PortFault;
 
@@ -97,12 +98,15 @@ pub struct PackedRing {
     parts: PackedParts,
     size: u16,
     negotiated: Negotiated,
-    next_avail: Place,
-    next_used: Place,
+    /// As [`Place::to_bits`], like the next.
+    next_avail: Wide,
+    next_used: Wide,
     /// Where the driver looks for the next used descriptor.
     published: Place,
     /// What goes to `published` last, so that the driver sees all or nothing: length, id and flags.
     first: Option<u64>,
+    /// From `next_avail` on.
+    run: Run,
     /// Where the place survives this process, if the front-end wants that.
     inflight: Option<PackedPlace>,
 }
@@ -140,14 +144,44 @@ impl PackedRing {
             parts,
             size,
             negotiated,
-            next_avail: place,
-            next_used: place,
+            next_avail: Wide::new(place.to_bits()),
+            next_used: Wide::new(place.to_bits()),
             published: place,
             first: None,
+            run: Run::new(negotiated.writable),
             inflight,
         };
         ring.disarm()?;
         Ok(ring)
+    }
+
+    #[inline]
+    fn next_avail(&self) -> Place {
+        Place::from_bits(self.next_avail.get())
+    }
+
+    #[inline]
+    fn next_used(&self) -> Place {
+        Place::from_bits(self.next_used.get())
+    }
+
+    /// Reads the ordinary buffers from `next_avail` on.
+    #[inline(never)]
+    fn read_run(&mut self) {
+        let (mut place, size) = (self.next_avail(), self.size);
+        // A descriptor that the driver cannot have made available again is left to `take`, which faults the ring.
+        let mut left = u32::from(size).saturating_sub(self.taken());
+        let table = &self.parts.table;
+        self.run.fill(table.memory(), || {
+            left = left.checked_sub(1)?;
+            let desc = Desc::load(table, place.index).ok()?;
+            let flags = desc.packed_flags();
+            if !place.available(flags) || flags & (NEXT | INDIRECT) != 0 {
+                return None;
+            }
+            place = place.advance(1, size);
+            Some(Some((desc, flags, desc.packed_id())))
+        });
     }
 
     fn store_event(&self, place: Place, flags: u16) -> Result<(), PortFault> {
@@ -164,7 +198,7 @@ impl PackedRing {
         first: Desc,
         each: &mut impl FnMut(Piece) -> Result<(), PortFault>,
     ) -> Result<Buffer, PortFault> {
-        let (mut desc, mut place, mut slots) = (first, self.next_avail, 1);
+        let (mut desc, mut place, mut slots) = (first, self.next_avail(), 1);
         loop {
             let flags = desc.packed_flags();
             if flags & INDIRECT != 0 {
@@ -203,17 +237,17 @@ impl PackedRing {
     /// Descriptors that the driver cannot know to be free.
     #[inline]
     fn taken(&self) -> u32 {
-        let lap = if self.next_avail.wrap == self.published.wrap {
+        let lap = if self.next_avail().wrap == self.published.wrap {
             0
         } else {
             u32::from(self.size)
         };
-        (lap + u32::from(self.next_avail.index)).saturating_sub(self.published.index.into())
+        (lap + u32::from(self.next_avail().index)).saturating_sub(self.published.index.into())
     }
 
     /// The used index seen from the start of the lap that `place` is in, for comparing two of them.
     fn event_index(&self, place: Place) -> u16 {
-        if place.wrap == self.next_used.wrap {
+        if place.wrap == self.next_used().wrap {
             place.index
         } else {
             place.index.wrapping_sub(self.size)
@@ -227,9 +261,9 @@ impl Ring for PackedRing {
         &mut self,
         mut each: impl FnMut(Piece) -> Result<(), PortFault>,
     ) -> Result<Option<Buffer>, PortFault> {
-        let desc = Desc::load(&self.parts.table, self.next_avail.index)?;
+        let desc = Desc::load(&self.parts.table, self.next_avail().index)?;
         let flags = desc.packed_flags();
-        if !self.next_avail.available(flags) {
+        if !self.next_avail().available(flags) {
             return Ok(None);
         }
         let buffer = if flags & (NEXT | INDIRECT) == 0 {
@@ -247,23 +281,41 @@ impl Ring for PackedRing {
                 self.taken() + u32::from(buffer.slots),
             );
         }
-        self.next_avail = self.next_avail.advance(buffer.slots, self.size);
+        let next = self.next_avail().advance(buffer.slots, self.size);
+        self.next_avail.set(next.to_bits());
+        self.run.clear();
         Ok(Some(buffer))
     }
 
+    #[inline]
+    fn plain(&mut self) -> Option<&Plain> {
+        if self.run.is_empty() {
+            self.read_run();
+        }
+        self.run.first()
+    }
+
+    #[inline]
+    fn take_plain(&mut self) {
+        let next = self.next_avail().advance(1, self.size);
+        self.next_avail.set(next.to_bits());
+        self.run.advance();
+    }
+
     fn mark(&self) -> Mark {
-        Mark(self.next_avail.to_bits())
+        Mark(self.next_avail.get())
     }
 
     fn rewind(&mut self, mark: Mark) {
-        self.next_avail = Place::from_bits(mark.0);
+        self.next_avail.set(mark.0);
+        self.run.clear();
     }
 
     fn fetch(&mut self) {
         // Four descriptors a cache line.
         for line in 0..BURST as u16 / 4 {
             let index = self
-                .next_avail
+                .next_avail()
                 .advance((4 * line).min(self.size), self.size)
                 .index;
             self.parts.table.prefetch(usize::from(index) * DESC_LEN);
@@ -271,20 +323,13 @@ impl Ring for PackedRing {
     }
 
     #[inline]
-    fn ahead(&self, distance: u16) -> Option<u64> {
-        let index = self
-            .next_avail
-            .advance(distance.min(self.size), self.size)
-            .index;
-        self.parts
-            .table
-            .load_u64(usize::from(index) * DESC_LEN, Ordering::Relaxed)
-            .ok()
+    fn ahead(&self, distance: usize) -> Option<&Plain> {
+        self.run.ahead(distance)
     }
 
     #[inline]
     fn give(&mut self, buffer: Buffer, written: u32) -> Result<(), PortFault> {
-        let place = self.next_used;
+        let place = self.next_used();
         let flags = place.used_flags() | if written > 0 { super::ring::WRITE } else { 0 };
         let word = u64::from(written) | u64::from(buffer.id) << 32 | u64::from(flags) << 48;
         if place == self.published {
@@ -300,7 +345,8 @@ impl Ring for PackedRing {
                 .store_u64(at, word, Ordering::Release)
                 .map_err(lost)?;
         }
-        self.next_used = place.advance(buffer.slots, self.size);
+        self.next_used
+            .set(place.advance(buffer.slots, self.size).to_bits());
         Ok(())
     }
 
@@ -308,7 +354,7 @@ impl Ring for PackedRing {
         let Some(word) = self.first.take() else {
             return Ok(false);
         };
-        let (old, new) = (self.published, self.next_used);
+        let (old, new) = (self.published, self.next_used());
         if let Some(inflight) = &self.inflight {
             inflight.begin(new, old)?;
         }
@@ -322,7 +368,7 @@ impl Ring for PackedRing {
             inflight.end(new)?;
         }
         // The descriptor must be visible before the driver's wish is read: it writes its wish, then looks at the ring.
-        fence(Ordering::SeqCst);
+        store_load_fence();
         let event = self
             .parts
             .driver_event
@@ -344,15 +390,15 @@ impl Ring for PackedRing {
         } else {
             EVENT_ENABLE
         };
-        self.store_event(self.next_avail, flags)?;
+        self.store_event(self.next_avail(), flags)?;
         // The wish must be visible before the ring is read: the driver writes the descriptor, then looks at the wish.
-        fence(Ordering::SeqCst);
-        let desc = Desc::load(&self.parts.table, self.next_avail.index)?;
-        Ok(self.next_avail.available(desc.packed_flags()))
+        store_load_fence();
+        let desc = Desc::load(&self.parts.table, self.next_avail().index)?;
+        Ok(self.next_avail().available(desc.packed_flags()))
     }
 
     fn disarm(&mut self) -> Result<(), PortFault> {
-        self.store_event(self.next_avail, EVENT_DISABLE)
+        self.store_event(self.next_avail(), EVENT_DISABLE)
     }
 
     fn size(&self) -> u16 {

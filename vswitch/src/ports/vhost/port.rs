@@ -16,6 +16,10 @@ use crate::mac::Mac;
 use crate::port::{PortFault, RxSide, TxSide};
 
 /// A transmit queue of either format.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one a queue, and it stays where it is"
+)]
 pub enum TxAny {
     /// Over a split virtqueue.
     Split(TxQueue<SplitRing>),
@@ -24,6 +28,10 @@ pub enum TxAny {
 }
 
 /// A receive queue of either format.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one a queue, and it stays where it is"
+)]
 pub enum RxAny {
     /// Over a split virtqueue.
     Split(RxQueue<SplitRing>),

@@ -7,12 +7,13 @@ use guestmem::{Fault, Memory, Span};
 use offload::{Features, VirtioNetHdr};
 
 use super::ring::{Buffer, Mark, Piece, Ring, fault};
+use super::run::Plain;
 use super::tx::Events;
 use crate::drops::DropReason;
-use crate::port::{MAX_ROOM, PortFault, Room, RxMeta, RxRing};
+use crate::port::{MAX_ROOM, PlainFrame, PortFault, Room, RxMeta, RxRing};
 
 /// How many chains ahead of the one being filled a buffer is fetched.
-const AHEAD: u16 = 8;
+const AHEAD: usize = 8;
 
 /// What was negotiated about received frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,14 @@ impl<R: Ring> RxQueue<R> {
     /// As [`Ring::base`].
     pub fn base(&self) -> u32 {
         self.ring.base()
+    }
+
+    /// Fetches a buffer that will be filled soon.
+    #[inline]
+    fn fetch_ahead(&self) {
+        if let Some(place) = self.ring.ahead(AHEAD) {
+            self.memory.prefetch_write(place.span);
+        }
     }
 
     #[cold]
@@ -208,7 +217,59 @@ impl Want<'_> {
     }
 }
 
+/// The last four bytes of the header of a frame in one buffer: offset of the checksum, number of buffers.
+const ONE_BUFFER: u32 = 1 << 16;
+
+/// Writes header and frame to `to`, which is as long as both.
+#[inline(always)]
+fn write_plain(
+    memory: &Memory,
+    to: Span,
+    header: u64,
+    source: &Memory,
+    frame: &PlainFrame<'_>,
+) -> Result<(), Fault> {
+    let mut room = memory.fill(to)?;
+    room.write_u64(header)?;
+    room.write_u32(ONE_BUFFER)?;
+    room.write(frame.head)?;
+    for span in frame.body {
+        room.copy(source, *span)?;
+    }
+    room.finish()
+}
+
 impl<R: Ring> RxRing for RxQueue<R> {
+    #[inline]
+    fn put(&mut self, source: &Memory, frame: &PlainFrame<'_>) -> Option<Result<(), DropReason>> {
+        if self.fault.is_some() || usize::from(self.format.header_len) != VirtioNetHdr::LEN {
+            return None;
+        }
+        let &Plain { span: room, id } = self.ring.plain()?;
+        let len = frame.len + VirtioNetHdr::LEN as u32;
+        let to = room.sub(0, len)?;
+        self.fetch_ahead();
+        // The first eight bytes are flags and, as nothing is asked for, zeros.
+        let header = if frame.csum_valid && self.format.features.csum {
+            VirtioNetHdr::DATA_VALID.into()
+        } else {
+            0
+        };
+        // What could not be written is not given back: the buffer is there for the next frame.
+        if write_plain(&self.memory, to, header, source, frame).is_err() {
+            return Some(Err(if source.is_faulted() {
+                DropReason::SourceFault
+            } else {
+                DropReason::RxFault
+            }));
+        }
+        self.ring.take_plain();
+        if let Err(fault) = self.ring.give(Buffer { id, slots: 1 }, len) {
+            self.fail(fault);
+        }
+        Some(Ok(()))
+    }
+
     fn memory(&self) -> &Memory {
         &self.memory
     }
@@ -231,15 +292,7 @@ impl<R: Ring> RxRing for RxQueue<R> {
             Err(DropReason::RxFault)
         });
         match result {
-            Ok(()) => {
-                if let Some(span) = self
-                    .ring
-                    .ahead(AHEAD)
-                    .and_then(|addr| self.memory.span(addr, 1))
-                {
-                    self.memory.prefetch_write(span);
-                }
-            }
+            Ok(()) => self.fetch_ahead(),
             Err(_) => self.cancel(),
         }
         result

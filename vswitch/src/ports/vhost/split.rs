@@ -3,22 +3,25 @@
 //! Available ring: flags u16, idx u16, ring\[size\] u16, used_event u16. Used ring: flags u16, idx u16,
 //! ring\[size\] {id u32, len u32}, avail_event u16. All little-endian, which on x86-64 is native also for legacy guests.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use guestmem::Window;
+use guestmem::{Window, store_load_fence};
 
 use super::ring::{
-    Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, fault,
-    lost, need_event,
+    Buffer, DESC_LEN, Desc, INDIRECT, MAX_CHAIN, Mark, NEXT, Negotiated, Piece, Ring, Table, Wide,
+    fault, lost, need_event,
 };
+use super::run::{Plain, RUN, Run};
 use crate::port::PortFault;
 
 /// The driver needs no notification (`VIRTQ_AVAIL_F_NO_INTERRUPT`).
 const NO_INTERRUPT: u16 = 1;
 /// The device needs no notification (`VIRTQ_USED_F_NO_NOTIFY`).
 const NO_NOTIFY: u16 = 1;
-/// Entries of the available ring read at once.
-const HEADS: usize = 32;
+/// Entries of the used ring that are written at once.
+const GIVEN: usize = 32;
+/// Entries of the used ring in a cache line.
+const ENTRIES_PER_LINE: usize = 8;
 
 /// Bytes of the descriptor table of a ring of `size`.
 pub const fn table_len(size: u16) -> usize {
@@ -52,16 +55,22 @@ pub struct SplitRing {
     negotiated: Negotiated,
     /// The driver's index as last loaded.
     avail_idx: u16,
-    next_avail: u16,
-    next_used: u16,
+    next_avail: Wide,
+    next_used: Wide,
     /// The used index as the driver knows it.
     published: u16,
     /// With `batch_used`: the last buffer given back and not yet written.
     batch_last: Option<u16>,
-    /// Entries of the available ring from `heads_first` on.
-    heads: [u8; 2 * HEADS],
+    /// Entries of the used ring up to `next_used` that are not yet written.
+    given: [[u8; 8]; GIVEN],
+    given_count: usize,
+    /// Entries of the available ring from `heads_first` on. Read before their descriptors, so that those of a burst are
+    /// on their way while the one before is dealt with.
+    heads: [[u8; 2]; RUN],
     heads_first: u16,
     heads_count: u16,
+    /// From `next_avail` on.
+    run: Run,
 }
 
 impl SplitRing {
@@ -84,13 +93,16 @@ impl SplitRing {
             size,
             negotiated,
             avail_idx: base,
-            next_avail: base,
-            next_used: base,
+            next_avail: Wide::new(base),
+            next_used: Wide::new(base),
             published: base,
             batch_last: None,
-            heads: [0; 2 * HEADS],
+            given: [[0; 8]; GIVEN],
+            given_count: 0,
+            heads: [[0; 2]; RUN],
             heads_first: base,
             heads_count: 0,
+            run: Run::new(negotiated.writable),
         };
         ring.disarm()?;
         Ok(ring)
@@ -105,14 +117,8 @@ impl SplitRing {
     #[inline]
     fn head(&self, index: u16) -> Option<u16> {
         let at = index.wrapping_sub(self.heads_first);
-        if at >= self.heads_count {
-            return None;
-        }
-        let at = 2 * usize::from(at);
-        self.heads
-            .get(at..at + 2)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(u16::from_le_bytes)
+        let head = self.heads.get(usize::from(at))?;
+        (at < self.heads_count).then_some(u16::from_le_bytes(*head))
     }
 
     /// Loads the driver's index.
@@ -122,11 +128,11 @@ impl SplitRing {
             .avail
             .load_u16(2, Ordering::Acquire)
             .map_err(lost)?;
-        if index.wrapping_sub(self.next_used) > self.size {
+        if index.wrapping_sub(self.next_used.get()) > self.size {
             return fault("available index", index);
         }
         // An index that went back below what was already taken is as bad as one that ran ahead.
-        if index.wrapping_sub(self.next_avail) > self.size {
+        if index.wrapping_sub(self.next_avail.get()) > self.size {
             return fault("available index", index);
         }
         self.avail_idx = index;
@@ -134,30 +140,63 @@ impl SplitRing {
     }
 
     /// Reads the entries from `next_avail` on, and fetches their descriptors. False if there are none.
-    fn fill(&mut self) -> Result<bool, PortFault> {
-        if self.avail_idx == self.next_avail {
+    fn read_heads(&mut self) -> Result<bool, PortFault> {
+        if self.avail_idx == self.next_avail.get() {
             self.load_avail_idx()?;
         }
-        let waiting = self.avail_idx.wrapping_sub(self.next_avail);
+        let waiting = self.avail_idx.wrapping_sub(self.next_avail.get());
         if waiting == 0 {
             return Ok(false);
         }
-        let count = usize::from(waiting).min(HEADS);
-        let slot = self.slot(self.next_avail);
+        let count = usize::from(waiting).min(RUN);
+        let slot = self.slot(self.next_avail.get());
         let first = count.min(usize::from(self.size) - slot);
-        let bytes = self.heads.get_mut(..2 * count).unwrap_or(&mut []);
-        let (now, wrapped) = bytes.split_at_mut(2 * first);
-        self.parts.avail.read(4 + 2 * slot, now).map_err(lost)?;
+        let heads = self.heads.get_mut(..count).unwrap_or(&mut []);
+        let (now, wrapped) = heads.split_at_mut(first);
+        let avail = &self.parts.avail;
+        avail
+            .read(4 + 2 * slot, now.as_flattened_mut())
+            .map_err(lost)?;
         if !wrapped.is_empty() {
-            self.parts.avail.read(4, wrapped).map_err(lost)?;
+            avail.read(4, wrapped.as_flattened_mut()).map_err(lost)?;
         }
-        self.heads_first = self.next_avail;
+        avail.prefetch(4 + 2 * ((slot + count) & (usize::from(self.size) - 1)));
+        self.heads_first = self.next_avail.get();
         self.heads_count = count as u16;
-        for head in bytes.as_chunks().0 {
-            self.parts
-                .table
-                .prefetch(usize::from(u16::from_le_bytes(*head)) * DESC_LEN);
+        let mut line = usize::MAX;
+        for head in heads {
+            let at = usize::from(u16::from_le_bytes(*head)) * DESC_LEN;
+            if at & !63 != line {
+                line = at & !63;
+                self.parts.table.prefetch(at);
+            }
         }
+        Ok(true)
+    }
+
+    /// Reads the descriptors of the entries from `next_avail` on, and the entries first if need be. False if there are
+    /// none.
+    #[inline(never)]
+    fn read_run(&mut self) -> Result<bool, PortFault> {
+        if self.head(self.next_avail.get()).is_none() && !self.read_heads()? {
+            return Ok(false);
+        }
+        let first = self.next_avail.get().wrapping_sub(self.heads_first);
+        let heads = self
+            .heads
+            .get(usize::from(first)..usize::from(self.heads_count))
+            .unwrap_or(&[]);
+        let (table, size) = (&self.parts.table, self.size);
+        let mut heads = heads.iter();
+        self.run.fill(table.memory(), || {
+            let head = u16::from_le_bytes(*heads.next()?);
+            // A lie is found out when it is taken.
+            if head >= size {
+                return Some(None);
+            }
+            let desc = Desc::copy(table, head).ok()?;
+            Some(Some((desc, desc.split_flags(), head)))
+        });
         Ok(true)
     }
 
@@ -195,12 +234,16 @@ impl SplitRing {
         }
     }
 
-    fn write_used(&self, index: u16, id: u16, len: u32) -> Result<(), PortFault> {
-        let entry = u64::from(id) | u64::from(len) << 32;
-        self.parts
-            .used
-            .write(4 + 8 * self.slot(index), &entry.to_le_bytes())
-            .map_err(lost)
+    /// Writes the entries given back since the last time into the used ring.
+    fn write_given(&mut self) -> Result<(), PortFault> {
+        let count = std::mem::take(&mut self.given_count);
+        let given = self.given.get(..count).unwrap_or(&[]);
+        let slot = self.slot(self.next_used.get().wrapping_sub(count as u16));
+        let first = given.len().min(usize::from(self.size) - slot);
+        let (now, wrapped) = given.split_at(first);
+        let used = &self.parts.used;
+        used.write(4 + 8 * slot, now.as_flattened()).map_err(lost)?;
+        used.write(4, wrapped.as_flattened()).map_err(lost)
     }
 }
 
@@ -233,11 +276,10 @@ impl Ring for SplitRing {
         &mut self,
         mut each: impl FnMut(Piece) -> Result<(), PortFault>,
     ) -> Result<Option<Buffer>, PortFault> {
-        let head = match self.head(self.next_avail) {
-            Some(head) => head,
-            None if !self.fill()? => return Ok(None),
-            None => self.head(self.next_avail).unwrap_or(u16::MAX),
-        };
+        if self.run.is_empty() && !self.read_run()? {
+            return Ok(None);
+        }
+        let head = self.head(self.next_avail.get()).unwrap_or(u16::MAX);
         let desc = self.desc(head)?;
         let flags = desc.split_flags();
         if flags & (NEXT | INDIRECT) == 0 {
@@ -245,52 +287,82 @@ impl Ring for SplitRing {
         } else {
             self.walk(desc, &mut each)?;
         }
-        self.next_avail = self.next_avail.wrapping_add(1);
+        self.take_plain();
         Ok(Some(Buffer { id: head, slots: 1 }))
     }
 
+    #[inline]
+    fn plain(&mut self) -> Option<&Plain> {
+        if self.run.is_empty() && !self.read_run().ok()? {
+            return None;
+        }
+        self.run.first()
+    }
+
+    #[inline]
+    fn take_plain(&mut self) {
+        self.next_avail.set(self.next_avail.get().wrapping_add(1));
+        self.run.advance();
+    }
+
     fn mark(&self) -> Mark {
-        Mark(self.next_avail)
+        Mark(self.next_avail.get())
     }
 
     fn rewind(&mut self, mark: Mark) {
-        self.next_avail = mark.0;
+        self.next_avail.set(mark.0);
+        self.run.clear();
     }
 
     fn fetch(&mut self) {
         // A ring that lies is found out when it is taken from.
-        if self.head(self.next_avail).is_none() {
-            let _ = self.fill();
+        if self.head(self.next_avail.get()).is_none() {
+            let _ = self.read_heads();
+        }
+        // Where the next burst is given back. The driver has read those lines a lap ago, so they are not ours to write
+        // before it has let go of them.
+        let mut slot = self.slot(self.next_used.get());
+        for _ in 0..GIVEN.div_ceil(ENTRIES_PER_LINE) {
+            self.parts.used.prefetch_write(4 + 8 * slot);
+            slot = (slot + ENTRIES_PER_LINE) & (usize::from(self.size) - 1);
         }
     }
 
     #[inline]
-    fn ahead(&self, distance: u16) -> Option<u64> {
-        let head = self.head(self.next_avail.wrapping_add(distance))?;
-        self.parts
-            .table
-            .load_u64(usize::from(head) * DESC_LEN, Ordering::Relaxed)
-            .ok()
+    fn ahead(&self, distance: usize) -> Option<&Plain> {
+        self.run.ahead(distance)
     }
 
     #[inline]
     fn give(&mut self, buffer: Buffer, written: u32) -> Result<(), PortFault> {
         if self.negotiated.batch_used {
             self.batch_last = Some(buffer.id);
-        } else {
-            self.write_used(self.next_used, buffer.id, written)?;
+            self.next_used.set(self.next_used.get().wrapping_add(1));
+            return Ok(());
         }
-        self.next_used = self.next_used.wrapping_add(1);
+        if self.given_count == GIVEN {
+            self.write_given()?;
+        }
+        let entry = u64::from(buffer.id) | u64::from(written) << 32;
+        if let Some(given) = self.given.get_mut(self.given_count) {
+            *given = entry.to_le_bytes();
+        }
+        self.given_count += 1;
+        self.next_used.set(self.next_used.get().wrapping_add(1));
         Ok(())
     }
 
     fn publish(&mut self) -> Result<bool, PortFault> {
-        let (old, new) = (self.published, self.next_used);
+        let (old, new) = (self.published, self.next_used.get());
         if old == new {
             return Ok(false);
         }
         if let Some(last) = self.batch_last.take() {
-            self.write_used(old, last, 0)?;
+            let entry = u64::from(last).to_le_bytes();
+            let at = 4 + 8 * self.slot(old);
+            self.parts.used.write(at, &entry).map_err(lost)?;
+        } else {
+            self.write_given()?;
         }
         self.parts
             .used
@@ -298,7 +370,7 @@ impl Ring for SplitRing {
             .map_err(lost)?;
         self.published = new;
         // The index must be visible before the driver's wish is read: it writes its wish, then looks at the index.
-        fence(Ordering::SeqCst);
+        store_load_fence();
         if self.negotiated.event_idx {
             let event = self
                 .parts
@@ -321,7 +393,7 @@ impl Ring for SplitRing {
             let at = used_len(self.size) - 2;
             self.parts
                 .used
-                .store_u16(at, self.next_avail, Ordering::Relaxed)
+                .store_u16(at, self.next_avail.get(), Ordering::Relaxed)
                 .map_err(lost)?;
         } else {
             self.parts
@@ -330,9 +402,9 @@ impl Ring for SplitRing {
                 .map_err(lost)?;
         }
         // The wish must be visible before the index is read: the driver writes the index, then looks at the wish.
-        fence(Ordering::SeqCst);
+        store_load_fence();
         self.load_avail_idx()?;
-        Ok(self.avail_idx != self.next_avail)
+        Ok(self.avail_idx != self.next_avail.get())
     }
 
     fn disarm(&mut self) -> Result<(), PortFault> {

@@ -9,6 +9,7 @@ use offload::{Request, RequestError, VirtioNetHdr};
 
 use super::notify;
 use super::ring::{Buffer, Piece, Ring, fault};
+use super::run::Plain;
 use crate::burst::{BURST, Burst, MAX_SEGMENTS, MIN_FRAME, SNAPSHOT};
 use crate::drops::DropReason;
 use crate::port::PortFault;
@@ -44,11 +45,8 @@ impl Events {
 /// A chain as taken from the ring.
 #[derive(Clone, Copy)]
 struct Taken {
-    /// Its spans.
-    first: usize,
-    end: usize,
-    /// Header and frame together, in bytes.
-    len: u64,
+    /// Header and frame together, in bytes, at most.
+    len: u32,
     /// It has more spans than are kept.
     scattered: bool,
 }
@@ -62,22 +60,21 @@ pub struct TxQueue<R> {
     header_len: u8,
     /// Buffers of the frames gathered and not yet completed.
     pending: ArrayVec<Buffer, BURST>,
-    /// Spans of the chains of one gathering. Never grows: it has room for the most.
-    spans: Vec<Span>,
+    /// Spans of the chain that is being taken.
+    spans: Box<ArrayVec<Span, MAX_SPANS>>,
     fault: Option<PortFault>,
 }
 
 impl<R: Ring> TxQueue<R> {
     /// A queue over `ring`, whose buffers lie in `memory`, for headers of `header_len` bytes.
     pub fn new(ring: R, memory: Arc<Memory>, events: Events, header_len: u8) -> TxQueue<R> {
-        let spans = Vec::with_capacity(BURST * MAX_SPANS);
         TxQueue {
             ring,
             memory,
             events,
             header_len,
             pending: ArrayVec::new(),
-            spans,
+            spans: Box::default(),
             fault: None,
         }
     }
@@ -87,92 +84,70 @@ impl<R: Ring> TxQueue<R> {
         if self.fault.is_some() {
             return;
         }
-        let mut taken = ArrayVec::<Taken, BURST>::new();
-        let want = (BURST - burst.len()).min(BURST - self.pending.len());
-        self.spans.clear();
-        // Take all, so that the first line of each frame is on its way before the first frame is read.
-        while taken.len() < want {
+        while !burst.is_full() && !self.pending.is_full() {
+            if self.push_plain(burst) {
+                continue;
+            }
             match self.take_chain() {
-                Ok(Some((chain, buffer))) => {
-                    taken.push(chain);
-                    self.pending.push(buffer);
-                }
-                Ok(None) => break,
+                Ok(Some(chain)) => push_frame(
+                    burst,
+                    &self.memory,
+                    chain,
+                    &mut self.spans,
+                    self.header_len.into(),
+                ),
+                Ok(None) => return,
                 Err(fault) => {
                     self.fail(fault);
-                    break;
+                    return;
                 }
             }
         }
-        if taken.len() == want {
-            self.ring.fetch();
-        }
-        for chain in &taken {
-            let spans = self
-                .spans
-                .get_mut(chain.first..chain.end)
-                .unwrap_or(&mut []);
-            push_frame(
-                burst,
-                &self.memory,
-                chain,
-                spans,
-                u32::from(self.header_len),
-            );
-        }
+        self.ring.fetch();
     }
 
+    /// Takes the next chain if it is an ordinary frame: one buffer in one region, asking for nothing.
     #[inline]
-    fn take_chain(&mut self) -> Result<Option<(Taken, Buffer)>, PortFault> {
+    fn push_plain(&mut self, burst: &mut Burst) -> bool {
+        let Some(&Plain { span, id }) = self.ring.plain() else {
+            return false;
+        };
+        if !burst.push_plain(&self.memory, span, self.header_len.into()) {
+            return false;
+        }
+        self.ring.take_plain();
+        self.pending.push(Buffer { id, slots: 1 });
+        true
+    }
+
+    fn take_chain(&mut self) -> Result<Option<Taken>, PortFault> {
         let TxQueue {
             ring,
             memory,
             spans,
             ..
         } = self;
-        let first = spans.len();
-        let mut chain = Taken {
-            first,
-            end: first,
-            len: 0,
-            scattered: false,
-        };
+        spans.clear();
+        let (mut len, mut scattered) = (0u32, false);
         let buffer = ring.take(|piece: Piece| {
             if piece.writable {
                 return fault("writable buffer on a transmit queue", piece.addr);
             }
-            chain.len += u64::from(piece.len);
-            match memory.span(piece.addr, piece.len) {
-                Some(span) if spans.len() - first < MAX_SPANS => spans.push(span),
-                Some(_) => chain.scattered = true,
-                None => {
-                    let known = memory.spans(piece.addr, piece.len, |span| {
-                        if spans.len() - first < MAX_SPANS {
-                            spans.push(span);
-                        } else {
-                            chain.scattered = true;
-                        }
-                        true
-                    });
-                    if !known || piece.len == 0 {
-                        return fault("address of a buffer", piece.addr);
-                    }
-                }
+            len = len.saturating_add(piece.len);
+            let known = memory.spans(piece.addr, piece.len, |span| {
+                scattered |= spans.try_push(span).is_err();
+                true
+            });
+            if !known || (piece.len == 0 && memory.span(piece.addr, 0).is_none()) {
+                return fault("address of a buffer", piece.addr);
             }
             Ok(())
         })?;
         let Some(buffer) = buffer else {
             return Ok(None);
         };
-        chain.end = spans.len();
-        if let Some(span) = spans.get(first) {
-            memory.prefetch(*span);
-            // Header and frame often lie at the two sides of a line's end.
-            if let Some(second) = span.sub(64, 1) {
-                memory.prefetch(second);
-            }
-        }
-        Ok(Some((chain, buffer)))
+        self.pending.push(buffer);
+        Ok(Some(Taken { len, scattered }))
     }
 
     /// As [`crate::port::TxSide::complete`].
@@ -251,21 +226,24 @@ impl<R: Ring> TxQueue<R> {
 fn push_frame(
     burst: &mut Burst,
     memory: &Memory,
-    chain: &Taken,
+    chain: Taken,
     spans: &mut [Span],
     header_len: u32,
 ) {
     let reason = if chain.scattered {
         DropReason::TooManySegments
-    } else if chain.len < u64::from(header_len + MIN_FRAME) {
+    } else if chain.len < header_len + MIN_FRAME {
         DropReason::Runt
-    } else if chain.len > u64::from(u32::MAX) {
-        DropReason::Oversize
     } else {
+        let len = chain.len - header_len;
         match read_header(memory, spans).and_then(|header| request(&header)) {
             Ok(request) => {
-                let len = chain.len as u32 - header_len;
-                push_body(burst, memory, len, request, skip(spans, header_len));
+                match skip(spans, header_len) {
+                    [only] => {
+                        burst.push_span(memory, *only, request);
+                    }
+                    frame => push_body(burst, memory, len, request, frame),
+                }
                 return;
             }
             Err(reason) => reason,
@@ -276,22 +254,12 @@ fn push_frame(
 
 /// Reads the header. Of a legacy one of 10 bytes, the number of buffers is the start of the frame; it means nothing in
 /// a frame that was sent.
-#[inline]
 fn read_header(memory: &Memory, spans: &[Span]) -> Result<[u8; VirtioNetHdr::LEN], DropReason> {
     let mut header = [0; VirtioNetHdr::LEN];
-    match spans
-        .first()
-        .and_then(|span| span.sub(0, VirtioNetHdr::LEN as u32))
-    {
-        Some(whole) => memory
-            .read(whole, &mut header)
-            .map_err(|_| DropReason::SourceFault)?,
-        None => read_front(memory, spans, &mut header)?,
-    }
+    read_front(memory, spans, &mut header)?;
     Ok(header)
 }
 
-#[inline]
 fn request(header: &[u8; VirtioNetHdr::LEN]) -> Result<Request, DropReason> {
     match Request::from_virtio(&VirtioNetHdr::from_bytes(header)) {
         // A guest is not trusted with vouching for checksums.
@@ -304,22 +272,9 @@ fn request(header: &[u8; VirtioNetHdr::LEN]) -> Result<Request, DropReason> {
     }
 }
 
-#[inline]
+/// Takes a frame that lies in several pieces.
 fn push_body(burst: &mut Burst, memory: &Memory, len: u32, request: Request, spans: &mut [Span]) {
     let head_len = len.min(SNAPSHOT as u32);
-    if let [only] = *spans
-        && let Some((head, body)) = only.split_at(head_len)
-    {
-        let body = if body.is_empty() {
-            &[][..]
-        } else {
-            &[body][..]
-        };
-        burst.push(len, request, body, |to| {
-            memory.read(head, to).map_err(|_| DropReason::SourceFault)
-        });
-        return;
-    }
     let mut head = [0; SNAPSHOT];
     let head = head.get_mut(..head_len as usize).unwrap_or(&mut []);
     let result = read_front(memory, spans, head);

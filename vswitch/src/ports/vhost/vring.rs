@@ -169,11 +169,13 @@ impl Vring {
         PackedRing::new(parts, size, self.base, negotiated, inflight)
     }
 
-    fn negotiated(&self, context: &Context<'_>, batch_used: bool) -> Negotiated {
+    fn negotiated(&self, context: &Context<'_>, writable: bool) -> Negotiated {
         Negotiated {
             indirect: context.has(feature::INDIRECT_DESC),
             event_idx: context.has(feature::EVENT_IDX),
-            batch_used,
+            writable,
+            // Receive buffers are given back with a length each, so never as a batch.
+            batch_used: !writable && context.has(feature::IN_ORDER),
         }
     }
 
@@ -183,7 +185,7 @@ impl Vring {
         index: u16,
         context: &Context<'_>,
     ) -> Result<Running<TxAny>, PortFault> {
-        let negotiated = self.negotiated(context, context.has(feature::IN_ORDER));
+        let negotiated = self.negotiated(context, false);
         let (memory, events, header_len) = (
             Arc::clone(context.memory),
             self.events(),
@@ -213,8 +215,7 @@ impl Vring {
         index: u16,
         context: &Context<'_>,
     ) -> Result<Running<RxAny>, PortFault> {
-        // Receive buffers are given back with a length each, so never as a batch.
-        let negotiated = self.negotiated(context, false);
+        let negotiated = self.negotiated(context, true);
         let csum = context.has(feature::GUEST_CSUM);
         let format = RxFormat {
             header_len: context.header_len(),

@@ -1,0 +1,246 @@
+//! Open vSwitch with its DPDK datapath, on directories of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+use vswitch::ports::vhost::driver::Guest as Front;
+use vswitch_tests::{Background, cmd};
+
+use super::pages::HugePages;
+use super::{OVS, Poller, unpinned};
+use crate::case::Case;
+use crate::subject::{Attached, Contender, Served, connect};
+
+const VSWITCHD: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+const BOOT: Duration = Duration::from_secs(20);
+const PORTS: usize = 3;
+
+/// A running OVS, with one bridge and three vhost-user ports.
+pub(crate) struct Ovs {
+    core: usize,
+    running: Option<Running>,
+}
+
+struct Running {
+    // In this order: vswitchd, its database, what it had mounted, and only then the directory.
+    vswitchd: Poller,
+    _database: Background,
+    _mount: Mount,
+    dir: TempDir,
+    _pages: HugePages,
+    offloads: bool,
+    mtu: u32,
+}
+
+/// A mounted hugetlbfs.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(at: PathBuf) -> Result<Mount> {
+        std::fs::create_dir(&at)?;
+        cmd::run(&["mount", "-t", "hugetlbfs", "none", text(&at)?])?;
+        Ok(Mount(at))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let path = self.0.display().to_string();
+        // Pages of a process that was just killed are let go of a little later.
+        let gone = cmd::wait_until("hugetlbfs to be free", Duration::from_secs(5), || {
+            Ok(cmd::run(&["umount", &path]).is_ok())
+        });
+        if let Err(error) = gone {
+            crate::say!("{path} stays mounted: {error:#}");
+        }
+    }
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}
+
+impl Ovs {
+    /// Starts it with its polling thread on `core`.
+    pub(crate) fn start(core: usize) -> Result<Ovs> {
+        ensure!(Path::new(VSWITCHD).exists(), "there is no {VSWITCHD}");
+        let mut running = Running::start(core, false)?;
+        running.vswitchd.pause();
+        Ok(Ovs {
+            core,
+            running: Some(running),
+        })
+    }
+}
+
+impl Ovs {
+    /// Lets it run, started anew where segmentation offloads must change.
+    fn ready(&mut self, offloads: bool, mtu: u32) -> Result<&mut Running> {
+        if let Some(running) = self.running.take_if(|running| running.offloads != offloads) {
+            drop(running);
+        }
+        let running = match self.running.take() {
+            Some(running) => running,
+            None => Running::start(self.core, offloads)?,
+        };
+        let running = self.running.insert(running);
+        running.vswitchd.resume()?;
+        if let Err(error) = running.set_mtu(mtu) {
+            running.vswitchd.pause();
+            return Err(error);
+        }
+        Ok(running)
+    }
+}
+
+impl Running {
+    fn start(core: usize, offloads: bool) -> Result<Running> {
+        let dir = TempDir::new()?;
+        let path = |name: &str| dir.path().join(name);
+        let pages = HugePages::reserve(400)?;
+        let mount = Mount::new(path("huge"))?;
+        let database = database(&dir)?;
+        let mut running = Running {
+            vswitchd: Poller {
+                process: vswitchd(&dir, core, offloads)?,
+            },
+            _database: database,
+            _mount: mount,
+            dir,
+            _pages: pages,
+            offloads,
+            mtu: 1500,
+        };
+        let made = running.make_bridge();
+        made.with_context(|| {
+            let log = std::fs::read_to_string(running.dir.path().join("log")).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(5).collect();
+            format!(
+                "the last lines of its log, latest first: {}",
+                tail.join(" | ")
+            )
+        })?;
+        Ok(running)
+    }
+
+    fn make_bridge(&mut self) -> Result<()> {
+        self.vsctl(
+            "add-br br0 -- set bridge br0 datapath_type=netdev other_config:mac-table-size=1000000",
+        )?;
+        for port in 0..PORTS {
+            self.vsctl(&format!(
+                "add-port br0 vhost{port} -- set Interface vhost{port} type=dpdkvhostuser"
+            ))?;
+        }
+        let sockets = self.sockets();
+        cmd::wait_until("OVS to make its sockets", BOOT, || {
+            self.vswitchd.process.must_run()?;
+            Ok(sockets.iter().all(|socket| socket.exists()))
+        })
+    }
+
+    fn sockets(&self) -> Vec<PathBuf> {
+        let socket = |port| self.dir.path().join(format!("vhost{port}"));
+        (0..PORTS).map(socket).collect()
+    }
+
+    /// Runs `ovs-vsctl` and waits until vswitchd has done it.
+    fn vsctl(&self, args: &str) -> Result<()> {
+        vsctl(self.dir.path(), &["--timeout=20"], args)
+    }
+
+    fn set_mtu(&mut self, mtu: u32) -> Result<()> {
+        if self.mtu != mtu {
+            for port in 0..PORTS {
+                self.vsctl(&format!("set Interface vhost{port} mtu_request={mtu}"))?;
+            }
+            self.mtu = mtu;
+        }
+        Ok(())
+    }
+}
+
+fn vsctl(dir: &Path, options: &[&str], args: &str) -> Result<()> {
+    let db = format!("--db=unix:{}", dir.join("db.sock").display());
+    let mut argv = vec!["ovs-vsctl", &db];
+    argv.extend(options);
+    argv.extend(args.split_whitespace());
+    cmd::run(&argv).map(drop)
+}
+
+fn database(dir: &TempDir) -> Result<Background> {
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    cmd::run(&["ovsdb-tool", "create", &path("conf.db"), SCHEMA])?;
+    let remote = format!("--remote=punix:{}", path("db.sock"));
+    let control = format!("--unixctl={}", path("db.ctl"));
+    let mut command = unpinned("ovsdb-server");
+    command.args([&remote, &control, &path("conf.db")]);
+    let database = Background::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+    cmd::wait_until("ovsdb-server", BOOT, || {
+        Ok(dir.path().join("db.sock").exists())
+    })?;
+    vsctl(dir.path(), &["--no-wait"], "init")?;
+    Ok(database)
+}
+
+fn vswitchd(dir: &TempDir, core: usize, offloads: bool) -> Result<Background> {
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let mask = 1u64 << core;
+    let settings = [
+        "dpdk-init=true".to_owned(),
+        format!("dpdk-hugepage-dir={}", path("huge")),
+        "dpdk-socket-mem=512".to_owned(),
+        format!("dpdk-lcore-mask={mask:#x}"),
+        format!("pmd-cpu-mask={mask:#x}"),
+        format!("userspace-tso-enable={offloads}"),
+        "dpdk-extra=--no-pci".to_owned(),
+    ];
+    for setting in settings {
+        let line = format!("set Open_vSwitch . other_config:{setting}");
+        vsctl(dir.path(), &["--no-wait"], &line)?;
+    }
+    let mut command = unpinned(VSWITCHD);
+    command
+        .arg(format!("unix:{}", path("db.sock")))
+        .arg(format!("--unixctl={}", path("ctl")))
+        .arg(format!("--log-file={}", path("log")))
+        .env("OVS_RUNDIR", dir.path())
+        .env("XDG_RUNTIME_DIR", dir.path());
+    Background::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()))
+}
+
+impl Contender for Ovs {
+    fn name(&self) -> &'static str {
+        OVS
+    }
+
+    fn can(&self, case: &Case, guests: usize) -> bool {
+        // It does not offer packed rings.
+        !case.packed && guests <= PORTS
+    }
+
+    fn serve(&mut self) -> Result<Served<'_>> {
+        let running = self.ready(false, 1500)?;
+        Ok(Served::new(running.sockets(), || running.vswitchd.pause()))
+    }
+
+    fn attach<'a>(&'a mut self, case: &Case, fronts: &[&Front]) -> Result<Attached<'a>> {
+        let large = case.is_large();
+        let jumbo = case.frame > 1518 && !large;
+        let running = self.ready(large, if jumbo { 9000 } else { 1500 })?;
+        match connect(&running.sockets(), fronts) {
+            Ok(frontends) => Ok(Attached::Remote {
+                frontends,
+                pause: Box::new(|| running.vswitchd.pause()),
+            }),
+            Err(error) => {
+                running.vswitchd.pause();
+                Err(error)
+            }
+        }
+    }
+}
