@@ -81,6 +81,12 @@ impl Daemon {
         self.dirs.path().join("run")
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Its state directory.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
@@ -108,11 +114,20 @@ impl Daemon {
     /// # Errors
     /// When it is refused, or answers something else than JSON.
     pub fn ctl(&self, args: &str) -> Result<Value> {
-        let out = self.ctl_output(&args.split_whitespace().collect::<Vec<_>>())?;
+        self.ctl_words(&args.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// As [`Daemon::ctl`], with arguments that may hold white space.
+    ///
+    /// # Errors
+    /// As [`Daemon::ctl`].
+    pub fn ctl_words(&self, args: &[&str]) -> Result<Value> {
+        let out = self.ctl_output(args)?;
         let said = String::from_utf8_lossy(&out.stdout);
+        let line = args.join(" ");
         if !out.status.success() {
             bail!(
-                "`vswitchctl {args}` ended with {}: {}",
+                "`vswitchctl {line}` ended with {}: {}",
                 out.status,
                 String::from_utf8_lossy(&out.stderr).trim()
             );
@@ -121,7 +136,7 @@ impl Daemon {
             return Ok(Value::Null);
         }
         serde_json::from_str(&said)
-            .with_context(|| format!("`vswitchctl --json {args}` answered {said}"))
+            .with_context(|| format!("`vswitchctl --json {line}` answered {said}"))
     }
 
     /// Runs vswitchctl and returns what it left, whatever its exit status.
