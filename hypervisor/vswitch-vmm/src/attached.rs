@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::event::Timespec;
@@ -15,6 +16,9 @@ const LIMIT: Timespec = Timespec {
     tv_nsec: 0,
 };
 
+/// How long a VM goes on that vswitchd does not know: while it starts it may not know it yet.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Open files by what they are for.
 pub(crate) type Files = BTreeMap<FileRole, OwnedFd>;
 
@@ -23,6 +27,8 @@ pub(crate) struct Attached {
     socket: PathBuf,
     name: String,
     connection: Option<Connection>,
+    /// Since when a vswitchd that is there does not want this VM.
+    unwanted: Option<Instant>,
 }
 
 impl Attached {
@@ -33,6 +39,7 @@ impl Attached {
             socket,
             name,
             connection: Some(connection),
+            unwanted: None,
         };
         attached.hello(false)?;
         Ok(attached)
@@ -66,17 +73,30 @@ impl Attached {
         Ok((configure, files))
     }
 
+    /// Whether vswitchd has been there for long, and does not know this VM: it must not run beside another of its name.
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.unwanted
+            .is_some_and(|since| since.elapsed() > PATIENCE)
+    }
+
     /// Connects again, for a VM that runs. False if vswitchd is not there, or does not want it now.
     pub(crate) fn again(&mut self) -> bool {
-        self.connection = Connection::dial(&self.socket).ok();
+        let Ok(connection) = Connection::dial(&self.socket) else {
+            self.unwanted = None;
+            return false;
+        };
+        self.connection = Some(connection);
         let adopted = self.hello(true).and_then(|()| {
             let connection = self.connection.as_ref().context("no connection")?;
             let (message, _) = connection.receive::<ToVmm>(LIMIT)?;
             anyhow::ensure!(message == ToVmm::Adopt {}, "not adopted");
             Ok(())
         });
-        if adopted.is_err() {
+        if adopted.is_ok() {
+            self.unwanted = None;
+        } else {
             self.connection = None;
+            self.unwanted.get_or_insert_with(Instant::now);
         }
         adopted.is_ok()
     }

@@ -158,7 +158,7 @@ impl Vm {
 
     /// Looks for vswitchd. False if there is nothing to come back with.
     fn return_home(&mut self) -> bool {
-        if self.state() == RunState::Ready {
+        if self.state() == RunState::Ready || self.attached.is_orphan() {
             return false;
         }
         // vswitchd has gone, and its workers with it.

@@ -106,6 +106,10 @@ impl Seat {
         state.rings = Some(rings);
         state.paused = paused;
         state.settle();
+        if state.attached.is_none() {
+            // The process takes its rings for served until it hears otherwise.
+            state.tell_served(false);
+        }
         state.show_link();
     }
 
@@ -156,6 +160,10 @@ impl State {
         }
     }
 
+    fn tell_served(&self, served: bool) {
+        self.tell(|adapter| Command::Served { adapter, served });
+    }
+
     /// Attaches or detaches, as the port and the rings are there.
     fn settle(&mut self) {
         let wanted = self.port.as_ref().filter(|_| !self.paused);
@@ -171,13 +179,10 @@ impl State {
         }
         match rings.open() {
             Ok(sides) => {
+                self.tell_served(true);
                 drop(port.attach(sides));
                 self.attached = Some(port);
                 self.refused = None;
-                self.tell(|adapter| Command::Served {
-                    adapter,
-                    served: true,
-                });
             }
             Err(reason) => {
                 error!("the rings of an adapter cannot be served: {reason:#}");
@@ -189,10 +194,7 @@ impl State {
     fn detach(&mut self) {
         if let Some(port) = self.attached.take() {
             drop(port.detach());
-            self.tell(|adapter| Command::Served {
-                adapter,
-                served: false,
-            });
+            self.tell_served(false);
         }
     }
 }
