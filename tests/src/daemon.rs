@@ -212,6 +212,32 @@ impl Daemon {
     }
 }
 
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Virtual machines outlive a daemon that is killed, but no test.
+        let _ = self.kill();
+        for pid in vm_processes(&self.run_dir()) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// The processes of virtual machines of the daemon with this run directory.
+fn vm_processes(run_dir: &Path) -> Vec<rustix::process::Pid> {
+    let socket = run_dir.join("attach.sock").display().to_string();
+    let of = |entry: std::fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let mut words = line.split(|&byte| byte == 0);
+        words.any(|word| word == socket.as_bytes()).then_some(pid)
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(of)
+        .filter_map(rustix::process::Pid::from_raw)
+        .collect()
+}
+
 fn spawn(netns: &str, dirs: &Path, without_xdp: bool) -> Result<Background> {
     let program = paths::program("vswitchd")?;
     let log = std::fs::File::options()
