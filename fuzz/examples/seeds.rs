@@ -10,7 +10,35 @@ use offload::VirtioNetHdr;
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
+/// A message of each kind: who speaks and how many files come along, the name, the packet.
+const ATTACH: &[(u8, &str, &str)] = &[
+    (0, "hello", r#"{"hello":{"version":1,"name":"web","running":false}}"#),
+    (
+        8,
+        "ready",
+        r#"{"ready":{"regions":[{"guest":0,"len":655360,"offset":0}],"adapters":1,"state":"running"}}"#,
+    ),
+    (
+        0,
+        "reply",
+        r#"{"reply":{"id":7,"error":null,"status":{"state":"paused","exits":{"pio":3},"drivers":[true]}}}"#,
+    ),
+    (0, "was-reset", r#"{"was_reset":{}}"#),
+    (0, "ended", r#"{"ended":{"failed":{"reason":"a triple fault"}}}"#),
+    (
+        5,
+        "configure",
+        r#"{"configure":{"memory":67108864,"cpus":1,"cmdline":"quiet","uuid":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15],"adapters":[{"name":"legacy0","mac":[2,0,0,0,0,1],"link":true}],"files":["kernel","com1"]}}"#,
+    ),
+    (1, "adopt", r#"{"adopt":{}}"#),
+    (3, "save", r#"{"command":{"id":9,"command":"save"}}"#),
+    (1, "link", r#"{"command":{"id":9,"command":{"link":{"adapter":0,"up":false}}}}"#),
+];
+
 fn main() -> std::io::Result<()> {
+    for (first, name, packet) in ATTACH {
+        write("attach_messages", name, &[&[*first], packet.as_bytes()].concat())?;
+    }
     for (name, frame) in frames() {
         write("headers", name, &[&[0xf3, 0, 0], frame.as_slice()].concat())?;
     }

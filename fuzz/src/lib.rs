@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api_bodies;
+pub mod attach_messages;
 pub mod headers;
 pub mod input;
 pub mod legacy;
@@ -19,8 +20,9 @@ mod tests {
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 9] = [
+        let targets: [(&str, fn(&[u8])); 10] = [
             ("api_bodies", super::api_bodies::run),
+            ("attach_messages", super::attach_messages::run),
             ("headers", super::headers::run),
             ("offload_request", super::offload_request::run),
             ("turn", super::turn::run),

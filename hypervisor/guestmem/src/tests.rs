@@ -526,3 +526,27 @@ fn dirty_log_bits() {
     assert_eq!(taken(), [0, 0, 0, 0]);
     assert_eq!(Arc::strong_count(&log), 1);
 }
+
+#[test]
+fn sixteen_bytes_are_exchanged_at_once() {
+    let memory = Memory::anonymous(1 << 20).unwrap();
+    let span = memory.span(0x1000, 16).unwrap();
+    memory
+        .write(span, &(5_u128 << 64 | 7).to_le_bytes())
+        .unwrap();
+    assert_eq!(memory.compare_exchange(span, 1, 2), Ok(5 << 64 | 7));
+    assert_eq!(
+        memory.compare_exchange(span, 5 << 64 | 7, 9 << 64 | 11),
+        Ok(5 << 64 | 7)
+    );
+    let mut bytes = [0; 16];
+    memory.read(span, &mut bytes).unwrap();
+    assert_eq!(u128::from_le_bytes(bytes), 9 << 64 | 11);
+    let crooked = memory.span(0x1008, 16).unwrap();
+    assert_eq!(
+        memory.compare_exchange(crooked, 0, 0),
+        Err(Fault::Misaligned)
+    );
+    let short = memory.span(0x1000, 8).unwrap();
+    assert_eq!(memory.compare_exchange(short, 0, 0), Err(Fault::Length));
+}
