@@ -7,16 +7,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
+use hypervisor::Named;
 use hypervisor::bus::Bus;
 use hypervisor::chipset::i440fx::HostBridge;
 use hypervisor::chipset::serial::ComPort;
-use hypervisor::device::{
-    Device, Effect, Effects, RestoreError, Space, State, Wiring,
-};
+use hypervisor::device::{Device, Effect, Effects, RestoreError, Space, State, Wiring};
 use hypervisor::memory::GuestMemory;
 use hypervisor::pc::{Pc, Start};
 use hypervisor::pci::{Bar, ConfigSpace, Function, INTX, Identity};
-use hypervisor::Named;
 
 use crate::input::Input;
 
@@ -37,7 +35,6 @@ const MAX_STATE: usize = 128 << 10;
 const MAX_TIMERS: usize = 20_000;
 
 /// A NIC's registers: they keep what is written, and the first one's lowest bit drives the pin.
-#[derive(Default)]
 struct Nic([u8; 128]);
 
 impl Device for Nic {
@@ -55,7 +52,7 @@ impl Device for Nic {
     }
 
     fn reset(&mut self, _effects: &mut Effects) {
-        *self = Self::default();
+        self.0 = [0; 128];
     }
 
     fn save(&self) -> State {
@@ -87,7 +84,7 @@ fn nic() -> Function {
     let event = Arc::new(event.into());
     let mut rom = vec![0x90; 3000];
     rom[..2].copy_from_slice(&[0x55, 0xaa]);
-    Function::new(config, Box::new(Nic::default()))
+    Function::new(config, Box::new(Nic([0; 128])))
         .with_doorbell(0, 8, 4, Arc::clone(&event))
         .with_doorbell(1, 8, 4, Arc::clone(&event))
         .with_interrupt(event)
@@ -150,7 +147,8 @@ impl Board {
                 Effect::Line { gsi, .. } => assert!(gsi < 16, "line {gsi}"),
                 Effect::Timer { id, after } => {
                     let after = u64::try_from(after.as_nanos()).expect("some centuries at most");
-                    self.timers.insert((index, id), self.now.saturating_add(after));
+                    self.timers
+                        .insert((index, id), self.now.saturating_add(after));
                 }
                 Effect::CancelTimer { id } => {
                     self.timers.remove(&(index, id));
@@ -181,7 +179,10 @@ impl Board {
                     && region.start < end
             });
             let over = over.expect("a doorbell lies in a region");
-            assert!(over.start <= start && end <= over.start + over.len, "{bell:?} {over:?}");
+            assert!(
+                over.start <= start && end <= over.start + over.len,
+                "{bell:?} {over:?}"
+            );
         }
         assert!(wiring.interrupts.iter().all(|interrupt| interrupt.gsi < 16));
         self.bus.set(index, &wiring.regions);
@@ -216,7 +217,11 @@ impl Board {
             self.now = self.now.max(at);
             self.call(key.0, |device, effects| device.timer(key.1, effects));
             run += 1;
-            assert!(run < MAX_TIMERS, "timers of device {}", self.devices[key.0].name);
+            assert!(
+                run < MAX_TIMERS,
+                "timers of device {}",
+                self.devices[key.0].name
+            );
         }
         self.now = end;
     }
