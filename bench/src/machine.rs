@@ -90,6 +90,14 @@ fn chosen(text: &str) -> &str {
     word.map_or(text, |(word, _)| word)
 }
 
+/// What the kernel's command line says of mitigations, which make system calls dearer.
+fn mitigations() -> String {
+    let line = file("/proc/cmdline").unwrap_or_default();
+    let mut words = line.split_whitespace();
+    let said = words.find_map(|word| word.strip_prefix("mitigations="));
+    said.unwrap_or("as the kernel chooses").to_owned()
+}
+
 /// Name and value of everything worth knowing.
 pub(crate) fn describe(switch_core: usize, driver_core: usize) -> BTreeMap<String, String> {
     let cpuinfo = file("/proc/cpuinfo").unwrap_or_default();
@@ -140,10 +148,7 @@ pub(crate) fn describe(switch_core: usize, driver_core: usize) -> BTreeMap<Strin
             "kernel".into(),
             file("/proc/sys/kernel/osrelease").unwrap_or_default(),
         ),
-        (
-            "kernel command line".into(),
-            file("/proc/cmdline").unwrap_or_default(),
-        ),
+        ("mitigations".into(), mitigations()),
         (
             "transparent huge pages".into(),
             format!("{}; of memfds {}", pages("enabled"), pages("shmem_enabled")),

@@ -12,8 +12,9 @@ use anyhow::Result;
 use rustix::process::{Pid, Signal, kill_process};
 use vswitch_tests::Background;
 
-pub(crate) use self::ovs::Ovs;
-pub(crate) use self::testpmd::Testpmd;
+use self::ovs::Ovs;
+pub(crate) use self::ovs::OvsCables;
+use self::testpmd::Testpmd;
 use crate::subject::Contender;
 
 /// What OVS-DPDK is called in results.

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use vswitch::ports::vhost::driver::Guest as Front;
-use vswitch_tests::{Background, cmd};
+use vswitch_tests::{Background, Netns, cmd};
 
 use super::pages::HugePages;
 use super::{OVS, Poller, unpinned};
@@ -32,6 +33,8 @@ struct Running {
     _mount: Mount,
     dir: TempDir,
     _pages: HugePages,
+    /// It makes devices of its own, whose names another OVS may have taken.
+    netns: Netns,
     offloads: bool,
     mtu: u32,
 }
@@ -97,21 +100,60 @@ impl Ovs {
     }
 }
 
+/// OVS with two virtual cables on its bridge, by AF_XDP, and a namespace at the end of each.
+pub(crate) struct OvsCables {
+    // It lets go of the cables before their ends go.
+    running: Running,
+    ends: [Arc<Netns>; 2],
+}
+
+impl OvsCables {
+    /// Starts an OVS of its own, with its polling thread on `core`. It is not running.
+    pub(crate) fn start(core: usize) -> Result<OvsCables> {
+        ensure!(Path::new(VSWITCHD).exists(), "there is no {VSWITCHD}");
+        let mut running = Running::start(core, false)?;
+        let ends = [Arc::new(Netns::new("end")?), Arc::new(Netns::new("end")?)];
+        for (number, end) in ends.iter().enumerate() {
+            let cable = format!("cable{number}");
+            running.netns.cable(&cable, end, "eth0")?;
+            running.vsctl(&format!(
+                "add-port br0 {cable} -- set Interface {cable} type=afxdp"
+            ))?;
+        }
+        running.vswitchd.pause();
+        Ok(OvsCables { running, ends })
+    }
+
+    /// The namespaces at the ends of the cables.
+    pub(crate) fn ends(&self) -> &[Arc<Netns>; 2] {
+        &self.ends
+    }
+
+    /// Lets it run while `work` is done.
+    pub(crate) fn running<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.running.vswitchd.resume()?;
+        let done = work();
+        self.running.vswitchd.pause();
+        done
+    }
+}
+
 impl Running {
     fn start(core: usize, offloads: bool) -> Result<Running> {
         let dir = TempDir::new()?;
         let path = |name: &str| dir.path().join(name);
-        let pages = HugePages::reserve(400)?;
+        let (pages, netns) = (HugePages::reserve(400)?, Netns::new("ovs")?);
         let mount = Mount::new(path("huge"))?;
         let database = database(&dir)?;
         let mut running = Running {
             vswitchd: Poller {
-                process: vswitchd(&dir, core, offloads)?,
+                process: vswitchd(&dir, &netns, (core, offloads))?,
             },
             _database: database,
             _mount: mount,
             dir,
             _pages: pages,
+            netns,
             offloads,
             mtu: 1500,
         };
@@ -187,7 +229,7 @@ fn database(dir: &TempDir) -> Result<Background> {
     Ok(database)
 }
 
-fn vswitchd(dir: &TempDir, core: usize, offloads: bool) -> Result<Background> {
+fn vswitchd(dir: &TempDir, netns: &Netns, (core, offloads): (usize, bool)) -> Result<Background> {
     let path = |name: &str| dir.path().join(name).display().to_string();
     let mask = 1u64 << core;
     let settings = [
@@ -203,8 +245,9 @@ fn vswitchd(dir: &TempDir, core: usize, offloads: bool) -> Result<Background> {
         let line = format!("set Open_vSwitch . other_config:{setting}");
         vsctl(dir.path(), &["--no-wait"], &line)?;
     }
-    let mut command = unpinned(VSWITCHD);
+    let mut command = unpinned("ip");
     command
+        .args(["netns", "exec", netns.name(), VSWITCHD])
         .arg(format!("unix:{}", path("db.sock")))
         .arg(format!("--unixctl={}", path("ctl")))
         .arg(format!("--log-file={}", path("log")))
