@@ -46,7 +46,7 @@ pub(crate) fn hertz() -> f64 {
 
 /// Nanoseconds from one core to another and back: a cache line that both write in turn.
 pub(crate) fn round_trip(cores: [usize; 2]) -> f64 {
-    const ROUNDS: u64 = 20_000;
+    const ROUNDS: u64 = 2_000;
     let line = AtomicU64::new(0);
     let pass = |mine: u64, core: usize| {
         let _ = pin(core);

@@ -33,7 +33,8 @@ const KINDS: [(&str, Option<Kind>); 5] = [
 enum Who {
     Guest(Box<Guest>),
     Station(Station, Vec<u8>),
-    Kernel(Box<Generator>, Box<End>),
+    /// Without a generator it only receives: a packet socket would hear every frame.
+    Kernel(Option<Box<Generator>>, Box<End>),
 }
 
 impl Who {
@@ -50,7 +51,7 @@ impl Who {
             let (end, sides) = End::open(kind, 1600)?;
             local.add(sides)?;
             let generator = Generator::new(&end.netns, &frame)?;
-            return Ok(Who::Kernel(Box::new(generator), Box::new(end)));
+            return Ok(Who::Kernel(Some(Box::new(generator)), Box::new(end)));
         }
         if name == "memory" {
             let port = MemoryPort {
@@ -71,7 +72,10 @@ impl Who {
         Ok(match self {
             Who::Guest(guest) => guest.tx.send(64, None)?,
             Who::Station(station, frame) => (0..64).take_while(|_| station.send(frame)).count(),
-            Who::Kernel(generator, _) => generator.send()?,
+            Who::Kernel(generator, _) => match generator {
+                Some(generator) => generator.send()?,
+                None => 0,
+            },
         })
     }
 
@@ -191,6 +195,9 @@ fn pair(
         let mut first = Who::open(&mut local, from, &case, 0)?;
         let mut second = Who::open(&mut local, to, &case, 1)?;
         second.send()?;
+        if let Who::Kernel(generator, _) = &mut second {
+            *generator = None;
+        }
         let mut runs = Runs::default();
         for _ in 0..settings.runs {
             runs.add(figures(
