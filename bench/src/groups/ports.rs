@@ -13,12 +13,10 @@ use crate::bare::Guest;
 use crate::case::Case;
 use crate::figures::Runs;
 use crate::machine::{hertz, on_core};
-use crate::peers::{OVS, OvsCables};
+use crate::peers::{BRIDGE, OVS, OvsCables};
 use crate::subject::{Local, OURS};
 use crate::syscalls::Counting;
 
-/// What the kernel's own switch is called in results.
-pub(super) const BRIDGE: &str = "Linux bridge";
 const WARM_UP: Duration = Duration::from_millis(60);
 /// A name of a port, and the kernel kind it is, if it is one.
 const KINDS: [(&str, Option<Kind>); 5] = [

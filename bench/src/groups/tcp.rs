@@ -8,10 +8,10 @@ use serde_json::Value;
 use vswitch_tests::{Netns, cmd};
 
 use super::kernel::{End, IFNAME, Kind};
-use super::ports::{BRIDGE, bridged};
+use super::ports::bridged;
 use super::{Bench, Figures, Group};
 use crate::figures::Runs;
-use crate::peers::{OVS, OvsCables};
+use crate::peers::{BRIDGE, OVS, OvsCables};
 use crate::subject::{Local, OURS};
 
 /// Pings of a run, and the pause between two in seconds.
@@ -38,7 +38,7 @@ enum By {
         /// Held for its workers.
         _local: Box<Local>,
         /// Held for their devices.
-        _ends: [End; 2],
+        _ends: Box<[End; 2]>,
     },
     Bridge {
         /// Held for its devices.
@@ -66,7 +66,7 @@ impl Connected {
             second: second.context("two ends")?,
             by: By::Ours {
                 _local: Box::new(local),
-                _ends: ends,
+                _ends: Box::new(ends),
             },
         };
         connected.address()

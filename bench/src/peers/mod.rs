@@ -19,6 +19,8 @@ use crate::subject::Contender;
 
 /// What OVS-DPDK is called in results.
 pub(crate) const OVS: &str = "OVS-DPDK";
+/// What the kernel's own switch is called in results.
+pub(crate) const BRIDGE: &str = "Linux bridge";
 /// What testpmd's own forwarding is called in results.
 pub(crate) const TESTPMD: &str = "testpmd io";
 
