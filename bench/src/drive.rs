@@ -278,6 +278,8 @@ mod tests {
     use crate::subject::{CopyOnly, Ours};
 
     const SHORT: Duration = Duration::from_millis(30);
+    /// Each test has a worker that polls on the same core.
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
     fn cases() -> Vec<Case> {
         let base = Case::of(64);
@@ -311,6 +313,7 @@ mod tests {
 
     #[test]
     fn frames_of_every_case_go_through_the_switch_whole() {
+        let _alone = ALONE.lock();
         let mut ours = Ours { cores: vec![0] };
         for case in cases() {
             // `run` itself checks that the bytes are those of the frames.
@@ -326,6 +329,7 @@ mod tests {
 
     #[test]
     fn frames_of_every_case_are_copied_without_a_switch() {
+        let _alone = ALONE.lock();
         let mut copy = CopyOnly { core: 0 };
         for case in cases().into_iter().filter(|case| !case.packed) {
             assert!(
@@ -338,6 +342,7 @@ mod tests {
 
     #[test]
     fn known_destinations_are_not_flooded() {
+        let _alone = ALONE.lock();
         let case = Case {
             destinations: 1000,
             ..Case::of(64)
@@ -354,6 +359,7 @@ mod tests {
 
     #[test]
     fn a_slow_rate_arrives_whole_and_in_time() {
+        let _alone = ALONE.lock();
         let mut pair = Pair::new(&Case::of(64), 2).unwrap();
         let mut ours = Ours { cores: vec![0] };
         let _attached = pair.attach(&mut ours).unwrap();
