@@ -10,7 +10,35 @@ use offload::VirtioNetHdr;
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
+/// A message of each kind: who speaks and how many files come along, the name, the packet.
+const ATTACH: &[(u8, &str, &str)] = &[
+    (0, "hello", r#"{"hello":{"version":1,"name":"web","running":false}}"#),
+    (
+        8,
+        "ready",
+        r#"{"ready":{"regions":[{"guest":0,"len":655360,"offset":0}],"adapters":1,"state":"running"}}"#,
+    ),
+    (
+        0,
+        "reply",
+        r#"{"reply":{"id":7,"error":null,"status":{"state":"paused","exits":{"pio":3},"drivers":[true]}}}"#,
+    ),
+    (0, "was-reset", r#"{"was_reset":{}}"#),
+    (0, "ended", r#"{"ended":{"failed":{"reason":"a triple fault"}}}"#),
+    (
+        5,
+        "configure",
+        r#"{"configure":{"memory":67108864,"cpus":1,"cmdline":"quiet","uuid":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15],"adapters":[{"name":"legacy0","mac":[2,0,0,0,0,1],"link":true}],"files":["kernel","com1"]}}"#,
+    ),
+    (1, "adopt", r#"{"adopt":{}}"#),
+    (3, "save", r#"{"command":{"id":9,"command":"save"}}"#),
+    (1, "link", r#"{"command":{"id":9,"command":{"link":{"adapter":0,"up":false}}}}"#),
+];
+
 fn main() -> std::io::Result<()> {
+    for (first, name, packet) in ATTACH {
+        write("attach_messages", name, &[&[*first], packet.as_bytes()].concat())?;
+    }
     for (name, frame) in frames() {
         write("headers", name, &[&[0xf3, 0, 0], frame.as_slice()].concat())?;
     }
@@ -72,6 +100,9 @@ fn main() -> std::io::Result<()> {
             write(target, name, &ring(how))?;
         }
     }
+    for (target, name, actions) in legacy() {
+        write(target, name, &actions)?;
+    }
     for (name, socket, features) in [
         ("split", 0, 0),
         ("packed", 0, 1),
@@ -87,6 +118,54 @@ fn main() -> std::io::Result<()> {
         write("api_bodies", name, &[&[number], body.as_bytes()].concat())?;
     }
     Ok(())
+}
+
+/// What drivers do to a legacy adapter.
+fn legacy() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let csr = |n: u8, value: u32| [&[0x0a, 8 * n][..], &value.to_le_bytes()].concat();
+    let clock = |pins: &[u32]| {
+        pins.iter()
+            .flat_map(|pin| csr(9, *pin))
+            .collect::<Vec<u8>>()
+    };
+    let (low, high) = (0x4801u32, 0x4803);
+    let (zero, one) = ([low, high, low], [low | 4, high | 4, low | 4]);
+    // Read of the serial ROM's word 10: start, 10, 001010, then data.
+    let bits = [1, 1, 0, 0, 0, 1, 0, 1, 0].map(|bit| if bit == 1 { one } else { zero });
+    let rom = [
+        clock(&[0x4800, low]),
+        clock(&bits.concat()),
+        clock(&zero.repeat(16)),
+        vec![0xf0],
+    ];
+    // Read of the PHY's register 1.
+    let mdio = |bit: u32| [bit << 17, bit << 17 | 1 << 16];
+    let header = [1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1].map(mdio);
+    let phy = [
+        clock(&header.concat()),
+        clock(&[0x4_0000, 0x5_0000].repeat(5)),
+        vec![0xf0],
+    ];
+    let timer = [
+        csr(6, 0x4_0000),
+        csr(7, 0x1_0800),
+        csr(11, 0x1_0002),
+        vec![0xc0, 0, 0, 1, 0],
+        csr(5, 0x800),
+    ];
+    // A frame to send, two receive descriptors, start, and a turn with deliveries between.
+    let rings = [
+        &[0, 32, 0xe0, 0x40, 0x00, 8][..],
+        &[0, 0, 0xec, 0, 6, 9],
+        &[0, 1, 0xec, 0, 6, 10],
+        &[0x80, 0x40, 0, 0, 0, 1, 0x40, 0x60, 2, 60, 0, 0x40, 0xc0],
+    ];
+    vec![
+        ("legacy_registers", "rom", rom.concat()),
+        ("legacy_registers", "phy", phy.concat()),
+        ("legacy_registers", "timer", timer.concat()),
+        ("legacy_rings", "plain", rings.concat()),
+    ]
 }
 
 /// Which request, and its body.

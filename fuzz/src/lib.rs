@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 
 pub mod api_bodies;
+pub mod attach_messages;
 pub mod headers;
 pub mod input;
+pub mod legacy;
 pub mod offload_request;
 pub mod platform;
 pub mod rings;
@@ -19,8 +21,9 @@ mod tests {
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 8] = [
+        let targets: [(&str, fn(&[u8])); 11] = [
             ("api_bodies", super::api_bodies::run),
+            ("attach_messages", super::attach_messages::run),
             ("headers", super::headers::run),
             ("offload_request", super::offload_request::run),
             ("platform", super::platform::run),
@@ -28,6 +31,8 @@ mod tests {
             ("vhost_messages", super::vhost_messages::run),
             ("split_ring", super::rings::split),
             ("packed_ring", super::rings::packed),
+            ("legacy_registers", super::legacy::registers),
+            ("legacy_rings", super::legacy::rings),
         ];
         for (target, run) in targets {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

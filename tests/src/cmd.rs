@@ -120,6 +120,12 @@ impl Background {
         &mut self.child
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Fails when the program has ended.
     ///
     /// # Errors

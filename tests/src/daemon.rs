@@ -81,6 +81,12 @@ impl Daemon {
         self.dirs.path().join("run")
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Its state directory.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
@@ -108,11 +114,20 @@ impl Daemon {
     /// # Errors
     /// When it is refused, or answers something else than JSON.
     pub fn ctl(&self, args: &str) -> Result<Value> {
-        let out = self.ctl_output(&args.split_whitespace().collect::<Vec<_>>())?;
+        self.ctl_words(&args.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// As [`Daemon::ctl`], with arguments that may hold white space.
+    ///
+    /// # Errors
+    /// As [`Daemon::ctl`].
+    pub fn ctl_words(&self, args: &[&str]) -> Result<Value> {
+        let out = self.ctl_output(args)?;
         let said = String::from_utf8_lossy(&out.stdout);
+        let line = args.join(" ");
         if !out.status.success() {
             bail!(
-                "`vswitchctl {args}` ended with {}: {}",
+                "`vswitchctl {line}` ended with {}: {}",
                 out.status,
                 String::from_utf8_lossy(&out.stderr).trim()
             );
@@ -121,7 +136,7 @@ impl Daemon {
             return Ok(Value::Null);
         }
         serde_json::from_str(&said)
-            .with_context(|| format!("`vswitchctl --json {args}` answered {said}"))
+            .with_context(|| format!("`vswitchctl --json {line}` answered {said}"))
     }
 
     /// Runs vswitchctl and returns what it left, whatever its exit status.
@@ -195,6 +210,32 @@ impl Daemon {
     fn spawn_again(&self) -> Result<Background> {
         spawn(&self.netns, self.dirs.path(), self.without_xdp)
     }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Virtual machines outlive a daemon that is killed, but no test.
+        let _ = self.kill();
+        for pid in vm_processes(&self.run_dir()) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// The processes of virtual machines of the daemon with this run directory.
+fn vm_processes(run_dir: &Path) -> Vec<rustix::process::Pid> {
+    let socket = run_dir.join("attach.sock").display().to_string();
+    let of = |entry: std::fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let mut words = line.split(|&byte| byte == 0);
+        words.any(|word| word == socket.as_bytes()).then_some(pid)
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(of)
+        .filter_map(rustix::process::Pid::from_raw)
+        .collect()
 }
 
 fn spawn(netns: &str, dirs: &Path, without_xdp: bool) -> Result<Background> {

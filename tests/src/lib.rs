@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod cmd;
 pub mod daemon;
+mod deb;
 pub mod dpdk;
 pub mod guest;
 pub mod lab;
@@ -15,6 +16,7 @@ pub mod netns;
 pub mod paths;
 pub mod station;
 pub mod stats;
+pub mod vm;
 
 pub use capture::{Capture, Frames};
 pub use cmd::Background;

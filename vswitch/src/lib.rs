@@ -7,6 +7,8 @@
 
 #[cfg(feature = "api")]
 pub mod api;
+#[cfg(feature = "attach")]
+pub mod attach;
 pub mod burst;
 pub mod classify;
 pub mod control;

@@ -25,6 +25,15 @@ pub(crate) fn build(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Builds with these arguments of `cargo rustc`, the last crate with `flags` of the compiler.
+pub(crate) fn rustc(args: &[&str], flags: &[&str]) -> Result<()> {
+    let mut command = cargo(&["rustc", "--quiet"]);
+    command.args(args).arg("--").args(flags);
+    let status = command.status().context("starting cargo")?;
+    ensure!(status.success(), "`cargo rustc {}` failed", args.join(" "));
+    Ok(())
+}
+
 /// What `cargo metadata` says of the workspace whose manifest is `manifest`, without packages from elsewhere.
 pub(crate) fn metadata(manifest: &str) -> Result<Value> {
     let mut command = cargo(&[

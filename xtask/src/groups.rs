@@ -1,6 +1,6 @@
 //! The groups of tests: what belongs to each, what it needs, and running them.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -29,6 +29,8 @@ pub(crate) enum Group {
     Netns,
     /// QEMU and DPDK guests by vhost-user
     Qemu,
+    /// Guests under our own monitor
+    Guests,
 }
 
 impl Group {
@@ -40,6 +42,7 @@ impl Group {
             Self::Fuzz => "fuzz",
             Self::Netns => "netns",
             Self::Qemu => "qemu",
+            Self::Guests => "guests",
         }
     }
 
@@ -55,6 +58,9 @@ impl Group {
             Self::Qemu => {
                 "test programs named qemu_*                         needs root and packages"
             }
+            Self::Guests => {
+                "test programs named guests_*                       needs root, KVM and packages"
+            }
         }
     }
 
@@ -64,6 +70,7 @@ impl Group {
             Self::Sim => Some("sim_"),
             Self::Netns => Some("netns_"),
             Self::Qemu => Some("qemu_"),
+            Self::Guests => Some("guests_"),
             Self::Lint | Self::Unit | Self::Fuzz => None,
         }
     }
@@ -79,6 +86,13 @@ impl Group {
             }
             Self::Netns => privileged("netns_"),
             Self::Qemu => privileged("qemu_"),
+            Self::Guests => {
+                ensure!(
+                    Path::new("/dev/kvm").exists(),
+                    "there is no /dev/kvm; leave the group out by --only"
+                );
+                privileged("guests_")
+            }
         }
     }
 }

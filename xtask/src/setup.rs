@@ -3,11 +3,11 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
-use vswitch_tests::{cmd, guest::image, paths};
+use vswitch_tests::{cmd, guest::image, paths, vm};
 
 use crate::{cargo, say::say};
 
-/// A program and the Debian package it comes in.
+/// A program, or another file by its path, and the Debian package it comes in.
 struct Needed {
     program: &'static str,
     package: &'static str,
@@ -17,7 +17,7 @@ const fn needed(program: &'static str, package: &'static str) -> Needed {
     Needed { program, package }
 }
 
-const NEEDED: [Needed; 13] = [
+const NEEDED: [Needed; 26] = [
     needed("ip", "iproute2"),
     needed("ping", "iputils-ping"),
     needed("ethtool", "ethtool"),
@@ -31,10 +31,27 @@ const NEEDED: [Needed; 13] = [
     needed("dpdk-testpmd", "dpdk-dev"),
     needed("sqlite3", "sqlite3"),
     needed("g++", "g++"),
+    needed("dnsmasq", "dnsmasq-base"),
+    needed("/usr/share/seabios/bios.bin", "seabios"),
+    // For the guests' kernel and boot ROM.
+    needed("make", "make"),
+    needed("gcc", "gcc"),
+    needed("ld", "binutils"),
+    needed("flex", "flex"),
+    needed("bison", "bison"),
+    needed("bc", "bc"),
+    needed("patch", "patch"),
+    needed("xz", "xz-utils"),
+    needed("lz4", "lz4"),
+    needed("/usr/include/libelf.h", "libelf-dev"),
+    needed("dpkg", "dpkg"),
 ];
 
-/// Whether a program is on the path, or where only root has it on the path.
+/// Whether a program is on the path, or where only root has it on the path; whether a file is there.
 fn installed(program: &str) -> bool {
+    if program.starts_with('/') {
+        return Path::new(program).exists();
+    }
     ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"]
         .iter()
         .any(|dir| Path::new(dir).join(program).exists())
@@ -57,7 +74,7 @@ pub(crate) fn check() -> Result<bool> {
         } else {
             "MISSING"
         };
-        say!("{state:8} {:20} package {}", needed.program, needed.package);
+        say!("{state:8} {:28} package {}", needed.program, needed.package);
     }
     let image = std::fs::read_dir(paths::guests()).is_ok_and(|mut files| {
         files.any(|file| {
@@ -69,16 +86,22 @@ pub(crate) fn check() -> Result<bool> {
         if image { "there" } else { "MISSING" },
         paths::guests().display()
     );
+    let ours = vm::image::is_there(&paths::guests());
+    say!(
+        "{:8} kernel for guests of our own monitor, there",
+        if ours { "there" } else { "MISSING" },
+    );
     if !missing.is_empty() {
         say!("install with: apt-get install {}", missing.join(" "));
     }
-    Ok(image && missing.is_empty())
+    Ok(image && ours && missing.is_empty())
 }
 
-/// Installs the packages and builds the guest image.
+/// Installs the packages and builds the guest images.
 pub(crate) fn everything() -> Result<()> {
     install(&missing())?;
-    guest_image()
+    guest_image()?;
+    vm_image()
 }
 
 /// Installs the compiler that libFuzzer needs.
@@ -101,6 +124,34 @@ fn guest_image() -> Result<()> {
         "guest image: {}, {}",
         image.kernel.display(),
         image.initrd.display()
+    );
+    Ok(())
+}
+
+fn vm_image() -> Result<()> {
+    let folder = vm::image::static_programs(&paths::guests());
+    let folder = folder.display().to_string();
+    cargo::rustc(
+        &[
+            "--release",
+            "-p",
+            "vswitch-tests",
+            "--bin",
+            "vswitch-guest",
+            "--target-dir",
+            &folder,
+        ],
+        &["-C", "target-feature=+crt-static", "-C", "strip=symbols"],
+    )?;
+    if !vm::image::is_there(&paths::guests()) {
+        say!("building the kernel for guests of our own monitor; that takes some minutes, once");
+    }
+    let image = vm::image::ensure(&paths::guests())?;
+    say!(
+        "our monitor's guest: {}, {}, {}",
+        image.kernel.display(),
+        image.initrd.display(),
+        image.rom.display()
     );
     Ok(())
 }

@@ -1,28 +1,24 @@
 //! The guest's kernel and initrd, built once and kept by the hash of their content.
 //!
-//! The kernel is Debian's, taken out of its package with `apt-get download` and `dpkg -x` instead of being
-//! installed: that needs no root, runs no boot loader hooks, builds no initramfs and leaves the machine's own
-//! boot alone.
+//! The kernel is Debian's, taken out of its package instead of being installed.
 
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 use super::{init::INIT, newc::Newc};
-use crate::{cmd, paths};
+use crate::{cmd, deb, paths};
 
 const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Modules the guest loads; what they need comes along.
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "8021q"];
 /// Programs that busybox has not, or only in part, and that guests are given, with the libraries they need.
 const PROGRAMS: [&str; 4] = ["iperf3", "ethtool", "ip", "ping"];
-const DOWNLOAD_LIMIT: Duration = Duration::from_secs(300);
 
 /// What QEMU boots.
 #[derive(Clone, Debug)]
@@ -40,7 +36,8 @@ pub struct GuestImage {
 pub fn ensure(cache: &Path) -> Result<GuestImage> {
     fs::create_dir_all(cache)?;
     let package = kernel_package()?;
-    let root = unpack(cache, &package)?;
+    let root = cache.join(&package);
+    deb::unpack(&package, &root)?;
     let version = package.trim_start_matches("linux-image-");
     let kernel = root.join("boot").join(format!("vmlinuz-{version}"));
     let archive = archive(&root.join("lib/modules").join(version))?;
@@ -56,7 +53,7 @@ pub fn ensure(cache: &Path) -> Result<GuestImage> {
 }
 
 /// Writes a file so that nobody sees half of it.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = path.with_extension(format!("part{}", std::process::id()));
     fs::write(&partial, bytes).with_context(|| format!("writing {}", partial.display()))?;
     fs::rename(&partial, path).with_context(|| format!("naming {}", path.display()))
@@ -75,44 +72,13 @@ fn kernel_package() -> Result<String> {
     Ok(format!("linux-image-{package}"))
 }
 
-fn unpack(cache: &Path, package: &str) -> Result<PathBuf> {
-    let root = cache.join(package);
-    if root.exists() {
-        return Ok(root);
-    }
-    let work = tempfile::tempdir_in(cache)?;
-    let dir = work.path().display().to_string();
-    cmd::run_within(
-        &["env", "-C", &dir, "apt-get", "download", package],
-        DOWNLOAD_LIMIT,
-    )
-    .with_context(|| format!("getting the guest's kernel, package {package}"))?;
-    let deb = fs::read_dir(work.path())?
-        .next()
-        .context("apt-get download left nothing")??
-        .path();
-    let tree = format!("{dir}/tree");
-    cmd::run_within(
-        &["dpkg", "-x", &deb.display().to_string(), &tree],
-        DOWNLOAD_LIMIT,
-    )?;
-    match fs::rename(&tree, &root) {
-        // Somebody else was quicker, with the same package.
-        Err(_) if root.exists() => Ok(root),
-        result => result.map(|()| root).context("keeping the guest's kernel"),
-    }
-}
-
 fn archive(modules: &Path) -> Result<Vec<u8>> {
     let mut archive = Newc::default();
     for folder in ["dev", "proc", "sys", "tmp"] {
         archive.folder(folder);
     }
     archive.file("init", INIT.as_bytes());
-    let busybox = find("busybox")?;
-    if !cmd::run(&["ldd", &busybox]).is_err_and(|e| e.to_string().contains("not a dynamic")) {
-        bail!("{busybox} is not static: package busybox-static is needed");
-    }
+    let busybox = static_busybox()?;
     archive.file("bin/busybox", &fs::read(&busybox)?);
     for applet in cmd::run(&[&busybox, "--list"])?
         .lines()
@@ -191,6 +157,15 @@ fn shared_libraries(program: &str) -> Result<Vec<String>> {
         .lines()
         .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(str::to_owned).collect())
+}
+
+/// The path of a busybox that needs no libraries.
+pub(crate) fn static_busybox() -> Result<String> {
+    let busybox = find("busybox")?;
+    if !cmd::run(&["ldd", &busybox]).is_err_and(|e| e.to_string().contains("not a dynamic")) {
+        bail!("{busybox} is not static: package busybox-static is needed");
+    }
+    Ok(busybox)
 }
 
 fn find(program: &str) -> Result<String> {

@@ -2,7 +2,7 @@
 
 pub mod image;
 mod init;
-mod newc;
+pub(crate) mod newc;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

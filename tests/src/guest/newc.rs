@@ -8,7 +8,7 @@ const LINK: u32 = 0o120_777;
 
 /// An archive being written. Folders come into being with the first file in them.
 #[derive(Debug, Default)]
-pub(super) struct Newc {
+pub(crate) struct Newc {
     bytes: Vec<u8>,
     folders: BTreeSet<String>,
     inode: u32,
@@ -16,24 +16,24 @@ pub(super) struct Newc {
 
 impl Newc {
     /// Adds an executable file; `path` is without a leading slash.
-    pub(super) fn file(&mut self, path: &str, content: &[u8]) {
+    pub(crate) fn file(&mut self, path: &str, content: &[u8]) {
         self.parents(path);
         self.entry(path, PROGRAM, content);
     }
 
     /// Adds a symbolic link.
-    pub(super) fn link(&mut self, path: &str, target: &str) {
+    pub(crate) fn link(&mut self, path: &str, target: &str) {
         self.parents(path);
         self.entry(path, LINK, target.as_bytes());
     }
 
     /// Adds an empty folder.
-    pub(super) fn folder(&mut self, path: &str) {
+    pub(crate) fn folder(&mut self, path: &str) {
         self.parents(&format!("{path}/."));
     }
 
     /// The finished archive.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes
     }

@@ -9,6 +9,8 @@ mod policy;
 mod port;
 mod values;
 mod views;
+mod vm;
+mod vm_views;
 
 pub use error::{ErrorBody, ErrorCode, Refusal, from_json};
 pub use network::{CreateNetwork, NetworkConfig, NetworkKind, NetworkType, PatchNetwork};
@@ -24,6 +26,13 @@ pub use views::{
     FdbEntryView, FdbView, NetworkList, NetworkView, PortList, PortState, PortStats, PortView,
     StatsView, StatusView, WorkerView,
 };
+
+pub use vm::{
+    AdapterKind, AdapterName, AutoStart, AutoStop, Boot, CLASSIC_CPUS, CreateAdapter, CreateVm,
+    MAX_CPUS, MAX_LEGACY, MemorySize, PatchAdapter, PatchVm, Profile, StartWhen, VmAction,
+    VmConfig, VmName, VmState, VmVerb, choose_name,
+};
+pub use vm_views::{AdapterView, ConsoleView, DriverState, VmGlance, VmList, VmView};
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Requests about ports and MAC table entries, and what they are checked into.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Refusal, present};
 use super::policy::{MacGuard, StationMac, VlanSpec};
 use super::values::{IfName, Link, Mtu, NetworkName, PortName, Queues, SocketPath, VlanId};
+use super::vm::{AdapterName, VmName};
 
 /// The name of the host NIC's port.
 pub const HOST_PORT: &str = "host";
@@ -61,16 +63,33 @@ pub enum PortBackend {
         /// Pairs of queues offered.
         queues: Queues,
     },
+    /// A legacy adapter of a VM; comes and goes with it.
+    Legacy {
+        /// The VM.
+        vm: VmName,
+        /// The adapter.
+        adapter: AdapterName,
+    },
 }
 
 impl PortBackend {
-    /// The interface or socket: what no two ports may share.
-    pub fn target(&self) -> &str {
+    /// The interface, socket or adapter: what no two ports may share.
+    pub fn target(&self) -> Cow<'_, str> {
         match self {
             PortBackend::HostNic { interface }
             | PortBackend::Uplink { interface }
-            | PortBackend::Tap { interface } => interface.as_str(),
-            PortBackend::VhostUser { path, .. } => path.as_str(),
+            | PortBackend::Tap { interface } => interface.as_str().into(),
+            PortBackend::VhostUser { path, .. } => path.as_str().into(),
+            // No interface has a colon in its name, and no socket's path begins so.
+            PortBackend::Legacy { vm, adapter } => format!("vm:{vm}.{adapter}").into(),
+        }
+    }
+
+    /// The VM and its adapter, where the port is that of one.
+    pub fn adapter(&self) -> Option<(&VmName, AdapterName)> {
+        match self {
+            PortBackend::Legacy { vm, adapter } => Some((vm, *adapter)),
+            _ => None,
         }
     }
 
@@ -89,6 +108,7 @@ impl PortBackend {
             PortBackend::Uplink { .. } => "uplink",
             PortBackend::Tap { .. } => "tap",
             PortBackend::VhostUser { .. } => "vhost_user",
+            PortBackend::Legacy { .. } => "legacy",
         }
     }
 }
@@ -145,6 +165,14 @@ pub struct PortConfig {
 }
 
 impl PortConfig {
+    /// The link that the other end is shown. An adapter that is disconnected has its cable pulled out.
+    pub fn shown_link(&self) -> Link {
+        match self.backend.adapter() {
+            Some(_) if !self.connected => Link::Down,
+            _ => self.link,
+        }
+    }
+
     /// A connected port with default settings.
     pub fn new(name: PortName, backend: PortBackend) -> PortConfig {
         PortConfig {
@@ -270,6 +298,11 @@ impl PatchPort {
             if self.mtu.is_some() {
                 return refuse("its MTU is that of its network; change the network's".to_owned());
             }
+        }
+        if config.backend.adapter().is_some() && self.mtu.is_some() {
+            return refuse(
+                "a legacy adapter is a 10/100 Mb/s card of its time, which has MTU 1500".to_owned(),
+            );
         }
         Ok(new)
     }

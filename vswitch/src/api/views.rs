@@ -9,6 +9,7 @@ use super::network::NetworkType;
 use super::policy::{MacGuard, StationMac, VlanSpec};
 use super::port::PortBackend;
 use super::values::{IfName, Link, Mtu, NetworkName, PortName, VlanId};
+use super::vm_views::VmGlance;
 
 /// A worker: one poll-mode thread on its core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -107,6 +108,8 @@ pub struct StatusView {
     pub networks: Vec<NetworkView>,
     /// The ports, by network and name.
     pub ports: Vec<PortView>,
+    /// The VMs, by name.
+    pub vms: Vec<VmGlance>,
 }
 
 /// The networks.

@@ -8,6 +8,8 @@ use vswitch::api::{
     StationMac, VlanId, VlanSpec,
 };
 
+use crate::vm_cli::{AdapterVerb, VmVerbs};
+
 const EXAMPLES: &str = "\
 Examples:
   vswitchctl network create lab --type private
@@ -15,6 +17,8 @@ Examples:
   vswitchctl port add lab vm1 --vhost-user /run/vm1.sock --vlan access:10
   vswitchctl port set lab vm1 --mac-guard 02:00:5e:10:00:01
   vswitchctl stats lab --watch
+  vswitchctl vm create web --memory 1G --legacy net=lab,vlan=10
+  vswitchctl vm start web && vswitchctl vm console web
 
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 
@@ -39,7 +43,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Noun {
-    /// Workers, networks and ports at a glance
+    /// Workers, networks, ports and VMs at a glance
     Status,
     /// Networks
     #[command(subcommand)]
@@ -50,6 +54,12 @@ pub(crate) enum Noun {
     /// MAC tables
     #[command(subcommand)]
     Fdb(FdbVerb),
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(VmVerbs),
+    /// Network adapters of virtual machines
+    #[command(subcommand)]
+    Adapter(AdapterVerb),
     /// Frames, bytes and drops
     Stats(StatsArgs),
     /// Print the completion script of a shell

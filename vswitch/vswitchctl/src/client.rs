@@ -110,6 +110,11 @@ impl Answer {
             .context("vswitchd's answer is not understood; it may have another version")
     }
 
+    /// The answer as it came.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The answer as JSON; `{}` where it is empty.
     pub(crate) fn json(&self) -> anyhow::Result<String> {
         if self.0.is_empty() {

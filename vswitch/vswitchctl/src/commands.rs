@@ -28,6 +28,8 @@ impl Runner {
             Noun::Network(verb) => self.network(verb),
             Noun::Port(verb) => self.port(verb),
             Noun::Fdb(verb) => self.fdb(verb),
+            Noun::Vm(verb) => self.vm(verb),
+            Noun::Adapter(verb) => self.adapter(verb),
             Noun::Stats(args) => self.stats(&args),
             // Needs no vswitchd, and was carried out before.
             Noun::Completion { .. } => Ok(()),
@@ -215,7 +217,7 @@ impl Runner {
         }
     }
 
-    fn show<T: DeserializeOwned>(
+    pub(crate) fn show<T: DeserializeOwned>(
         &self,
         path: &str,
         render: impl Fn(&T) -> String,
@@ -228,7 +230,7 @@ impl Runner {
         }
     }
 
-    fn done(&self, answer: Answer, what: String) -> anyhow::Result<()> {
+    pub(crate) fn done(&self, answer: Answer, what: String) -> anyhow::Result<()> {
         if self.json {
             print(format_args!("{}\n", answer.json()?))
         } else {

@@ -3,8 +3,12 @@
 mod cli;
 mod client;
 mod commands;
+mod console;
 mod show;
+mod show_vms;
 mod table;
+mod vm_cli;
+mod vm_commands;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -15,6 +19,7 @@ use clap::{CommandFactory, Parser};
 use cli::{Cli, Noun};
 use client::Client;
 use commands::Runner;
+use vm_cli::VmVerbs;
 
 /// Refused or failed.
 const REFUSED: u8 = 1;
@@ -56,6 +61,9 @@ fn check(cli: &Cli) -> Result<(), &'static str> {
     match &cli.noun {
         Noun::Stats(args) if args.watch && cli.json => {
             Err("--json prints one value, and --watch goes on; give one")
+        }
+        Noun::Vm(VmVerbs::Console { .. }) if cli.json => {
+            Err("a console is no JSON value; --json is not allowed with it")
         }
         Noun::Completion { .. } if cli.json => {
             Err("completion prints a script; --json is not allowed with it")

@@ -35,6 +35,14 @@ pub(crate) fn status(status: &StatusView) -> String {
     if !status.ports.is_empty() {
         let _ = write!(text, "\n{}", ports(&status.ports));
     }
+    if !status.vms.is_empty() {
+        let rows: Vec<_> = status
+            .vms
+            .iter()
+            .map(|vm| vec![vm.name.to_string(), vm.state.to_string()])
+            .collect();
+        let _ = write!(text, "\n{}", table(&["VM", "STATE"], &rows));
+    }
     text
 }
 
@@ -69,7 +77,7 @@ pub(crate) fn ports(ports: &[PortView]) -> String {
                 port.network.to_string(),
                 port.port.to_string(),
                 port.backend.kind().to_owned(),
-                port.backend.target().to_owned(),
+                port.backend.target().into_owned(),
                 port.vlan.to_string(),
                 port.mtu.to_string(),
                 port.link.to_string(),
@@ -104,7 +112,7 @@ pub(crate) fn port(port: &PortView) -> String {
         ("network", port.network.to_string()),
         ("port", port.port.to_string()),
         ("kind", port.backend.kind().to_owned()),
-        ("behind it", port.backend.target().to_owned()),
+        ("behind it", port.backend.target().into_owned()),
     ];
     if let PortBackend::VhostUser { mode, queues, .. } = &port.backend {
         lines.push(("mode", mode.to_string()));
@@ -231,6 +239,6 @@ fn yes(yes: bool) -> String {
     if yes { "yes" } else { "no" }.to_owned()
 }
 
-fn or_dash(value: Option<impl ToString>) -> String {
+pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or("-".to_owned(), |value| value.to_string())
 }

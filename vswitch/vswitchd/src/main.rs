@@ -3,10 +3,12 @@
 mod backend;
 mod host;
 mod http;
+mod mac_pool;
 mod manager;
 mod settings;
 mod socket;
 mod store;
+mod vm;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -20,10 +22,11 @@ use vswitch::control::Switch;
 
 use backend::Host;
 use http::{Access, Shared};
-use manager::Manager;
+use manager::{Manager, VmHost};
 use settings::{Args, Settings};
 use socket::ApiSocket;
 use store::Store;
+use vm::{Door, Files, VmmProgram};
 
 /// How often ports that are down are tried again, and loads are read.
 const TICK: Duration = Duration::from_secs(1);
@@ -75,8 +78,22 @@ fn run(settings: Settings) -> anyhow::Result<()> {
         .build()
         .context("cannot start the control threads")?;
     let host: Box<dyn Host> = Box::new(host::LinuxHost);
+    let vm_host = VmHost {
+        launcher: Box::new(VmmProgram {
+            configured: settings.vmm,
+        }),
+        door: Door::open(settings.run_dir.join("attach.sock"))?,
+        files: Files::new(
+            &settings.state_dir,
+            &settings.run_dir,
+            socket.group,
+            settings.firmware,
+            settings.legacy_rom,
+        )?,
+        macs: settings.mac_pool,
+    };
     runtime.block_on(serve(
-        Manager::new(switch, host, store),
+        Manager::new(switch, host, vm_host, store),
         listener,
         Access::new(socket.group),
     ))?;
@@ -103,6 +120,12 @@ async fn serve(
     notify(sd_notify::NotifyState::Ready);
     let served = http::serve(listener, http::router(shared.clone(), access), stop).await;
     ticker.abort();
+    shared
+        .blocking(|manager| {
+            vm::verbs::stop_all(manager);
+            Ok(())
+        })
+        .await?;
     shared
         .with(|manager| {
             manager.stop();
@@ -133,5 +156,16 @@ async fn tick(shared: Shared) {
         {
             error!("{refusal}");
         }
+        let starts = shared.clone();
+        // Not waited for: a machine may take its time to start.
+        tokio::spawn(async move {
+            let started = starts.blocking(|manager| {
+                vm::verbs::start_due(manager);
+                Ok(())
+            });
+            if let Err(refusal) = started.await {
+                error!("{refusal}");
+            }
+        });
     }
 }

@@ -7,6 +7,8 @@ use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use serde::Deserialize;
 
+use crate::mac_pool::MacPool;
+
 const EXAMPLES: &str = "\
 Examples:
   vswitchd                                  one worker on the last core
@@ -33,7 +35,19 @@ pub(crate) struct Args {
     /// The group of the API's socket: its members may use the API [default: that of the process]
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
-    /// A TOML file with these settings: state_dir, run_dir, cores, group
+    /// Where the program of VMs is [default: vswitch-vmm beside vswitchd, in PATH or /usr/libexec]
+    #[arg(long, value_name = "PATH")]
+    vmm: Option<PathBuf>,
+    /// The BIOS of VMs [default: that of package seabios]
+    #[arg(long, value_name = "PATH")]
+    firmware: Option<PathBuf>,
+    /// The option ROM that legacy adapters boot with [default: /usr/share/vswitch/legacy.rom]
+    #[arg(long, value_name = "PATH")]
+    legacy_rom: Option<PathBuf>,
+    /// Addresses for adapters that are given none, as FIRST-LAST [default: 65536 chosen at the first start]
+    #[arg(long, value_name = "RANGE")]
+    mac_pool: Option<MacPool>,
+    /// A TOML file with these settings, as state_dir, mac_pool
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -46,6 +60,10 @@ struct File {
     run_dir: Option<PathBuf>,
     cores: Option<CoreList>,
     group: Option<String>,
+    vmm: Option<PathBuf>,
+    firmware: Option<PathBuf>,
+    legacy_rom: Option<PathBuf>,
+    mac_pool: Option<MacPool>,
 }
 
 /// What holds.
@@ -59,6 +77,14 @@ pub(crate) struct Settings {
     pub(crate) cores: Vec<usize>,
     /// The group of the API's socket.
     pub(crate) group: Option<String>,
+    /// Where the program of VMs is, if that is not to be found out.
+    pub(crate) vmm: Option<PathBuf>,
+    /// The BIOS of VMs, if it is not the usual one.
+    pub(crate) firmware: Option<PathBuf>,
+    /// The option ROM of legacy adapters, if it is not the usual one.
+    pub(crate) legacy_rom: Option<PathBuf>,
+    /// Addresses for adapters, if they are not to be chosen by chance.
+    pub(crate) mac_pool: Option<MacPool>,
 }
 
 impl Settings {
@@ -85,6 +111,10 @@ impl Settings {
                 .unwrap_or_else(|| "/run/vswitch".into()),
             cores,
             group: args.group.or(file.group),
+            vmm: args.vmm.or(file.vmm),
+            firmware: args.firmware.or(file.firmware),
+            legacy_rom: args.legacy_rom.or(file.legacy_rom),
+            mac_pool: args.mac_pool.or(file.mac_pool),
         })
     }
 }
@@ -94,7 +124,7 @@ fn read_file(path: &Path) -> anyhow::Result<File> {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     toml::from_str(&text).with_context(|| {
         format!(
-            "{}: allowed: state_dir, run_dir, cores, group",
+            "{}: allowed: state_dir, run_dir, cores, group, vmm, firmware, legacy_rom, mac_pool",
             path.display()
         )
     })

@@ -58,6 +58,7 @@ impl Host for LinuxHost {
             PortBackend::VhostUser { path, mode, queues } => {
                 vhost_user::open(what, path, *mode, *queues)
             }
+            PortBackend::Legacy { .. } => bail!("adapters are not of the host, but of VMs"),
         }
     }
 

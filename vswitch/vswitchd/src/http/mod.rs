@@ -4,6 +4,7 @@ mod access;
 mod extract;
 mod metrics;
 mod routes;
+mod vms;
 
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,9 +42,20 @@ impl Shared {
         &self,
         work: impl FnOnce(&mut Manager) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
+        self.blocking(move |manager| {
+            work(&mut manager.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+        .await
+    }
+
+    /// Runs `work`, which locks the manager for as short as it can, off the threads that serve connections. It is
+    /// carried through even if the caller goes away meanwhile.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Mutex<Manager>) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
         let manager = self.0.clone();
-        let run = move || work(&mut manager.lock().unwrap_or_else(PoisonError::into_inner));
-        match tokio::task::spawn_blocking(run).await {
+        match tokio::task::spawn_blocking(move || work(&manager)).await {
             Ok(result) => result,
             Err(error) => Err(Refusal::new(
                 ErrorCode::Failed,

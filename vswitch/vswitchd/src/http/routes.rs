@@ -18,9 +18,9 @@ use vswitch::api::{
 use super::extract::{Asked, Body, Names};
 use super::{Failure, Shared, metrics};
 
-type Answer<T> = Result<Json<T>, Failure>;
-type Created<T> = Result<(StatusCode, Json<T>), Failure>;
-type Done = Result<StatusCode, Failure>;
+pub(super) type Answer<T> = Result<Json<T>, Failure>;
+pub(super) type Created<T> = Result<(StatusCode, Json<T>), Failure>;
+pub(super) type Done = Result<StatusCode, Failure>;
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -44,6 +44,7 @@ pub(super) fn routes(shared: Shared) -> Router {
         .routes(routes!(show_fdb, add_fdb_entry, flush_fdb))
         .routes(routes!(delete_fdb_entry))
         .routes(routes!(stats))
+        .merge(super::vms::routes())
         .split_for_parts();
     router
         .route("/openapi.json", get(|| async move { Json(document) }))

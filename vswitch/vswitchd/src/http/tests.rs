@@ -4,6 +4,7 @@ mod atomic;
 mod refused;
 mod restore;
 mod rig;
+mod vms;
 
 use refused::{FDB, FDB_REFUSED, NETWORKS_REFUSED, PORTS_REFUSED};
 use rig::Rig;
@@ -273,6 +274,13 @@ async fn the_document_names_every_verb_and_its_types() {
         ("/v1/networks/{network}/fdb", vec!["get", "post", "delete"]),
         ("/v1/networks/{network}/fdb/{mac}", vec!["delete"]),
         ("/v1/stats", vec!["get"]),
+        ("/v1/vms", vec!["get", "post"]),
+        ("/v1/vms/{vm}", vec!["get", "patch", "delete"]),
+        ("/v1/vms/{vm}/action", vec!["post"]),
+        ("/v1/vms/{vm}/console", vec!["get"]),
+        ("/v1/vms/{vm}/console/log", vec!["get"]),
+        ("/v1/vms/{vm}/adapters", vec!["post"]),
+        ("/v1/vms/{vm}/adapters/{adapter}", vec!["patch", "delete"]),
     ] {
         for verb in verbs {
             assert!(document["paths"][path][verb].is_object(), "{verb} {path}");

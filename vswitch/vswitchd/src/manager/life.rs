@@ -26,7 +26,7 @@ impl Manager {
         }
         let names: Vec<NetworkName> = self.networks.keys().cloned().collect();
         names.iter().for_each(|name| self.settle_addresses(name));
-        Ok(())
+        self.restore_vms()
     }
 
     fn restore_network(&mut self, saved: SavedNetwork) -> Result<(), Refusal> {
@@ -100,6 +100,7 @@ impl Manager {
     /// To be called every second or two: reads the workers' load, gives aged entries' places back, and opens again what
     /// is down.
     pub(crate) fn tick(&mut self) {
+        self.settle_vms();
         self.sampler.sample(&self.plant.switch.workers());
         self.plant.switch.sweep();
         let mut changed = Vec::new();
@@ -140,12 +141,15 @@ impl Network {
     }
 }
 
-/// An interface that failed is closed, to be opened anew. A vhost-user port sees to its peers itself.
+/// An interface that failed is closed, to be opened anew. vhost-user ports and adapters see to their peers themselves.
 fn close_if_failed(network: &NetworkName, port: &mut Port) {
     let Attachment::Open(backend) = &port.attachment else {
         return;
     };
-    if matches!(port.config.backend, PortBackend::VhostUser { .. }) {
+    if matches!(
+        port.config.backend,
+        PortBackend::VhostUser { .. } | PortBackend::Legacy { .. }
+    ) {
         return;
     }
     let reason = match (port.handle.fault(), backend.status()) {

@@ -2,32 +2,44 @@
 //!
 //! Calls block (sqlite, netlink, the workers' answers) and are made one at a time, off the threads that serve the API.
 
+mod adapters;
 mod fdb;
 mod life;
 mod networks;
 mod plant;
 mod ports;
 mod views;
+mod vm_life;
+mod vm_views;
+mod vms;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vswitch::api::{
-    ErrorCode, IfName, Link, Mtu, NetworkConfig, NetworkName, PortConfig, PortName, Refusal,
+    ErrorCode, IfName, Link, Mtu, NetworkConfig, NetworkName, PortConfig, PortName, Refusal, VmName,
 };
 use vswitch::control::{PortHandle, Switch};
 use vswitch::network::NetworkId;
 
 use crate::backend::{Backend, Host};
 use crate::store::{StaticKey, Store};
+use crate::vm::Seats;
 use plant::Plant;
 use views::Sampler;
+use vms::Vm;
+
+pub(crate) use vms::VmHost;
 
 /// The control side of the switch and its state on disk.
 pub(crate) struct Manager {
     plant: Plant,
     store: Store,
     networks: BTreeMap<NetworkName, Network>,
+    vm_host: VmHost,
+    vms: BTreeMap<VmName, Vm>,
+    /// vswitchd ends: VMs that run now are to run again.
+    stopping: bool,
     sampler: Sampler,
 }
 
@@ -62,11 +74,23 @@ enum Attachment {
 
 impl Manager {
     /// A manager with nothing in service yet; [`Manager::restore`] brings the stored state back.
-    pub(crate) fn new(switch: Switch, host: Box<dyn Host>, store: Store) -> Manager {
+    pub(crate) fn new(
+        switch: Switch,
+        host: Box<dyn Host>,
+        vm_host: VmHost,
+        store: Store,
+    ) -> Manager {
         Manager {
-            plant: Plant { switch, host },
+            plant: Plant {
+                switch,
+                host,
+                seats: Seats::default(),
+            },
             store,
             networks: BTreeMap::new(),
+            vm_host,
+            vms: BTreeMap::new(),
+            stopping: false,
             sampler: Sampler::default(),
         }
     }

@@ -25,7 +25,7 @@ impl Manager {
         }
         let ports = own_ports(&config, vlan)?;
         for port in &ports {
-            self.check_target(port.backend.target())?;
+            self.check_target(&port.backend.target())?;
         }
         let (uplink_mtu, note) = self.plan_host_change(&config)?;
         if let Some(note) = &note {

@@ -11,11 +11,13 @@ use vswitch::network::PortPolicy;
 use super::{Attachment, Network, Port, failed};
 use crate::backend::{Fate, Host, Open};
 use crate::store::StaticKey;
+use crate::vm::Seats;
 
 /// Where networks and ports are made.
 pub(super) struct Plant {
     pub(super) switch: Switch,
     pub(super) host: Box<dyn Host>,
+    pub(super) seats: Seats,
 }
 
 impl Plant {
@@ -102,7 +104,7 @@ impl Plant {
             .switch
             .add_port(policy(&config, mtu), None)
             .map_err(|error| failed(&what, error))?;
-        let link = config.link;
+        let link = config.shown_link();
         let mut port = Port {
             config,
             handle,
@@ -124,11 +126,15 @@ impl Plant {
         let what = Open {
             backend: &port.config.backend,
             mtu: network.mtu_of(&port.config),
-            link: port.config.link,
+            link: port.config.shown_link(),
             uplink: network.uplink(),
             port: port.handle.clone(),
         };
-        match self.host.open(&what) {
+        let opened = match port.config.backend.adapter() {
+            Some((vm, adapter)) => Ok(self.seats.open(vm, adapter, &what)),
+            None => self.host.open(&what),
+        };
+        match opened {
             Ok(backend) => {
                 info!(network = %network.config.name, port = %port.config.name, "port opened");
                 port.attachment = Attachment::Open(backend);
@@ -154,8 +160,8 @@ impl Plant {
             }
             port.mtu = mtu;
         }
-        if port.link != port.config.link {
-            let link = port.config.link;
+        let link = port.config.shown_link();
+        if port.link != link {
             if let Attachment::Open(backend) = &mut port.attachment {
                 backend.set_link(link).map_err(|error| {
                     failed(format_args!("cannot set link {link} of '{name}'"), error)

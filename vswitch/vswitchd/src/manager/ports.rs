@@ -1,10 +1,12 @@
 //! Ports: made, changed, moved and removed.
 
 use tracing::{error, info};
-use vswitch::api::{CreatePort, NetworkName, PatchPort, PortConfig, PortName, PortView, Refusal};
+use vswitch::api::{
+    CreatePort, Link, NetworkName, PatchPort, PortConfig, PortName, PortView, Refusal,
+};
 
 use super::plant::close_port;
-use super::{Manager, Port, no_network, no_port};
+use super::{Attachment, Manager, Port, no_network, no_port};
 use crate::backend::Fate;
 
 impl Manager {
@@ -15,9 +17,18 @@ impl Manager {
         request: CreatePort,
     ) -> Result<PortView, Refusal> {
         let config = request.check()?;
+        self.add_port(network, config)
+    }
+
+    /// Makes a port as it is configured.
+    pub(super) fn add_port(
+        &mut self,
+        network: &NetworkName,
+        config: PortConfig,
+    ) -> Result<PortView, Refusal> {
         let name = config.name.clone();
         self.check_port_name(network, &name)?;
-        self.check_target(config.backend.target())?;
+        self.check_target(&config.backend.target())?;
         let home = self
             .networks
             .get_mut(network)
@@ -47,6 +58,20 @@ impl Manager {
                 "port '{name}' comes and goes with network '{network}'; delete the network"
             )));
         }
+        if let Some((vm, adapter)) = port.config.backend.adapter() {
+            return Err(Refusal::conflict(format!(
+                "port '{name}' is adapter '{adapter}' of VM '{vm}'; disconnect or remove the adapter"
+            )));
+        }
+        self.remove_port(network, name)
+    }
+
+    /// Removes a port, whatever is behind it.
+    pub(super) fn remove_port(
+        &mut self,
+        network: &NetworkName,
+        name: &PortName,
+    ) -> Result<(), Refusal> {
         let change = self.store.change()?;
         change.delete_port(network, name)?;
         change.commit()?;
@@ -136,6 +161,7 @@ impl Manager {
             .remove(&name)
             .ok_or_else(|| no_port(from, &name))?;
         port.config = new;
+        pull_plug(&mut port);
         let target = self.networks.get(to).ok_or_else(|| no_network(to));
         let settled = target.and_then(|target| self.plant.settle(target, &mut port));
         let result = settled.and_then(|()| change.commit().map_err(Refusal::from));
@@ -158,12 +184,26 @@ impl Manager {
         result
     }
 
-    fn check_port_name(&self, network: &NetworkName, name: &PortName) -> Result<(), Refusal> {
+    pub(super) fn check_port_name(
+        &self,
+        network: &NetworkName,
+        name: &PortName,
+    ) -> Result<(), Refusal> {
         if self.network(network)?.ports.contains_key(name) {
             return Err(Refusal::conflict(format!(
                 "there is a port '{name}' in network '{network}' already; names are unique in a network"
             )));
         }
         Ok(())
+    }
+}
+
+/// Shows the guest of an adapter that it loses the network it was in; settling the port shows it the new one.
+fn pull_plug(port: &mut Port) {
+    let Attachment::Open(backend) = &mut port.attachment else {
+        return;
+    };
+    if port.config.backend.adapter().is_some() && backend.set_link(Link::Down).is_ok() {
+        port.link = Link::Down;
     }
 }

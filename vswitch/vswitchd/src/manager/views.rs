@@ -80,6 +80,7 @@ impl Manager {
                 .all_ports()
                 .map(|(network, port)| network.port_view(port))
                 .collect(),
+            vms: self.vms_at_a_glance(),
         }
     }
 

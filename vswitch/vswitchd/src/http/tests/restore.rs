@@ -127,7 +127,7 @@ fn a_database_of_a_newer_version_is_refused() {
     drop(Store::open(&path).unwrap());
     rusqlite::Connection::open(&path)
         .unwrap()
-        .pragma_update(None, "user_version", 2)
+        .pragma_update(None, "user_version", 3)
         .unwrap();
     let error = Store::open(&path).err().unwrap().to_string();
     assert!(

@@ -1,7 +1,8 @@
 //! The API driven in process: the real switch, manager and store, and a host that is only pretended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{bail, ensure};
@@ -12,14 +13,15 @@ use nix::unistd::Gid;
 use serde_json::Value;
 use tempfile::TempDir;
 use tower::ServiceExt;
-use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState};
+use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState, VmName};
 use vswitch::control::Switch;
 
 use super::super::access::Peer;
 use super::super::{Access, Shared, router};
 use crate::backend::{Backend, Fate, Host, Open};
-use crate::manager::Manager;
+use crate::manager::{Manager, VmHost};
 use crate::store::Store;
+use crate::vm::{Door, Files, Launcher, verbs};
 
 /// What the pretended host has.
 #[derive(Debug, Default, PartialEq, Eq, Clone)]
@@ -34,6 +36,8 @@ pub(super) struct World {
     pub(super) broken: BTreeSet<String>,
     /// Addresses cannot be moved.
     pub(super) addresses_stuck: bool,
+    /// Why there can be no VMs.
+    pub(super) no_kvm: Option<String>,
 }
 
 #[derive(Clone)]
@@ -75,7 +79,7 @@ impl Host for FakeHost {
     }
 
     fn open(&self, what: &Open<'_>) -> anyhow::Result<Box<dyn Backend>> {
-        let target = what.backend.target().to_owned();
+        let target = what.backend.target().into_owned();
         if let PortBackend::Uplink { interface } = what.backend {
             self.check_uplink(interface)?;
         }
@@ -188,7 +192,7 @@ impl Rig {
         );
         host.world().interfaces.insert("eth1".into(), Vec::new());
         let dir = tempfile::tempdir().unwrap();
-        let shared = start(&dir.path().join("state.db"), &host);
+        let shared = start(dir.path(), &host);
         Rig { dir, host, shared }
     }
 
@@ -196,6 +200,13 @@ impl Rig {
     pub(super) async fn restart(self, orderly: bool, between: impl FnOnce(&mut World)) -> Rig {
         let Rig { dir, host, shared } = self;
         if orderly {
+            shared
+                .blocking(|manager| {
+                    verbs::stop_all(manager);
+                    Ok(())
+                })
+                .await
+                .unwrap();
             shared
                 .with(|manager| {
                     manager.stop();
@@ -207,7 +218,7 @@ impl Rig {
         drop(shared);
         host.world().open.clear();
         between(&mut host.world());
-        let shared = start(&dir.path().join("state.db"), &host);
+        let shared = start(dir.path(), &host);
         shared.with(Manager::restore).await.unwrap();
         Rig { dir, host, shared }
     }
@@ -244,7 +255,8 @@ impl Rig {
     pub(super) fn rows(&self) -> i64 {
         let connection = rusqlite::Connection::open(self.path("state.db")).unwrap();
         let count = "SELECT (SELECT count(*) FROM network) + (SELECT count(*) FROM port) \
-                     + (SELECT count(*) FROM static_entry) + (SELECT count(*) FROM host_change)";
+                     + (SELECT count(*) FROM static_entry) + (SELECT count(*) FROM host_change) \
+                     + (SELECT count(*) FROM vm) + (SELECT count(*) FROM adapter)";
         connection.query_row(count, [], |row| row.get(0)).unwrap()
     }
 
@@ -315,11 +327,41 @@ impl Rig {
     }
 }
 
-fn start(database: &std::path::Path, host: &FakeHost) -> Shared {
+fn start(dir: &Path, host: &FakeHost) -> Shared {
     let switch = Switch::start(&[0]).unwrap();
+    let group = Gid::current();
+    let vm_host = VmHost {
+        launcher: Box::new(FakeLauncher(host.clone())),
+        door: Door::open(dir.join("attach.sock")).unwrap(),
+        files: Files::new(dir, dir, group, None, None).unwrap(),
+        macs: Some("52:00:00:00:00:00-52:00:00:00:00:07".parse().unwrap()),
+    };
     Shared::new(Manager::new(
         switch,
         Box::new(host.clone()),
-        Store::open(database).unwrap(),
+        vm_host,
+        Store::open(&dir.join("state.db")).unwrap(),
     ))
+}
+
+/// Starts this test program again, as what [`super::vms::fake_vmm`] does.
+struct FakeLauncher(FakeHost);
+
+impl Launcher for FakeLauncher {
+    fn check(&self) -> anyhow::Result<()> {
+        match &self.0.world().no_kvm {
+            None => Ok(()),
+            Some(why) => bail!("this host cannot run VMs: {why}"),
+        }
+    }
+
+    fn command(&self, name: &VmName, socket: &Path) -> anyhow::Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["--ignored", "--exact", "http::tests::vms::fake_vmm"])
+            .env("FAKE_VMM", name.as_str())
+            .env("FAKE_VMM_SOCKET", socket)
+            .stdout(Stdio::null());
+        Ok(command)
+    }
 }

@@ -1,4 +1,6 @@
-//! The state on disk: networks, ports, static entries, and what was changed on the host.
+//! The state on disk: networks, ports, static entries, VMs, and what was changed on the host.
+
+mod vms;
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +10,11 @@ use vswitch::api::{
     PortName, Refusal, StationMac,
 };
 
-/// The version of the schema, kept in `PRAGMA user_version`.
-const VERSION: i64 = 1;
-const SCHEMA: &str = include_str!("schema.sql");
+pub(crate) use vms::{SavedAdapter, SavedVm, StoredState};
+
+/// What each version of the schema adds. The version is kept in `PRAGMA user_version`.
+const SCHEMAS: [&str; 2] = [include_str!("schema1.sql"), include_str!("schema2.sql")];
+const VERSION: i64 = SCHEMAS.len() as i64;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -105,9 +109,11 @@ impl Store {
         connection
             .pragma_update(None, "foreign_keys", true)
             .map_err(failed)?;
-        if found == 0 {
+        if found < VERSION {
             let transaction = connection.transaction()?;
-            transaction.execute_batch(SCHEMA)?;
+            for schema in SCHEMAS.iter().skip(found.max(0) as usize) {
+                transaction.execute_batch(schema)?;
+            }
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
         }
@@ -276,7 +282,7 @@ impl Change<'_> {
                 network.as_str(),
                 config.name.as_str(),
                 backend,
-                config.backend.target(),
+                config.backend.target().as_ref(),
                 config.vlan.to_string(),
                 config.mac_guard.to_string(),
                 config.mtu.map(Mtu::get),

@@ -1,4 +1,4 @@
--- The store of vswitchd, version 1 (PRAGMA user_version).
+-- The store of vswitchd, version 1 (PRAGMA user_version): networks.
 CREATE TABLE network (
     name     TEXT PRIMARY KEY,
     type     TEXT NOT NULL CHECK (type IN ('external', 'internal', 'private')),

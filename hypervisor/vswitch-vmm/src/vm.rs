@@ -1,0 +1,317 @@
+//! The VM: waits for vswitchd, for the machine and for its consoles, and does what they ask for.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::UNIX_EPOCH;
+
+use anyhow::Context;
+use hypervisor::chipset::i440fx::HostBridge;
+use hypervisor::chipset::rtc::Rtc;
+use hypervisor::chipset::serial::ComPort;
+use hypervisor::device::Effects;
+use hypervisor::pc::{self, Pc};
+use hypervisor::sandbox::{self, Thread};
+use hypervisor::{Event, Machine, Phase};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use vswitch::attach::message::{Command, Ended, FileRole, Region, RunState, Status, shortened};
+use vswitch::attach::{FromVmm, ToVmm};
+
+use crate::attached::Attached;
+use crate::build;
+use crate::console::{Consoles, Outbox};
+use crate::nic::{Nic, Shared};
+
+/// How often vswitchd is looked for, where it is not there.
+const RETRY: Timespec = millis(200);
+/// How often a guest is offered what it had no room for.
+const OFFER: Timespec = millis(10);
+
+const fn millis(millis: i64) -> Timespec {
+    Timespec {
+        tv_sec: 0,
+        tv_nsec: millis * 1_000_000,
+    }
+}
+
+struct Vm {
+    attached: Attached,
+    machine: Machine,
+    adapters: Vec<Shared>,
+    consoles: Consoles,
+    /// The machine goes on from a saved state, and has not been started yet.
+    restored: bool,
+}
+
+/// Runs the VM until it has ended.
+pub(crate) fn run(mut attached: Attached) -> anyhow::Result<()> {
+    match make(&mut attached) {
+        Ok((machine, adapters, consoles, restored)) => {
+            let mut vm = Vm {
+                attached,
+                machine,
+                adapters,
+                consoles,
+                restored,
+            };
+            vm.announce();
+            vm.serve();
+            Ok(())
+        }
+        Err(error) => {
+            let reason = shortened(&format!("{error:#}"));
+            attached.send(&FromVmm::Ended(Ended::Failed { reason }), &[]);
+            Err(error)
+        }
+    }
+}
+
+type Made = (Machine, Vec<Shared>, Consoles, bool);
+
+fn make(attached: &mut Attached) -> anyhow::Result<Made> {
+    let (configure, mut files) = attached.configuration()?;
+    let outbox = Outbox::new()?;
+    let (machine, adapters) =
+        build::machine(attached.name(), &configure, &mut files, outbox.clone())?;
+    let sockets = [FileRole::Com1, FileRole::Com2].map(|role| files.remove(&role));
+    let consoles = Consoles::new(outbox, sockets, files.remove(&FileRole::ConsoleLog));
+    let saved = files.remove(&FileRole::Saved);
+    let restored = saved.is_some();
+    if let Some(saved) = saved {
+        machine
+            .restore(BufReader::new(File::from(saved)))
+            .context("the saved state cannot be used")?;
+        for (index, adapter) in configure.adapters.iter().enumerate() {
+            // Its cable may have been pulled out, or plugged in, since it was saved.
+            with_nic(&machine, index, |nic, _| nic.set_link(adapter.link));
+        }
+    }
+    // Nothing is opened from now on. The threads of the machine are confined already.
+    sandbox::confine(Thread::Control)?;
+    Ok((machine, adapters, consoles, restored))
+}
+
+impl Vm {
+    /// Tells vswitchd what there is. Its adapters are served from now on, until it says otherwise.
+    fn announce(&mut self) {
+        for adapter in 0..self.adapters.len() {
+            self.with_nic(adapter, |nic, effects| nic.set_served(true, effects));
+        }
+        let memory = self.machine.memory();
+        let regions = memory.ranges().iter().map(|range| Region {
+            guest: range.guest_addr,
+            len: range.len,
+            offset: range.fd_offset,
+        });
+        let ready = FromVmm::Ready {
+            regions: regions.collect(),
+            adapters: self.adapters.len(),
+            state: self.state(),
+        };
+        let mut fds = vec![memory.fd().as_fd()];
+        for adapter in &self.adapters {
+            fds.extend([
+                adapter.page.as_fd(),
+                adapter.kick.as_fd(),
+                adapter.interrupt.as_fd(),
+            ]);
+        }
+        self.attached.send(&ready, &fds);
+    }
+
+    fn state(&self) -> RunState {
+        match self.machine.phase() {
+            Phase::Created => RunState::Ready,
+            Phase::Paused if self.restored => RunState::Ready,
+            Phase::Running => RunState::Running,
+            Phase::Paused | Phase::Off | Phase::Crashed => RunState::Paused,
+        }
+    }
+
+    /// Until the machine ends, or never ran and vswitchd has gone.
+    fn serve(&mut self) {
+        let mut typed = false;
+        loop {
+            if self.attached.fd().is_none() && !self.return_home() {
+                return;
+            }
+            self.wait(typed);
+            while let Some((message, fds)) = self.attached.next() {
+                self.obey(message, fds);
+            }
+            if let Some(ended) = self.take_events() {
+                self.consoles.spread();
+                self.attached.send(&FromVmm::Ended(ended), &[]);
+                return;
+            }
+            let machine = &self.machine;
+            typed = self.consoles.type_in(|port, bytes| {
+                let name = if port == 0 { pc::COM1 } else { pc::COM2 };
+                machine
+                    .with(name, |com: &mut ComPort, effects| com.input(bytes, effects))
+                    .unwrap_or(bytes.len())
+            });
+        }
+    }
+
+    /// Looks for vswitchd. False if there is nothing to come back with.
+    fn return_home(&mut self) -> bool {
+        if self.state() == RunState::Ready || self.attached.is_orphan() {
+            return false;
+        }
+        // vswitchd has gone, and its workers with it.
+        for adapter in 0..self.adapters.len() {
+            self.with_nic(adapter, |nic, effects| nic.set_served(false, effects));
+        }
+        if self.attached.again() {
+            self.announce();
+        }
+        true
+    }
+
+    fn wait(&mut self, typed: bool) {
+        let limit = match (typed, self.attached.fd()) {
+            (true, _) => Some(&OFFER),
+            (false, None) => Some(&RETRY),
+            (false, Some(_)) => None,
+        };
+        let mut which = Vec::new();
+        let mut fds = vec![PollFd::new(self.machine.event_fd(), PollFlags::IN)];
+        self.consoles.each_fd(|name, fd, flags| {
+            which.push(name);
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        });
+        if let Some(fd) = self.attached.fd() {
+            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        }
+        match poll(&mut fds, limit) {
+            Ok(_) | Err(Errno::INTR) => {}
+            // What is waited for is open: this is never refused.
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(200)),
+        }
+        let fired: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let consoles = which.into_iter().zip(fired.into_iter().skip(1));
+        let ready: Vec<_> = consoles
+            .filter_map(|(name, fired)| fired.then_some(name))
+            .collect();
+        self.consoles.ready(&ready);
+    }
+
+    fn take_events(&mut self) -> Option<Ended> {
+        for event in self.machine.events() {
+            match event {
+                Event::Reset => self.attached.send(&FromVmm::WasReset {}, &[]),
+                Event::PoweredOff => return Some(Ended::PoweredOff {}),
+                Event::Crashed(reason) => {
+                    return Some(Ended::Failed {
+                        reason: shortened(&format!("the guest cannot go on: {reason}")),
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    fn obey(&mut self, message: ToVmm, fds: Vec<OwnedFd>) {
+        let ToVmm::Command { id, command } = message else {
+            tracing::error!("vswitchd says what it may not say to a machine that is made");
+            return;
+        };
+        let done = self.carry_out(command, fds);
+        let status = (command == Command::Status).then(|| self.status());
+        let error = done.err().map(|error| shortened(&format!("{error:#}")));
+        self.attached
+            .send(&FromVmm::Reply { id, error, status }, &[]);
+    }
+
+    fn carry_out(&mut self, command: Command, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
+        match command {
+            Command::Start if self.restored => {
+                set_clock(&self.machine);
+                self.machine.resume()?;
+                self.restored = false;
+            }
+            Command::Start => self.machine.start()?,
+            Command::Pause => self.machine.pause()?,
+            Command::Resume => {
+                set_clock(&self.machine);
+                self.machine.resume()?;
+            }
+            Command::Reset => {
+                self.machine.reset()?;
+                self.attached.send(&FromVmm::WasReset {}, &[]);
+            }
+            Command::PowerButton => {
+                let press = |bridge: &mut HostBridge, effects: &mut Effects| {
+                    bridge.press_power_button(effects);
+                };
+                self.machine.with(pc::PCI, press);
+            }
+            Command::Save => {
+                let file = fds.into_iter().next().context("no file to save to")?;
+                let mut file = BufWriter::new(File::from(file));
+                self.machine.save(&mut file)?;
+                file.flush().context("cannot write the saved state")?;
+            }
+            Command::Link { adapter, up } => {
+                self.with_nic(adapter, |nic, _| nic.set_link(up));
+            }
+            Command::Served { adapter, served } => {
+                self.with_nic(adapter, |nic, effects| nic.set_served(served, effects));
+            }
+            Command::Status => {}
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        let exits = self.machine.exits();
+        let kinds = [
+            ("pio", exits.port_reads + exits.port_writes),
+            ("mmio", exits.memory_reads + exits.memory_writes),
+            ("interrupted", exits.interrupted),
+            ("emulated", exits.emulated),
+            // KVM handles these itself.
+            ("msr", 0),
+            ("hlt", 0),
+        ];
+        let driver = |adapter| self.with_nic(adapter, Nic::has_driver).unwrap_or_default();
+        Status {
+            state: self.state(),
+            exits: BTreeMap::from(kinds.map(|(kind, count)| (kind.to_owned(), count))),
+            drivers: (0..self.adapters.len()).map(driver).collect(),
+        }
+    }
+
+    fn with_nic<T>(
+        &self,
+        adapter: usize,
+        call: impl FnOnce(&mut Nic, &mut Effects) -> T,
+    ) -> Option<T> {
+        with_nic(&self.machine, adapter, call)
+    }
+}
+
+fn with_nic<T>(
+    machine: &Machine,
+    adapter: usize,
+    call: impl FnOnce(&mut Nic, &mut Effects) -> T,
+) -> Option<T> {
+    let address = Pc::adapter_address(u8::try_from(adapter).ok()?);
+    machine
+        .with(pc::PCI, |bridge: &mut HostBridge, effects| {
+            bridge.with_device(address, effects, call)
+        })
+        .flatten()
+}
+
+/// Puts the guest's clock right after it stood still.
+fn set_clock(machine: &Machine) {
+    let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+    let nanos = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+    machine.with(pc::RTC, |clock: &mut Rtc, effects| {
+        clock.set_time(nanos, effects);
+    });
+}

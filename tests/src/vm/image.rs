@@ -1,0 +1,125 @@
+//! What virtual machines of ours boot in tests: a Linux kernel with its own drivers for the emulated NICs, an initrd
+//! that takes commands on the console, and a boot ROM with iPXE.
+//!
+//! All of it is made on this machine from Debian packages that are downloaded and unpacked, not installed, and kept
+//! below the cache by a hash of what went into it.
+
+mod kernel;
+mod rom;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::guest::{image as debian, newc::Newc};
+
+pub use rom::NicId;
+
+const INIT: &str = include_str!("../../guests/init");
+
+/// Where the files are.
+#[derive(Clone, Debug)]
+pub struct VmImage {
+    /// The kernel as ELF file: it starts without unpacking itself.
+    pub kernel: PathBuf,
+    /// The same kernel as bzImage, for loaders that want one.
+    pub network_kernel: PathBuf,
+    /// The initrd, an uncompressed cpio archive.
+    pub initrd: PathBuf,
+    /// The boot ROM for the legacy adapter.
+    pub rom: PathBuf,
+    /// The same for the Tulip that QEMU emulates.
+    pub qemu_rom: PathBuf,
+}
+
+/// The files below `cache`, made where they are not there yet or what they are made of has changed. The kernel takes
+/// some minutes.
+///
+/// # Errors
+/// When a package cannot be had, a program is missing or the kernel does not build; the error says which.
+pub fn ensure(cache: &Path) -> Result<VmImage> {
+    fs::create_dir_all(cache)?;
+    let kernel = kernel::ensure(cache)?;
+    let ipxe = rom::unpack(cache)?;
+    Ok(VmImage {
+        network_kernel: kernel.join("bzImage"),
+        kernel: kernel.join("vmlinux"),
+        initrd: keep(cache, "vm-initrd", &initrd()?)?,
+        rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::LEGACY)?)?,
+        qemu_rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::QEMU)?)?,
+    })
+}
+
+/// Whether all that [`ensure`] makes is below `cache`, as far as that can be said without making it.
+#[must_use]
+pub fn is_there(cache: &Path) -> bool {
+    kernel::folder(cache).is_ok_and(|folder| folder.is_dir())
+}
+
+/// Cargo's target folder for programs that are linked statically.
+#[must_use]
+pub fn static_programs(cache: &Path) -> PathBuf {
+    cache.join("static")
+}
+
+/// The program that guests get by HTTP, `vswitch-guest`.
+///
+/// # Errors
+/// When it has not been built; the error says how to build it.
+pub fn guest_program() -> Result<PathBuf> {
+    let path = static_programs(&crate::paths::guests()).join("release/vswitch-guest");
+    ensure!(
+        path.is_file(),
+        "no {}: run `cargo xtask setup`",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The files of this process: what they are made of is looked up once.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn shared() -> Result<&'static VmImage> {
+    static IMAGE: std::sync::OnceLock<VmImage> = std::sync::OnceLock::new();
+    if let Some(image) = IMAGE.get() {
+        return Ok(image);
+    }
+    let image = ensure(&crate::paths::guests())?;
+    Ok(IMAGE.get_or_init(|| image))
+}
+
+fn initrd() -> Result<Vec<u8>> {
+    let mut archive = Newc::default();
+    for folder in ["dev", "proc", "sys", "tmp"] {
+        archive.folder(folder);
+    }
+    archive.file("init", INIT.as_bytes());
+    // Its shell runs its other programs without links to them.
+    archive.file("bin/busybox", &fs::read(debian::static_busybox()?)?);
+    Ok(archive.finish())
+}
+
+/// Keeps `bytes` below `cache` in a file named by their hash.
+fn keep(cache: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = cache.join(format!("{name}-{}", digest(&[bytes])));
+    if !path.exists() {
+        debian::write_whole(&path, bytes)?;
+    }
+    Ok(path)
+}
+
+/// 16 hexadecimal digits that stand for `parts`.
+fn digest(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    let hex = format!("{:x}", hash.finalize());
+    hex.get(..16).unwrap_or(&hex).to_owned()
+}

@@ -1,0 +1,105 @@
+//! The boot ROM: Debian's iPXE with a little code before it that firmware takes for an option ROM.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{cmd, deb};
+
+const PACKAGE: &str = "ipxe";
+const LOADER: &str = include_str!("../../../guests/option-rom.s");
+/// Where iPXE starts in the ROM.
+const IMAGE: usize = 4096;
+const SECTOR: usize = 512;
+/// Where the Linux boot protocol has the number of sectors of an image's first part, not counting its boot sector.
+const SETUP_SECTORS: usize = 0x1f1;
+/// Where an option ROM has its length in sectors.
+const LENGTH: usize = 2;
+
+/// The PCI vendor and device of a NIC. Firmware runs a ROM only if they agree with it.
+#[derive(Clone, Copy, Debug)]
+pub struct NicId {
+    vendor: u16,
+    device: u16,
+}
+
+impl NicId {
+    /// The legacy adapter, a DEC 21140.
+    pub const LEGACY: Self = Self {
+        vendor: 0x1011,
+        device: 0x0009,
+    };
+    /// QEMU's device `tulip`, a DEC 21143.
+    pub const QEMU: Self = Self {
+        vendor: 0x1011,
+        device: 0x0019,
+    };
+}
+
+/// iPXE with all drivers, in the form of a Linux kernel.
+pub(super) fn unpack(cache: &Path) -> Result<PathBuf> {
+    let folder = cache.join(format!("{PACKAGE}-{}", deb::version(PACKAGE)?));
+    deb::unpack(PACKAGE, &folder)?;
+    Ok(folder.join("boot/ipxe.lkrn"))
+}
+
+/// A ROM for NICs of `id`.
+pub(super) fn build(ipxe: &Path, id: NicId) -> Result<Vec<u8>> {
+    let image = fs::read(ipxe).with_context(|| format!("reading {}", ipxe.display()))?;
+    let sectors = image
+        .get(SETUP_SECTORS)
+        .context("iPXE without a boot sector")?;
+    let setup = (usize::from(*sectors) + 1) * SECTOR;
+    ensure!(setup < image.len(), "iPXE that ends in its boot sectors");
+    let mut rom = assemble(&[
+        ("VENDOR", id.vendor.into()),
+        ("DEVICE", id.device.into()),
+        ("IMAGE", IMAGE),
+        ("SETUP_BYTES", setup),
+        ("KERNEL_BYTES", image.len() - setup),
+    ])?;
+    let length = usize::from(*rom.get(LENGTH).context("an empty ROM")?) * SECTOR;
+    ensure!(
+        rom.len() == length && length < IMAGE,
+        "a ROM of {} bytes",
+        rom.len()
+    );
+    // The bytes that firmware copies add up to zero.
+    let sum = rom.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    if let Some(last) = rom.last_mut() {
+        *last = sum.wrapping_neg();
+    }
+    rom.resize(IMAGE, 0);
+    rom.extend(image);
+    // A BAR's size is a power of two.
+    rom.resize(rom.len().next_power_of_two(), 0);
+    Ok(rom)
+}
+
+fn assemble(symbols: &[(&str, usize)]) -> Result<Vec<u8>> {
+    let work = tempfile::tempdir()?;
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let (source, object, binary) = (path("rom.s"), path("rom.o"), path("rom"));
+    fs::write(&source, LOADER)?;
+    let mut argv: Vec<String> = ["as", "--32", "-o", &object, &source]
+        .map(str::to_owned)
+        .into();
+    for (name, value) in symbols {
+        argv.extend(["--defsym".to_owned(), format!("{name}={value}")]);
+    }
+    cmd::run(&argv.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let link = [
+        "ld",
+        "-m",
+        "elf_i386",
+        "-Ttext=0",
+        "-e",
+        "0",
+        "--oformat=binary",
+    ];
+    cmd::run(&[&link[..], &["-o", &binary, &object]].concat())?;
+    fs::read(&binary).context("reading the ROM's code")
+}

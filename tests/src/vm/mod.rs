@@ -1,0 +1,16 @@
+//! Virtual machines of ours, as tests and the demonstration use them.
+
+pub mod console;
+pub mod image;
+pub mod netboot;
+pub mod ours;
+pub mod qemu;
+
+pub use console::Console;
+pub use netboot::Netboot;
+pub use qemu::QemuTulip;
+
+/// The guest kernel's parameters. Where KVM emulates ring 0 it lacks the instructions that are switched off, and copies
+/// byte by byte what `erms` and `fsrm` would have copied in one instruction.
+pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1 noxsave clearcpuid=popcnt,smap,erms,fsrm tsc=reliable \
+     no_timer_check rodata=off retain_initrd quiet";

@@ -1,0 +1,130 @@
+//! Virtual machines under our own monitor, driven by vswitchctl.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{COMMAND_LINE, Console, image};
+use crate::{Lab, cmd};
+
+/// How long a guest may take from its start until it takes commands. Ten seconds are usual where KVM emulates ring 0.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// The same for one that boots from the network: iPXE takes half a minute there to unpack itself.
+pub const NETWORK_BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// How long a machine may take to get into a state.
+pub const STATE_LIMIT: Duration = Duration::from_secs(20);
+
+impl Lab {
+    /// Creates a machine that starts the test kernel by itself. `adapters` are arguments of `--legacy`, as
+    /// `net=lab`; `parameters` are added to the kernel's.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_vm(&self, name: &str, adapters: &[&str], parameters: &str) -> Result<()> {
+        let image = image::shared()?;
+        let kernel = format!("kernel:{}", image.kernel.display());
+        let initrd = image.initrd.display().to_string();
+        let line = format!("{COMMAND_LINE} {parameters}");
+        let boot = ["--boot", &kernel, "--initrd", &initrd, "--cmdline", &line];
+        self.create_vm_with(name, adapters, &boot)
+    }
+
+    /// Creates a machine that boots from the network by its first adapter.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_network_vm(&self, name: &str, adapters: &[&str]) -> Result<()> {
+        let rom = image::shared()?.rom.display().to_string();
+        self.create_vm_with(name, adapters, &["--boot", "network", "--boot-rom", &rom])
+    }
+
+    fn create_vm_with(&self, name: &str, adapters: &[&str], boot: &[&str]) -> Result<()> {
+        let mut words = vec!["vm", "create", name, "--memory", "64M"];
+        words.extend(boot);
+        for adapter in adapters {
+            words.extend(["--legacy", adapter]);
+        }
+        self.daemon.ctl_words(&words).map(drop)
+    }
+
+    /// Starts a machine and connects with its console.
+    ///
+    /// # Errors
+    /// When it is refused; the error holds what vswitchd logged.
+    pub fn start_vm(&self, name: &str) -> Result<Console> {
+        self.ctl(&format!("vm start {name}"))
+            .and_then(|_| self.console(name))
+            .with_context(|| format!("vswitchd said: {}", self.daemon.log()))
+    }
+
+    /// Connects with the first serial port of a machine that is started.
+    ///
+    /// # Errors
+    /// When it has none within 10 s.
+    pub fn console(&self, name: &str) -> Result<Console> {
+        Console::connect(&self.daemon.run_dir().join(format!("vm/{name}.com1.sock")))
+    }
+
+    /// What `vm show` says.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn vm(&self, name: &str) -> Result<Value> {
+        self.ctl(&format!("vm show {name}"))
+    }
+
+    /// The state of a machine: `off`, `running`, …
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn vm_state(&self, name: &str) -> Result<String> {
+        let shown = self.vm(name)?;
+        let state = shown.get("state").and_then(Value::as_str);
+        Ok(state
+            .with_context(|| format!("no state in {shown}"))?
+            .to_owned())
+    }
+
+    /// Waits until a machine is in `state`.
+    ///
+    /// # Errors
+    /// When it is not within 20 s.
+    pub fn wait_vm(&self, name: &str, state: &str) -> Result<()> {
+        cmd::wait_until(&format!("{name} to be {state}"), STATE_LIMIT, || {
+            Ok(self.vm_state(name)? == state)
+        })
+        .with_context(|| format!("vswitchd said: {}", self.daemon.log()))
+    }
+
+    /// How often a machine left guest code for each reason, and the sum.
+    ///
+    /// # Errors
+    /// When `vm show` does not say.
+    pub fn vm_exits(&self, name: &str) -> Result<(Vec<(String, u64)>, u64)> {
+        let shown = self.vm(name)?;
+        let exits = shown.get("exits").and_then(Value::as_object);
+        let exits: Vec<(String, u64)> = exits
+            .with_context(|| format!("no exits in {shown}"))?
+            .iter()
+            .filter_map(|(kind, count)| Some((kind.clone(), count.as_u64()?)))
+            .collect();
+        ensure!(!exits.is_empty(), "no exits counted in {shown}");
+        let sum = exits.iter().map(|(_, count)| count).sum();
+        Ok((exits, sum))
+    }
+}
+
+/// The `ip=` parameter that gives an interface of a guest its address before there is an init.
+#[must_use]
+pub fn ip_parameter(ip: &str, ifname: &str) -> String {
+    format!("ip={ip}:::255.255.255.0::{ifname}:off")
+}
+
+/// How often a test repeats what it usually repeats `count` times: `VSWITCH_REPEAT` in the environment multiplies it.
+#[must_use]
+pub fn repeat(count: u32) -> u32 {
+    let times = std::env::var("VSWITCH_REPEAT").ok();
+    let times = times.and_then(|times| times.parse().ok()).unwrap_or(1);
+    count.saturating_mul(times)
+}

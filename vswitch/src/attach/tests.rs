@@ -1,0 +1,257 @@
+//! What goes over the socket and what does not.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+
+use super::message::*;
+use super::*;
+
+const LIMIT: Timespec = Timespec {
+    tv_sec: 2,
+    tv_nsec: 0,
+};
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+
+fn configure() -> Configure {
+    Configure {
+        memory: 64 << 20,
+        cpus: 2,
+        cmdline: "console=ttyS0".into(),
+        uuid: [7; 16],
+        adapters: vec![AdapterConfig {
+            name: "legacy0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            link: true,
+        }],
+        files: vec![FileRole::Kernel, FileRole::Com1],
+    }
+}
+
+fn event() -> std::os::fd::OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+fn send_bytes(to: &Connection, bytes: &[u8]) {
+    let slices = [std::io::IoSlice::new(bytes)];
+    sendmsg(
+        to,
+        &slices,
+        &mut SendAncillaryBuffer::default(),
+        SendFlags::NOSIGNAL,
+    )
+    .unwrap();
+}
+
+#[test]
+fn messages_arrive_with_their_files_in_order() {
+    let (a, b) = Connection::pair().unwrap();
+    let (first, second) = (event(), event());
+    let sent = ToVmm::Configure(configure());
+    a.send(&sent, &[first.as_fd(), second.as_fd()], LIMIT)
+        .unwrap();
+    rustix::io::write(&second, &5u64.to_ne_bytes()).unwrap();
+    let (received, fds) = b.receive::<ToVmm>(LIMIT).unwrap();
+    assert_eq!(received, sent);
+    let mut value = [0; 8];
+    rustix::io::read(&fds[1], &mut value).unwrap();
+    assert_eq!(u64::from_ne_bytes(value), 5);
+    assert!(rustix::io::read(&fds[0], &mut value).is_err());
+    let reply = FromVmm::Reply {
+        id: 3,
+        error: None,
+        status: Some(Status {
+            state: RunState::Paused,
+            exits: [("pio".to_owned(), 4)].into(),
+            drivers: vec![true],
+        }),
+    };
+    b.send(&reply, &[], LIMIT).unwrap();
+    assert_eq!(a.receive::<FromVmm>(LIMIT).unwrap().0, reply);
+}
+
+#[test]
+fn a_peer_that_is_gone_or_silent_is_named() {
+    let (a, b) = Connection::pair().unwrap();
+    assert!(matches!(
+        a.receive::<FromVmm>(AT_ONCE),
+        Err(AttachError::Late)
+    ));
+    assert!(a.try_receive::<FromVmm>().unwrap().is_none());
+    // A peer that reads nothing is not waited for.
+    let full = loop {
+        if let Err(error) = a.send(&ToVmm::Adopt {}, &[], AT_ONCE) {
+            break error;
+        }
+    };
+    assert!(matches!(full, AttachError::Late), "{full:?}");
+    drop(b);
+    assert!(matches!(
+        a.receive::<FromVmm>(LIMIT),
+        Err(AttachError::Closed)
+    ));
+    assert!(matches!(
+        a.send(&ToVmm::Adopt {}, &[], LIMIT),
+        Err(AttachError::Closed)
+    ));
+}
+
+#[test]
+fn what_is_no_message_is_refused() {
+    for bytes in [
+        &b"x"[..],
+        b"{}",
+        b"[]",
+        b"\0",
+        b"{\"hello\":{}}",
+        b"{\"hello\":{\"version\":1,\"name\":\"a\",\"running\":false,\"x\":1}}",
+        b"{\"hello\":{\"version\":-1,\"name\":\"a\",\"running\":false}}",
+        b"{\"was_reset\":{}} {}",
+        b"\"ended\"",
+    ] {
+        let (a, b) = Connection::pair().unwrap();
+        send_bytes(&a, bytes);
+        let shown = String::from_utf8_lossy(bytes);
+        match b.try_receive::<FromVmm>() {
+            Err(AttachError::Json(_)) => {}
+            other => panic!("{shown}: {other:?}"),
+        }
+    }
+    let (a, b) = Connection::pair().unwrap();
+    send_bytes(&a, &vec![b' '; MAX_MESSAGE + 1]);
+    assert!(matches!(
+        b.try_receive::<FromVmm>(),
+        Err(AttachError::TooLong)
+    ));
+    // An empty packet looks as the end does.
+    send_bytes(&a, b"");
+    assert!(matches!(
+        b.try_receive::<FromVmm>(),
+        Err(AttachError::Closed)
+    ));
+}
+
+#[test]
+fn deep_nesting_does_not_exhaust_the_stack() {
+    let (a, b) = Connection::pair().unwrap();
+    send_bytes(&a, &vec![b'['; MAX_MESSAGE]);
+    assert!(matches!(
+        b.try_receive::<FromVmm>(),
+        Err(AttachError::Json(_))
+    ));
+}
+
+fn why(message: &impl Checked, fds: usize) -> String {
+    message.check(fds).unwrap_err().to_string()
+}
+
+#[test]
+fn fields_out_of_bounds_are_refused_by_name() {
+    assert!(ToVmm::Configure(configure()).check(2).is_ok());
+    let with = |change: fn(&mut Configure)| {
+        let mut configure = configure();
+        change(&mut configure);
+        ToVmm::Configure(configure)
+    };
+    assert_eq!(
+        why(&with(|c| c.cpus = 65), 2),
+        "number of processors is 65; allowed: 1 to 64"
+    );
+    assert!(why(&with(|c| c.cmdline = "x".repeat(2048)), 2).contains("command line is 2048"));
+    assert!(why(&with(|c| c.files.push(FileRole::Kernel)), 3).contains("each once"));
+    assert!(why(&with(|c| c.adapters = vec![c.adapters[0].clone(); 13]), 2).contains("at most 12"));
+    assert!(why(&with(|_| {}), 1).contains("file descriptors is 1; allowed: 2"));
+    let save = ToVmm::Command {
+        id: 1,
+        command: Command::Save,
+    };
+    assert!(save.check(1).is_ok() && save.check(0).is_err());
+    let ready = |regions, adapters| FromVmm::Ready {
+        regions: vec![
+            Region {
+                guest: 0,
+                len: 1,
+                offset: 0
+            };
+            regions
+        ],
+        adapters,
+        state: RunState::Ready,
+    };
+    assert!(ready(2, 4).check(13).is_ok());
+    assert!(why(&ready(9, 0), 1).contains("number of regions is 9"));
+    assert!(why(&ready(1, usize::MAX), 1).contains("number of adapters"));
+    assert!(why(&ready(1, 1), 1).contains("file descriptors is 1; allowed: 4"));
+    let ended = |reason: String| FromVmm::Ended(Ended::Failed { reason });
+    let long = "é".repeat(MAX_TEXT + 1);
+    assert!(ended(long.clone()).check(0).is_err());
+    assert!(ended(shortened(&long)).check(0).is_ok());
+}
+
+#[test]
+fn files_that_were_not_asked_for_are_closed() {
+    let (a, b) = Connection::pair().unwrap();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [writer.as_fd()];
+    ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
+    let bytes = serde_json::to_vec(&FromVmm::WasReset {}).unwrap();
+    let slices = [std::io::IoSlice::new(&bytes)];
+    sendmsg(&a, &slices, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    assert!(matches!(
+        b.try_receive::<FromVmm>(),
+        Err(AttachError::Invalid(_))
+    ));
+    drop(writer);
+    // The last writer has gone: the end of the pipe is read.
+    assert_eq!(rustix::io::read(&reader, &mut [0u8; 1]).unwrap(), 0);
+}
+
+#[test]
+fn more_files_than_a_message_has_are_refused() {
+    let (a, b) = Connection::pair().unwrap();
+    let file = event();
+    let many: Vec<BorrowedFd<'_>> = std::iter::repeat_n(file.as_fd(), MAX_FDS + 1).collect();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(&many));
+    let bytes = serde_json::to_vec(&FromVmm::WasReset {}).unwrap();
+    let slices = [std::io::IoSlice::new(&bytes)];
+    sendmsg(&a, &slices, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    assert!(b.try_receive::<FromVmm>().is_err());
+}
+
+#[test]
+fn only_the_owner_may_connect_and_the_peer_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("attach.sock");
+    std::mem::forget(Listener::bind(&path).unwrap());
+    // As after SIGKILL: the file is there.
+    let listener = Listener::bind(&path).unwrap();
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(listener.accept().unwrap().is_none());
+    let client = Connection::dial(&path).unwrap();
+    let server = listener.accept().unwrap().unwrap();
+    assert_eq!(server.peer_pid().unwrap(), std::process::id() as i32);
+    client
+        .send(
+            &FromVmm::Hello {
+                version: VERSION,
+                name: "vm".into(),
+                running: false,
+            },
+            &[],
+            LIMIT,
+        )
+        .unwrap();
+    assert!(server.receive::<FromVmm>(LIMIT).is_ok());
+    drop(listener);
+    assert!(!path.exists());
+    assert!(Connection::dial(&path).is_err());
+}

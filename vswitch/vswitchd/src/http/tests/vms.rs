@@ -1,0 +1,827 @@
+//! VMs through the API, with processes that only speak the protocol.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use serde_json::{Value, json};
+use vswitch::attach::message::{Command, FileRole, Region, RunState, Status};
+use vswitch::attach::{AttachError, Connection, FromVmm, ToVmm, VERSION};
+
+use super::lab;
+use super::rig::Rig;
+
+const VMS: &str = "/v1/vms";
+
+/// What follows is run in a process of its own: a VM that does nothing but answer.
+#[test]
+#[ignore = "is the process of a VM in other tests"]
+fn fake_vmm() {
+    let name = std::env::var("FAKE_VMM").unwrap();
+    let socket = std::env::var("FAKE_VMM_SOCKET").unwrap();
+    let mut fake = Fake::default();
+    // Nobody is left behind by a test that fails.
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while std::time::Instant::now() < deadline {
+        if let Ok(connection) = Connection::dial(Path::new(&socket)) {
+            fake.serve(&connection, &name);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[derive(Default)]
+struct Fake {
+    state: Option<RunState>,
+    adapters: usize,
+    links: Vec<bool>,
+}
+
+const LIMIT: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
+
+impl Fake {
+    /// Until the connection ends.
+    fn serve(&mut self, connection: &Connection, name: &str) {
+        let hello = FromVmm::Hello {
+            version: VERSION,
+            name: name.to_owned(),
+            running: self.state.is_some(),
+        };
+        let _ = connection.send(&hello, &[], LIMIT);
+        loop {
+            match connection.receive::<ToVmm>(LIMIT) {
+                Ok((message, fds)) => self.take(connection, message, fds),
+                Err(AttachError::Closed) => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn take(&mut self, connection: &Connection, message: ToVmm, mut fds: Vec<OwnedFd>) {
+        match message {
+            ToVmm::Configure(configure) => {
+                self.state = Some(RunState::Ready);
+                self.adapters = configure.adapters.len();
+                self.links = configure.adapters.iter().map(|a| a.link).collect();
+                if configure.cmdline.contains("die") {
+                    panic!("as the command line says");
+                }
+                if let Some(at) = configure.files.iter().position(|r| *r == FileRole::Saved) {
+                    let saved = std::io::read_to_string(std::fs::File::from(fds.remove(at)));
+                    assert_eq!(saved.unwrap(), "all of it");
+                }
+                self.ready(connection);
+            }
+            ToVmm::Adopt {} => self.ready(connection),
+            ToVmm::Command { id, command } => {
+                let mut status = None;
+                match command {
+                    Command::Start | Command::Resume => self.state = Some(RunState::Running),
+                    Command::Pause => self.state = Some(RunState::Paused),
+                    Command::Save => {
+                        let mut file = std::fs::File::from(fds.remove(0));
+                        std::io::Write::write_all(&mut file, b"all of it").unwrap();
+                    }
+                    Command::Link { adapter, up } => self.links[adapter] = up,
+                    Command::Status => {
+                        let links = self.links.iter().enumerate();
+                        status = Some(Status {
+                            state: self.state.unwrap(),
+                            exits: links
+                                .map(|(i, up)| (format!("link{i}"), u64::from(*up)))
+                                .collect(),
+                            drivers: vec![true; self.adapters],
+                        });
+                    }
+                    Command::PowerButton | Command::Reset | Command::Served { .. } => {}
+                }
+                let reply = FromVmm::Reply {
+                    id,
+                    error: None,
+                    status,
+                };
+                connection.send(&reply, &[], LIMIT).unwrap();
+            }
+        }
+    }
+
+    fn ready(&self, connection: &Connection) {
+        let ram = memfd_create("ram", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&ram, 1 << 20).unwrap();
+        fcntl_add_seals(&ram, SealFlags::SHRINK | SealFlags::GROW).unwrap();
+        let mut files = vec![ram];
+        for _ in 0..self.adapters {
+            let (_, page) = vnic_legacy::page::SharedPage::create().unwrap();
+            files.push(page);
+            files.push(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+            files.push(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        }
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let ready = FromVmm::Ready {
+            regions: vec![Region {
+                guest: 0,
+                len: 1 << 20,
+                offset: 0,
+            }],
+            adapters: self.adapters,
+            state: self.state.unwrap(),
+        };
+        connection.send(&ready, &fds, LIMIT).unwrap();
+    }
+}
+
+/// A rig with networks `lab` and `other`, and a file to boot.
+async fn rig() -> (Rig, String) {
+    let rig = lab().await;
+    rig.ok(
+        "POST",
+        "/v1/networks",
+        r#"{"name":"other","type":"private"}"#,
+    )
+    .await;
+    let kernel = rig.path("kernel");
+    std::fs::write(&kernel, "kernel").unwrap();
+    (rig, format!("kernel:{}", kernel.display()))
+}
+
+async fn act(rig: &Rig, vm: &str, verb: &str) -> Value {
+    let body = format!(r#"{{"verb":"{verb}"}}"#);
+    rig.ok("POST", &format!("{VMS}/{vm}/action"), &body).await
+}
+
+async fn create(rig: &Rig, boot: &str, vm: &str, more: &str) -> Value {
+    let body = format!(r#"{{"name":"{vm}","boot":"{boot}"{more}}}"#);
+    rig.ok("POST", VMS, &body).await
+}
+
+/// Waits until a VM has come so far.
+async fn until(rig: &Rig, vm: &str, state: &str) -> Value {
+    for _ in 0..400 {
+        let view = rig.ok("GET", &format!("{VMS}/{vm}"), "").await;
+        if view["state"] == state {
+            return view;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("VM {vm} did not come to be {state}");
+}
+
+#[tokio::test]
+async fn settings_and_adapters() {
+    let (rig, boot) = rig().await;
+    let more = r#","memory":"64M","cpus":4,"cmdline":"console=ttyS0","notes":"for tests",
+        "auto_start":"always,delay=7","auto_stop":"turn-off",
+        "legacy":[{"network":"lab","vlan":7},{"mac":"02:00:00:00:00:99"}]"#;
+    let view = create(&rig, &boot, "web", more).await;
+    assert_eq!(
+        (
+            &view["state"],
+            &view["memory"],
+            &view["auto_start"],
+            &view["notes"]
+        ),
+        (
+            &json!("off"),
+            &json!("64M"),
+            &json!("always,delay=7"),
+            &json!("for tests")
+        )
+    );
+    assert_eq!(
+        view["adapters"],
+        json!([
+            {"name":"legacy0","kind":"legacy","mac":"52:00:00:00:00:00","static_mac":false,"network":"lab","vlan":7,
+             "link":"up","driver":"none"},
+            {"name":"legacy1","kind":"legacy","mac":"02:00:00:00:00:99","static_mac":true,"network":null,"vlan":null,
+             "link":"down","driver":"none"}])
+    );
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/web.legacy0", "")
+        .await;
+    assert_eq!(
+        (
+            &port["kind"],
+            &port["vm"],
+            &port["adapter"],
+            &port["vlan"],
+            &port["state"]
+        ),
+        (
+            &json!("legacy"),
+            &json!("web"),
+            &json!("legacy0"),
+            &json!("access:7"),
+            &json!("waiting")
+        )
+    );
+    // Moved, with its VLAN; disconnected; and back.
+    let adapter = format!("{VMS}/web/adapters/legacy0");
+    rig.ok("PATCH", &adapter, r#"{"network":"other"}"#).await;
+    let port = rig
+        .ok("GET", "/v1/networks/other/ports/web.legacy0", "")
+        .await;
+    assert_eq!(port["vlan"], "access:7");
+    let view = rig
+        .ok("PATCH", &adapter, r#"{"network":null,"vlan":null}"#)
+        .await;
+    let first = &view["adapters"][0];
+    assert_eq!(
+        (&first["network"], &first["link"], &first["vlan"]),
+        (&json!(null), &json!("down"), &json!(null))
+    );
+    rig.ok("PATCH", &adapter, r#"{"network":"lab"}"#).await;
+    // The second one is connected for the first time, and takes the address of the first.
+    let second = format!("{VMS}/web/adapters/legacy1");
+    let view = rig
+        .ok(
+            "PATCH",
+            &second,
+            r#"{"network":"lab","mac":"52:00:00:00:00:00"}"#,
+        )
+        .await;
+    let warning = view["warnings"][0].as_str().unwrap();
+    assert!(
+        warning.contains("52:00:00:00:00:00, which web.legacy1 in its network"),
+        "{warning}"
+    );
+    let view = rig.ok("PATCH", &second, r#"{"mac":null}"#).await;
+    assert_eq!(view["adapters"][1]["mac"], "52:00:00:00:00:01");
+    assert_eq!(view["warnings"], json!([]));
+    let view = rig.ok("POST", &format!("{VMS}/web/adapters"), "{}").await;
+    assert_eq!(view["adapters"][2]["name"], "legacy2");
+    rig.ok("DELETE", &adapter, "").await;
+    let view = rig
+        .ok("PATCH", &format!("{VMS}/web"), r#"{"notes":"","cpus":1}"#)
+        .await;
+    assert_eq!((&view["notes"], &view["cpus"]), (&json!(""), &json!(1)));
+    // All of it is there after a restart.
+    let before = rig.ok("GET", VMS, "").await;
+    let rig = rig.restart(false, |_| {}).await;
+    assert_eq!(rig.ok("GET", VMS, "").await, before);
+    rig.ok("DELETE", &format!("{VMS}/web"), "").await;
+    rig.refused(
+        ("GET", "/v1/networks/lab/ports/web.legacy1", ""),
+        404,
+        "no port",
+    )
+    .await;
+    // Networks lab and other, and the two ports of the lab.
+    assert_eq!(rig.rows(), 4);
+}
+
+/// Requests about VM `web`, which is off, and why they are refused. KERNEL stands for a kernel that is there.
+const REFUSED: &[(&str, &str, &str, u16, &str)] = &[
+    (
+        "POST",
+        "",
+        r#"{"name":"web"}"#,
+        409,
+        "there is a VM 'web' already",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"-"}"#,
+        400,
+        "VM name '-' is not allowed; allowed: 1 to 50",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","cpus":5}"#,
+        400,
+        "'5' is not allowed; allowed: 1 to 4, and to 64 with profile modern",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","cpus":65,"profile":"modern"}"#,
+        400,
+        "allowed: 1 to 64",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","cpus":0}"#,
+        400,
+        "'0' is not allowed",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","memory":"7M"}"#,
+        400,
+        "memory size '7M' is not allowed; allowed: 8M to 64G",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","memory":"65G"}"#,
+        400,
+        "allowed: 8M to 64G",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","memory":"18446744073709551615G"}"#,
+        400,
+        "allowed: 8M to 64G",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","boot":"disk"}"#,
+        400,
+        "boot source 'disk' is not allowed; allowed: network, or kernel:PATH",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","boot":"kernel:/nowhere"}"#,
+        400,
+        "kernel '/nowhere' is not there",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","cmdline":"x"}"#,
+        400,
+        "allowed with boot kernel:PATH",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","auto_start":"always,delay=3601"}"#,
+        400,
+        "0 to 3600",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","auto_stop":"kill"}"#,
+        400,
+        "unknown variant `kill`, expected one of `save`, `shutdown`, `turn-off`",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","synthetic":[]}"#,
+        400,
+        "unknown field `synthetic`",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","legacy":[{},{},{},{},{}]}"#,
+        409,
+        "at most 4",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","legacy":[{"network":"no"}]}"#,
+        404,
+        "there is no network 'no'",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","legacy":[{},{"network":"no"}]}"#,
+        404,
+        "there is no network 'no'",
+    ),
+    (
+        "POST",
+        "",
+        r#"{"name":"a","legacy":[{"mac":"01:00:00:00:00:01"}]}"#,
+        400,
+        "no group address",
+    ),
+    (
+        "PATCH",
+        "/web",
+        "{}",
+        400,
+        "nothing to change; allowed: memory",
+    ),
+    ("PATCH", "/web", r#"{"cpus":9}"#, 400, "'9' is not allowed"),
+    (
+        "POST",
+        "/web/action",
+        r#"{"verb":"fly"}"#,
+        400,
+        "unknown variant `fly`",
+    ),
+    (
+        "POST",
+        "/web/action",
+        r#"{"verb":"pause","timeout":3}"#,
+        400,
+        "allowed with shutdown",
+    ),
+    (
+        "POST",
+        "/web/action",
+        r#"{"verb":"shutdown","timeout":3601}"#,
+        400,
+        "allowed: 0 to 3600",
+    ),
+    (
+        "POST",
+        "/no/action",
+        r#"{"verb":"start"}"#,
+        404,
+        "there is no VM 'no'",
+    ),
+    (
+        "GET",
+        "/web/console",
+        "",
+        409,
+        "it is off; allowed: start it",
+    ),
+    (
+        "POST",
+        "/web/adapters",
+        r#"{"name":"legacy0"}"#,
+        409,
+        "has an adapter 'legacy0' already",
+    ),
+    (
+        "POST",
+        "/web/adapters",
+        r#"{"name":"legacy4"}"#,
+        400,
+        "allowed: legacy0 to legacy3",
+    ),
+    (
+        "PATCH",
+        "/web/adapters/legacy0",
+        "{}",
+        400,
+        "nothing to change; allowed: network, mac, vlan",
+    ),
+    (
+        "PATCH",
+        "/web/adapters/legacy1",
+        r#"{"network":"lab"}"#,
+        404,
+        "no adapter 'legacy1'",
+    ),
+    (
+        "PATCH",
+        "/web/adapters/legacy0",
+        r#"{"network":"no","vlan":3}"#,
+        404,
+        "there is no network 'no'",
+    ),
+    (
+        "DELETE",
+        "/web/adapters/legacy3",
+        "",
+        404,
+        "no adapter 'legacy3'",
+    ),
+    ("DELETE", "/no", "", 404, "there is no VM 'no'"),
+];
+
+#[tokio::test]
+async fn refusals_leave_nothing_behind() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "web", r#","legacy":[{"network":"lab"}]"#).await;
+    let picture = async |rig: &Rig| {
+        (
+            rig.ok("GET", VMS, "").await,
+            rig.ok("GET", "/v1/ports", "").await,
+            rig.rows(),
+        )
+    };
+    let before = picture(&rig).await;
+    for &(method, path, body, status, why) in REFUSED {
+        rig.refused((method, &format!("{VMS}{path}"), body), status, why)
+            .await;
+        assert_eq!(picture(&rig).await, before, "{method} {path} {body}");
+    }
+    for (call, status, why) in [
+        (
+            ("DELETE", "/v1/networks/lab/ports/web.legacy0", ""),
+            409,
+            "is adapter 'legacy0' of VM 'web'",
+        ),
+        (
+            (
+                "PATCH",
+                "/v1/networks/lab/ports/web.legacy0",
+                r#"{"mtu":9000}"#,
+            ),
+            400,
+            "MTU 1500",
+        ),
+    ] {
+        rig.refused(call, status, why).await;
+        assert_eq!(picture(&rig).await, before);
+    }
+    rig.change_world(|world| world.no_kvm = Some("cannot open /dev/kvm".into()));
+    rig.refused(
+        ("POST", VMS, r#"{"name":"a"}"#),
+        500,
+        "cannot open /dev/kvm",
+    )
+    .await;
+    assert_eq!(picture(&rig).await, before);
+}
+
+#[tokio::test]
+async fn addresses_are_never_given_twice() {
+    let (rig, boot) = rig().await;
+    // The pool of these tests has eight; one of them is somebody's own.
+    create(
+        &rig,
+        &boot,
+        "own",
+        r#","legacy":[{"mac":"52:00:00:00:00:02"}]"#,
+    )
+    .await;
+    create(&rig, &boot, "a", r#","legacy":[{},{},{}]"#).await;
+    rig.ok("DELETE", &format!("{VMS}/a"), "").await;
+    let rig = rig.restart(true, |_| {}).await;
+    let view = create(&rig, &boot, "b", r#","legacy":[{},{},{},{}]"#).await;
+    let macs: Vec<_> = view["adapters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| a["mac"].clone())
+        .collect();
+    assert_eq!(
+        macs,
+        [
+            "52:00:00:00:00:04",
+            "52:00:00:00:00:05",
+            "52:00:00:00:00:06",
+            "52:00:00:00:00:07"
+        ]
+    );
+    let rows = rig.rows();
+    rig.refused(
+        ("POST", VMS, r#"{"name":"c","legacy":[{}]}"#),
+        409,
+        "all addresses of the pool 52:00:00:00:00:00-52:00:00:00:00:07 have been given out",
+    )
+    .await;
+    assert_eq!(rig.rows(), rows);
+}
+
+/// What is allowed in each state; everything else is refused by name.
+const STATES: &[(&str, &[&str])] = &[
+    ("off", &["start"]),
+    (
+        "running",
+        &["turn-off", "shutdown", "pause", "reset", "save"],
+    ),
+    ("paused", &["turn-off", "resume", "reset", "save"]),
+    ("saved", &["start", "discard"]),
+];
+const VERBS: [&str; 8] = [
+    "start", "turn-off", "shutdown", "pause", "resume", "reset", "save", "discard",
+];
+
+async fn bring(rig: &Rig, state: &str) {
+    let verbs: &[&str] = match state {
+        "running" => &["start"],
+        "paused" => &["start", "pause"],
+        "saved" => &["start", "save"],
+        _ => &[],
+    };
+    for verb in verbs {
+        act(rig, "web", verb).await;
+    }
+}
+
+#[tokio::test]
+async fn states() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "web", r#","legacy":[{"network":"lab"}]"#).await;
+    for (state, allowed) in STATES {
+        bring(&rig, state).await;
+        until(&rig, "web", state).await;
+        for verb in VERBS.iter().filter(|verb| !allowed.contains(verb)) {
+            let body = format!(r#"{{"verb":"{verb}"}}"#);
+            let why = format!(
+                "cannot {verb} VM 'web': it is {state}; allowed: {}",
+                allowed.join(", ")
+            );
+            rig.refused(("POST", &format!("{VMS}/web/action"), &body), 409, &why)
+                .await;
+        }
+        if *state != "off" {
+            rig.refused(
+                ("PATCH", &format!("{VMS}/web"), r#"{"cpus":2}"#),
+                409,
+                "allowed while it is off",
+            )
+            .await;
+            rig.refused(
+                ("POST", &format!("{VMS}/web/adapters"), "{}"),
+                409,
+                "allowed while it is off",
+            )
+            .await;
+            rig.ok("PATCH", &format!("{VMS}/web"), r#"{"notes":"x"}"#)
+                .await;
+        }
+        let end = if *state == "saved" {
+            "discard"
+        } else {
+            "turn-off"
+        };
+        if *state != "off" {
+            if *state != "saved" {
+                rig.refused(
+                    ("DELETE", &format!("{VMS}/web"), ""),
+                    409,
+                    "turn it off first",
+                )
+                .await;
+            }
+            act(&rig, "web", end).await;
+        }
+        let off = until(&rig, "web", "off").await;
+        assert_eq!(off["pid"], json!(null));
+    }
+}
+
+#[tokio::test]
+async fn saved_and_started_again() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "web", r#","legacy":[{"network":"lab"}]"#).await;
+    act(&rig, "web", "start").await;
+    let view = act(&rig, "web", "save").await;
+    assert_eq!(
+        (&view["state"], &view["detail"]),
+        (&json!("saved"), &json!("its state was saved"))
+    );
+    assert_eq!(
+        std::fs::read(rig.path("vm/web.saved")).unwrap(),
+        b"all of it"
+    );
+    let rig = rig.restart(true, |_| {}).await;
+    assert_eq!(until(&rig, "web", "saved").await["state"], "saved");
+    // A state that cannot be used stays.
+    std::fs::write(rig.path("vm/web.saved"), "half of it").unwrap();
+    rig.refused(
+        ("POST", &format!("{VMS}/web/action"), r#"{"verb":"start"}"#),
+        500,
+        "cannot start VM 'web'",
+    )
+    .await;
+    assert_eq!(until(&rig, "web", "saved").await["state"], "saved");
+    std::fs::write(rig.path("vm/web.saved"), "all of it").unwrap();
+    act(&rig, "web", "start").await;
+    assert!(!rig.path("vm/web.saved").exists());
+    act(&rig, "web", "turn-off").await;
+    until(&rig, "web", "off").await;
+}
+
+#[tokio::test]
+async fn a_process_that_dies_is_reported() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "dies", r#","cmdline":"die""#).await;
+    rig.refused(
+        ("POST", &format!("{VMS}/dies/action"), r#"{"verb":"start"}"#),
+        500,
+        "cannot start VM 'dies': its process ended with status 101",
+    )
+    .await;
+    create(&rig, &boot, "web", r#","legacy":[{"network":"lab"}]"#).await;
+    let pid = act(&rig, "web", "start").await["pid"].as_i64().unwrap() as i32;
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/web.legacy0", "")
+        .await;
+    assert_eq!(port["state"], "up");
+    let view = rig.ok("GET", &format!("{VMS}/web"), "").await;
+    assert_eq!(view["adapters"][0]["driver"], "bound");
+    let raw = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(raw, rustix::process::Signal::SEGV).unwrap();
+    let view = until(&rig, "web", "off").await;
+    assert_eq!(
+        view["detail"],
+        "its process was killed by signal Signal::SEGV"
+    );
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/web.legacy0", "")
+        .await;
+    assert_eq!(
+        (&port["state"], &port["detail"]),
+        (&json!("waiting"), &json!("the VM does not run"))
+    );
+    assert!(!rig.path("vm/web.com1.sock").exists());
+}
+
+#[tokio::test]
+async fn links_reach_the_guest() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "web", r#","legacy":[{"network":"lab"},{}]"#).await;
+    act(&rig, "web", "start").await;
+    let links = async |rig: &Rig| {
+        let view = rig.ok("GET", &format!("{VMS}/web"), "").await;
+        (
+            view["exits"]["link0"].clone(),
+            view["exits"]["link1"].clone(),
+        )
+    };
+    assert_eq!(links(&rig).await, (json!(1), json!(0)));
+    rig.ok(
+        "PATCH",
+        &format!("{VMS}/web/adapters/legacy1"),
+        r#"{"network":"other"}"#,
+    )
+    .await;
+    rig.ok(
+        "PATCH",
+        &format!("{VMS}/web/adapters/legacy0"),
+        r#"{"network":null}"#,
+    )
+    .await;
+    assert_eq!(links(&rig).await, (json!(0), json!(1)));
+    rig.ok(
+        "PATCH",
+        "/v1/networks/other/ports/web.legacy1",
+        r#"{"link":"down"}"#,
+    )
+    .await;
+    assert_eq!(links(&rig).await, (json!(0), json!(0)));
+    act(&rig, "web", "turn-off").await;
+}
+
+#[tokio::test]
+async fn after_sigkill_a_running_vm_is_adopted() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "web", r#","legacy":[{"network":"lab"}]"#).await;
+    create(&rig, &boot, "gone", r#","auto_start":"nothing""#).await;
+    let pid = act(&rig, "web", "start").await["pid"].clone();
+    act(&rig, "web", "pause").await;
+    let gone = act(&rig, "gone", "start").await["pid"].as_i64().unwrap() as i32;
+    let rig = rig
+        .restart(false, |_| {
+            let raw = rustix::process::Pid::from_raw(gone).unwrap();
+            rustix::process::kill_process(raw, rustix::process::Signal::KILL).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+        })
+        .await;
+    let view = until(&rig, "web", "paused").await;
+    assert_eq!(view["pid"], pid);
+    let view = until(&rig, "gone", "off").await;
+    assert_eq!(
+        view["detail"],
+        "its process ended while vswitchd did not run"
+    );
+    act(&rig, "web", "resume").await;
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/web.legacy0", "")
+        .await;
+    assert_eq!(port["state"], "up");
+    act(&rig, "web", "turn-off").await;
+}
+
+#[tokio::test]
+async fn what_ran_runs_again_after_an_orderly_end() {
+    let (rig, boot) = rig().await;
+    for (vm, more) in [
+        ("saved", ""),
+        ("off", r#","auto_stop":"turn-off""#),
+        ("not", r#","auto_start":"nothing","auto_stop":"turn-off""#),
+        ("late", r#","auto_start":"if-running,delay=3600""#),
+    ] {
+        create(&rig, &boot, vm, more).await;
+        act(&rig, vm, "start").await;
+    }
+    create(&rig, &boot, "always", r#","auto_start":"always""#).await;
+    create(&rig, &boot, "never-ran", "").await;
+    let rig = rig.restart(true, |_| {}).await;
+    rig.shared
+        .blocking(|manager| {
+            crate::vm::verbs::start_due(manager);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    for (vm, state) in [
+        ("saved", "running"),
+        ("off", "running"),
+        ("not", "off"),
+        ("late", "saved"),
+        ("always", "running"),
+        ("never-ran", "off"),
+    ] {
+        let view = rig.ok("GET", &format!("{VMS}/{vm}"), "").await;
+        assert_eq!(view["state"], state, "{vm}: {view}");
+    }
+    for vm in ["saved", "off", "always"] {
+        act(&rig, vm, "turn-off").await;
+    }
+}

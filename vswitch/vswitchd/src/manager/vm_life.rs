@@ -1,0 +1,247 @@
+//! VMs from start to stop: their processes started, adopted, and missed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+use vswitch::api::{AutoStop, Link, Refusal, StartWhen, VmName, VmState, VmVerb};
+use vswitch::attach::message::{AdapterConfig, Configure};
+
+use super::vms::{Vm, no_vm};
+use super::{Manager, failed};
+use crate::store::{SavedVm, StoredState};
+use crate::vm::{Birth, Files, Live};
+
+impl Manager {
+    /// Brings the stored VMs back: processes that run are adopted, and automatic starts planned.
+    pub(super) fn restore_vms(&mut self) -> Result<(), Refusal> {
+        for saved in self.store.load_vms()? {
+            let name = saved.config.name.clone();
+            let vm = self.restore_vm(saved)?;
+            self.vms.insert(name, vm);
+        }
+        Ok(())
+    }
+
+    fn restore_vm(&mut self, saved: SavedVm) -> Result<Vm, Refusal> {
+        let name = saved.config.name.clone();
+        let start = saved.config.auto_start;
+        let mut vm = Vm {
+            config: saved.config,
+            uuid: saved.uuid,
+            adapters: saved
+                .adapters
+                .into_iter()
+                .map(|adapter| (adapter.name, adapter))
+                .collect(),
+            live: None,
+            saved: saved.state == StoredState::Saved,
+            detail: None,
+            due: None,
+        };
+        let mut ran = saved.resume;
+        if let StoredState::Running { pid, started } = saved.state {
+            let seats = self.seats_of(&vm);
+            let adopted = self
+                .vm_host
+                .door
+                .expect(&name, || Live::adopt(&name, (pid, started), seats));
+            vm.live =
+                adopted.map_err(|error| failed(format_args!("cannot adopt VM '{name}'"), error))?;
+            if vm.live.is_none() {
+                warn!(vm = %name, "its process ended while vswitchd did not run");
+                vm.detail = Some("its process ended while vswitchd did not run".to_owned());
+                self.note(&name, StoredState::Off, true)?;
+                self.vm_host.files.close_consoles(&name);
+                ran = true;
+            }
+        }
+        let wanted = match start.when {
+            StartWhen::Nothing => false,
+            StartWhen::IfRunning => ran,
+            StartWhen::Always => true,
+        };
+        if wanted && vm.live.is_none() {
+            vm.due = Some(Instant::now() + Duration::from_secs(start.delay.into()));
+        }
+        Ok(vm)
+    }
+
+    /// The VMs whose automatic start is due; they are not due a second time.
+    pub(crate) fn take_due_vms(&mut self) -> Vec<VmName> {
+        let now = Instant::now();
+        let due = self
+            .vms
+            .iter_mut()
+            .filter(|(_, vm)| vm.due.is_some_and(|due| due <= now));
+        due.map(|(name, vm)| {
+            vm.due = None;
+            name.clone()
+        })
+        .collect()
+    }
+
+    /// The process of a VM that admits `verb`.
+    pub(crate) fn running_vm(&mut self, name: &VmName, verb: VmVerb) -> Result<Arc<Live>, Refusal> {
+        self.settle_vms();
+        let vm = self.vm(name)?;
+        vm.state().admit(name, verb)?;
+        vm.live.clone().ok_or_else(|| no_vm(name))
+    }
+
+    /// The process of a VM, if it has one.
+    pub(crate) fn live_vm(&self, name: &VmName) -> Result<Option<Arc<Live>>, Refusal> {
+        Ok(self.vm(name)?.live.clone())
+    }
+
+    /// Starts the process of a VM.
+    pub(crate) fn start_vm(&mut self, name: &VmName) -> Result<Arc<Live>, Refusal> {
+        self.settle_vms();
+        let vm = self.vm(name)?;
+        vm.state().admit(name, VmVerb::Start)?;
+        let what = format!("cannot start VM '{name}'");
+        let refuse = |error| failed(&what, error);
+        let files = &self.vm_host.files;
+        let opened = files
+            .open(&vm.config, !vm.adapters.is_empty(), vm.saved)
+            .inspect_err(|_| files.close_consoles(name));
+        let birth = Birth {
+            configure: self.configure(vm),
+            files: opened.map_err(refuse)?,
+        };
+        let (seats, saved) = (self.seats_of(vm), vm.saved);
+        let (door, launcher) = (&self.vm_host.door, &*self.vm_host.launcher);
+        let started = door.expect(name, || {
+            Live::start(name, launcher, door.path(), seats, birth).map(Some)
+        });
+        let live = started
+            .inspect_err(|_| files.close_consoles(name))
+            .map_err(refuse)?
+            .ok_or_else(|| no_vm(name))?;
+        let (pid, started) = live.id();
+        // A saved state is good until the machine runs.
+        if !saved
+            && let Err(refusal) = self.note(name, StoredState::Running { pid, started }, false)
+        {
+            live.discard("the store refused it");
+            return Err(refusal);
+        }
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.live = Some(live.clone());
+            vm.detail = None;
+            vm.due = None;
+        }
+        Ok(live)
+    }
+
+    /// A VM runs: its saved state is history.
+    pub(crate) fn vm_started(&mut self, name: &VmName) -> Result<(), Refusal> {
+        let vm = self.vms.get_mut(name).ok_or_else(|| no_vm(name))?;
+        let Some(live) = vm.live.as_ref().filter(|_| vm.saved) else {
+            return Ok(());
+        };
+        let (pid, started) = live.id();
+        vm.saved = false;
+        self.note(name, StoredState::Running { pid, started }, false)?;
+        self.vm_host
+            .files
+            .discard(name)
+            .unwrap_or_else(|error| error!(vm = %name, "{error:#}"));
+        Ok(())
+    }
+
+    /// The state of a VM is in its file, as a whole.
+    pub(crate) fn vm_saved(&mut self, name: &VmName) -> Result<(), Refusal> {
+        let resume = self.stopping;
+        self.note(name, StoredState::Saved, resume)?;
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.saved = true;
+        }
+        Ok(())
+    }
+
+    /// Throws a saved state away.
+    pub(crate) fn discard_vm(&mut self, name: &VmName) -> Result<(), Refusal> {
+        self.settle_vms();
+        self.vm(name)?.state().admit(name, VmVerb::Discard)?;
+        self.note(name, StoredState::Off, false)?;
+        if let Some(vm) = self.vms.get_mut(name) {
+            vm.saved = false;
+        }
+        let discarded = self.vm_host.files.discard(name);
+        discarded.map_err(|error| failed(format_args!("VM '{name}' has no saved state now"), error))
+    }
+
+    /// Takes note of processes that have ended.
+    pub(crate) fn settle_vms(&mut self) {
+        let ended: Vec<(VmName, String)> = self
+            .vms
+            .iter()
+            .filter_map(|(name, vm)| Some((name.clone(), vm.live.as_ref()?.end()?)))
+            .collect();
+        for (name, end) in ended {
+            let Some(vm) = self.vms.get_mut(&name) else {
+                continue;
+            };
+            vm.live = None;
+            vm.detail = Some(end);
+            let (saved, resume) = (vm.saved, self.stopping);
+            self.vm_host.files.close_consoles(&name);
+            if !saved {
+                self.note(&name, StoredState::Off, resume)
+                    .unwrap_or_else(|error| error!(vm = %name, %error, "its end was not noted"));
+            }
+        }
+    }
+
+    /// vswitchd ends: no more automatic starts; answers the processes, and how they are to end.
+    pub(crate) fn begin_stop(&mut self) -> Vec<(Arc<Live>, AutoStop)> {
+        self.settle_vms();
+        self.stopping = true;
+        let running = self.vms.values_mut().filter_map(|vm| {
+            vm.due = None;
+            let live = vm.live.clone()?;
+            let action = match live.state() {
+                // What does not run cannot react to a button.
+                VmState::Paused if vm.config.auto_stop == AutoStop::Shutdown => AutoStop::Save,
+                VmState::Starting => AutoStop::TurnOff,
+                _ => vm.config.auto_stop,
+            };
+            info!(vm = %vm.config.name, "automatic stop: {action}");
+            Some((live, action))
+        });
+        running.collect()
+    }
+
+    /// Where files of VMs are.
+    pub(crate) fn vm_files(&self) -> Files {
+        self.vm_host.files.clone()
+    }
+
+    fn note(&mut self, name: &VmName, state: StoredState, resume: bool) -> Result<(), Refusal> {
+        let change = self.store.change()?;
+        change.set_vm_state(name, state, resume)?;
+        Ok(change.commit()?)
+    }
+
+    fn seats_of(&self, vm: &Vm) -> Vec<Arc<crate::vm::Seat>> {
+        let seat = |name| self.plant.seats.seat(&vm.config.name, name);
+        vm.adapters.keys().copied().map(seat).collect()
+    }
+
+    fn configure(&self, vm: &Vm) -> Configure {
+        let adapter = |adapter: &crate::store::SavedAdapter| AdapterConfig {
+            name: adapter.name.to_string(),
+            mac: adapter.mac.mac().0,
+            link: self.plant.seats.seat(&vm.config.name, adapter.name).link() == Link::Up,
+        };
+        Configure {
+            memory: vm.config.memory.bytes(),
+            cpus: vm.config.cpus,
+            cmdline: vm.config.cmdline.clone(),
+            uuid: vm.uuid,
+            adapters: vm.adapters.values().map(adapter).collect(),
+            files: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What the API shows of VMs.
+
+use vswitch::api::{
+    AdapterKind, AdapterView, ConsoleView, DriverState, Refusal, VmGlance, VmList, VmName, VmView,
+};
+
+use super::Manager;
+use super::vms::Vm;
+use crate::store::SavedAdapter;
+
+impl Manager {
+    /// All VMs.
+    pub(crate) fn vms(&mut self) -> VmList {
+        self.settle_vms();
+        VmList {
+            vms: self.vms.values().map(|vm| self.vm_view(vm)).collect(),
+        }
+    }
+
+    /// One VM.
+    pub(crate) fn show_vm(&mut self, name: &VmName) -> Result<VmView, Refusal> {
+        self.settle_vms();
+        Ok(self.vm_view(self.vm(name)?))
+    }
+
+    /// Names and states.
+    pub(super) fn vms_at_a_glance(&self) -> Vec<VmGlance> {
+        let glance = |(name, vm): (&VmName, &Vm)| VmGlance {
+            name: name.clone(),
+            state: vm.state(),
+        };
+        self.vms.iter().map(glance).collect()
+    }
+
+    /// Where the consoles of a VM are. They are there while it runs.
+    pub(crate) fn console(&mut self, name: &VmName) -> Result<ConsoleView, Refusal> {
+        self.settle_vms();
+        let vm = self.vm(name)?;
+        if vm.live.is_none() {
+            return Err(Refusal::conflict(format!(
+                "VM '{name}' has no console: it is {}; allowed: start it, or --log for what it has said",
+                vm.state()
+            )));
+        }
+        let path = |com| self.vm_host.files.console(name, com).display().to_string();
+        Ok(ConsoleView {
+            com1: path(1),
+            com2: path(2),
+        })
+    }
+
+    /// What COM1 of a VM has said since its machine was started.
+    pub(crate) fn console_log(&self, name: &VmName) -> Result<Vec<u8>, Refusal> {
+        self.vm(name)?;
+        let path = self.vm_host.files.log(name);
+        match std::fs::read(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(super::failed(
+                format_args!("cannot read {}", path.display()),
+                error,
+            )),
+            read => Ok(read.unwrap_or_default()),
+        }
+    }
+
+    fn vm_view(&self, vm: &Vm) -> VmView {
+        let config = &vm.config;
+        let status = vm.live.as_ref().and_then(|live| live.status());
+        let bound = |index: usize| {
+            let drivers = status.as_ref().map(|status| &status.drivers);
+            drivers.and_then(|drivers| drivers.get(index)) == Some(&true)
+        };
+        let views = vm.adapters.values().enumerate();
+        VmView {
+            name: config.name.clone(),
+            state: vm.state(),
+            detail: vm.detail.clone(),
+            pid: vm.live.as_ref().map(|live| live.id().0),
+            memory: config.memory,
+            cpus: config.cpus,
+            profile: config.profile,
+            boot: config.boot.clone(),
+            initrd: config.initrd.clone(),
+            cmdline: config.cmdline.clone(),
+            boot_rom: config.boot_rom.clone(),
+            auto_start: config.auto_start,
+            auto_stop: config.auto_stop,
+            notes: config.notes.clone(),
+            adapters: views
+                .map(|(index, adapter)| self.adapter_view(&config.name, adapter, bound(index)))
+                .collect(),
+            warnings: self.warnings(vm),
+            exits: status.map(|status| status.exits).unwrap_or_default(),
+        }
+    }
+
+    fn adapter_view(&self, vm: &VmName, adapter: &SavedAdapter, bound: bool) -> AdapterView {
+        let place = self.port_of(vm, adapter.name);
+        AdapterView {
+            name: adapter.name,
+            kind: AdapterKind::Legacy,
+            mac: adapter.mac,
+            static_mac: adapter.static_mac,
+            network: place
+                .filter(|(_, port)| port.config.connected)
+                .map(|(network, _)| network.config.name.clone()),
+            vlan: match place {
+                Some((_, port)) => port.config.vlan.access_vlan(),
+                None => adapter.vlan,
+            },
+            link: self.plant.seats.seat(vm, adapter.name).link(),
+            driver: if bound {
+                DriverState::Bound
+            } else {
+                DriverState::None
+            },
+        }
+    }
+
+    fn warnings(&self, vm: &Vm) -> Vec<String> {
+        let name = &vm.config.name;
+        let of = |adapter: &SavedAdapter| {
+            let mac = adapter.mac;
+            let own = adapter.name;
+            let line = move |twin| {
+                format!("{own} has address {mac}, which {twin} in its network also has")
+            };
+            self.twins(name, own).into_iter().map(line)
+        };
+        vm.adapters.values().flat_map(of).collect()
+    }
+}
