@@ -8,6 +8,7 @@ pub mod attach_messages;
 pub mod headers;
 pub mod input;
 pub mod offload_request;
+pub mod platform;
 pub mod rings;
 pub mod turn;
 pub mod vhost_messages;
@@ -24,6 +25,7 @@ mod tests {
             ("attach_messages", super::attach_messages::run),
             ("headers", super::headers::run),
             ("offload_request", super::offload_request::run),
+            ("platform", super::platform::run),
             ("turn", super::turn::run),
             ("vhost_messages", super::vhost_messages::run),
             ("split_ring", super::rings::split),

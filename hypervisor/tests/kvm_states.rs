@@ -206,6 +206,15 @@ fn all_processors_run_stop_and_go_on() {
 }
 
 #[test]
+fn a_machine_has_up_to_64_processors() {
+    let (machine, seen) = machine(64, counter());
+    machine.start().unwrap();
+    next(&seen);
+    machine.pause().unwrap();
+    machine.save(&mut Vec::new()).unwrap();
+}
+
+#[test]
 fn a_saved_machine_goes_on_in_another() {
     let (first, seen) = machine(2, counter());
     first
