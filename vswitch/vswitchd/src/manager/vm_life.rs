@@ -213,6 +213,13 @@ impl Manager {
         running.collect()
     }
 
+    /// Lets go of all processes, as SIGKILL does.
+    #[cfg(test)]
+    pub(crate) fn sever(&self) {
+        let live = self.vms.values().filter_map(|vm| vm.live.as_ref());
+        live.for_each(|live| live.sever());
+    }
+
     /// Where files of VMs are.
     pub(crate) fn vm_files(&self) -> Files {
         self.vm_host.files.clone()

@@ -289,6 +289,14 @@ impl Live {
         let _ = self.request(Command::Status, None, PROMPT / 5);
     }
 
+    /// Cuts the connection, as the end of vswitchd does.
+    #[cfg(test)]
+    pub(crate) fn sever(&self) {
+        if let Some(connection) = &self.lock().connection {
+            rustix::net::shutdown(connection, rustix::net::Shutdown::Both).unwrap();
+        }
+    }
+
     /// An answer has come in.
     pub(super) fn answered(&self, id: u64, answer: Answer) {
         self.update(|inner| {

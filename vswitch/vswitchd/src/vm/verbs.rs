@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 use vswitch::api::{AutoStop, ErrorCode, Refusal, VmName, VmState, VmVerb};
-use vswitch::attach::message::Command;
+use vswitch::attach::message::{Command, RunState};
 
 use super::PROMPT;
 use super::live::Live;
@@ -112,7 +112,24 @@ fn operate(manager: &Mutex<Manager>, live: &Arc<Live>, verb: VmVerb) -> Result<(
         VmVerb::Save => save(manager, live, before),
         _ => live.request(Command::Reset, None, PROMPT).map(drop),
     };
+    if done.is_err() {
+        resynchronise(live);
+    }
     done.map_err(|error| refuse(live, verb, &error))
+}
+
+/// A verb failed, perhaps only because its answer did not come in time: takes the state that the process has now.
+fn resynchronise(live: &Live) {
+    let Ok(Some(status)) = live.request(Command::Status, None, PROMPT) else {
+        return;
+    };
+    let paused = status.state == RunState::Paused;
+    live.seats.iter().for_each(|seat| seat.pause(paused));
+    live.set_state(if paused {
+        VmState::Paused
+    } else {
+        VmState::Running
+    });
 }
 
 fn pause(live: &Live) -> anyhow::Result<()> {

@@ -131,7 +131,7 @@ fn a_database_of_a_newer_version_is_refused() {
         .unwrap();
     let error = Store::open(&path).err().unwrap().to_string();
     assert!(
-        error.contains("has version 2, and this vswitchd knows versions up to 1"),
+        error.contains("has version 3, and this vswitchd knows versions up to 2"),
         "{error}"
     );
 }

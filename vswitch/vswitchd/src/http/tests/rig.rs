@@ -215,6 +215,11 @@ impl Rig {
                 .await
                 .unwrap();
         }
+        let severed = shared.with(|manager| {
+            manager.sever();
+            Ok(())
+        });
+        severed.await.unwrap();
         drop(shared);
         host.world().open.clear();
         between(&mut host.world());
