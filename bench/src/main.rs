@@ -155,6 +155,8 @@ fn run(options: &Options) -> Result<bool> {
     // Only a flag is set, so that everything made is taken away again.
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // A second signal ends a measurement that does not end by itself.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))?;
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
     for (key, value) in machine::describe(settings.switch_core, settings.driver_core) {
@@ -172,17 +174,20 @@ fn run(options: &Options) -> Result<bool> {
         netns::sweep().context("leave out the groups that need root and `ip` by --only")?;
     }
     let mut bench = Bench::new(settings, &groups, interrupted);
+    let mut measured = true;
     for group in &groups {
-        bench.run(*group)?;
+        if let Err(error) = bench.run(*group) {
+            measured = false;
+            say!("FAILED: {}: {error:#}", group.name());
+        }
     }
-    let results = std::mem::take(&mut bench.results);
-    drop(bench);
+    let results = bench.end()?;
     write(options, &results)?;
     for missing in &results.missing {
         say!("MISSING: {missing}");
     }
     if !options.gate {
-        return Ok(true);
+        return Ok(measured);
     }
     let (lines, all) = promises::check(
         &results,
@@ -198,7 +203,7 @@ fn run(options: &Options) -> Result<bool> {
             "PROMISES ARE BROKEN"
         }
     );
-    Ok(all)
+    Ok(all && measured)
 }
 
 fn write(options: &Options, results: &Results) -> Result<()> {

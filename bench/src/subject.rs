@@ -1,5 +1,6 @@
 //! What is measured: the switch of this process, another one behind vhost-user sockets, or a mere copy.
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -142,6 +143,34 @@ pub(crate) fn connect(sockets: &[PathBuf], fronts: &[&Front]) -> Result<Vec<Fron
         }
     };
     sockets.iter().zip(fronts).map(connect).collect()
+}
+
+/// Another switch, whose ports connect to sockets.
+pub(crate) fn accept(sockets: &[PathBuf], fronts: &[&Front]) -> Result<Vec<Frontend>> {
+    let mut listeners = Vec::new();
+    for path in sockets.iter().take(fronts.len()) {
+        // One that an earlier run left behind; there may be none.
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        listeners.push(listener);
+    }
+    let start = Instant::now();
+    let accept = |(listener, front): (&UnixListener, &&Front)| loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                let frontend = Frontend::new(stream);
+                frontend.handshake(front)?;
+                return Ok(frontend);
+            }
+            Err(error) if start.elapsed() > CONNECT => {
+                return Err(error).context("the switch did not connect to its guest");
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    listeners.iter().zip(fronts).map(accept).collect()
 }
 
 /// A switch with the guests of one run attached. They are detached when it is dropped.

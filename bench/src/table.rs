@@ -131,6 +131,18 @@ pub(crate) fn notes(rows: &[&Row]) -> Vec<String> {
         .collect()
 }
 
+/// The lines of headings of several words, which stand at the bottom.
+fn headings<'a>(words: &[Vec<&'a str>]) -> Vec<Vec<&'a str>> {
+    let lines = words.iter().map(Vec::len).max().unwrap_or(0);
+    let word = |line: usize, words: &Vec<&'a str>| {
+        let at = (line + words.len()).checked_sub(lines);
+        at.and_then(|at| words.get(at)).copied().unwrap_or("")
+    };
+    (0..lines)
+        .map(|line| words.iter().map(|words| word(line, words)).collect())
+        .collect()
+}
+
 /// A table for the terminal. Headings of several words take several lines, and what is still too wide loses spaces
 /// before it loses text.
 pub(crate) fn terminal(rows: &[&Row]) -> String {
@@ -143,7 +155,7 @@ pub(crate) fn terminal(rows: &[&Row]) -> String {
         .map(|text| text.split(' ').collect())
         .collect();
     let len = |text: &str| text.chars().count();
-    let widths: Vec<usize> = words
+    let mut widths: Vec<usize> = words
         .iter()
         .enumerate()
         .map(|(at, words)| {
@@ -157,6 +169,11 @@ pub(crate) fn terminal(rows: &[&Row]) -> String {
                 .max(widest)
         })
         .collect();
+    // Where it is too wide, a case has a line of its own.
+    let folded = widths.iter().sum::<usize>() + widths.len() > WIDTH;
+    if let Some(first) = widths.first_mut().filter(|_| folded) {
+        *first = 4;
+    }
     let all: usize = widths.iter().sum();
     let gap = if all + 2 * widths.len() <= WIDTH {
         "  "
@@ -170,7 +187,7 @@ pub(crate) fn terminal(rows: &[&Row]) -> String {
             .zip(&widths)
             .enumerate()
             .map(|(at, (cell, width))| {
-                let space = " ".repeat(width - len(cell));
+                let space = " ".repeat(width.saturating_sub(len(cell)));
                 if at < 2 {
                     format!("{cell}{space}")
                 } else {
@@ -181,20 +198,16 @@ pub(crate) fn terminal(rows: &[&Row]) -> String {
         out.push_str(line.join(gap).trim_end());
         out.push('\n');
     };
-    let lines = words.iter().map(Vec::len).max().unwrap_or(0);
-    for line in 0..lines {
-        // Headings stand at the bottom of their lines.
-        let cells: Vec<&str> = words
-            .iter()
-            .map(|words| {
-                let at = (line + words.len()).checked_sub(lines);
-                at.and_then(|at| words.get(at)).copied().unwrap_or("")
-            })
-            .collect();
+    for cells in headings(&words) {
         put(&cells);
     }
     for line in body {
-        put(&line.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut cells: Vec<&str> = line.iter().map(String::as_str).collect();
+        if let Some(case) = cells.first_mut().filter(|case| folded && !case.is_empty()) {
+            put(&[*case]);
+            *case = "";
+        }
+        put(&cells);
     }
     for note in notes(rows) {
         out.push_str(&format!("! {note}\n"));

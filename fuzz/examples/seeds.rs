@@ -111,6 +111,9 @@ fn main() -> std::io::Result<()> {
     ] {
         write("vhost_messages", name, &vhost(socket, features))?;
     }
+    for (name, how) in [("firmware", 0), ("direct", 1), ("debug", 0x0e)] {
+        write("platform", name, &platform(how))?;
+    }
     for (number, name, body) in BODIES {
         write("api_bodies", name, &[&[number], body.as_bytes()].concat())?;
     }
@@ -212,6 +215,19 @@ fn write(target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {
         .join(target);
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join(name), bytes)
+}
+
+/// Four thousand operations on a PC, by a small generator of numbers (xorshift).
+fn platform(how: u8) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32 + u32::from(how);
+    let mut bytes = vec![how];
+    for _ in 0..32_000 {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        bytes.push((state >> 8) as u8);
+    }
+    bytes
 }
 
 fn ethernet() -> PacketBuilderStep<etherparse::Ethernet2Header> {

@@ -9,6 +9,7 @@ pub mod headers;
 pub mod input;
 pub mod legacy;
 pub mod offload_request;
+pub mod platform;
 pub mod rings;
 pub mod turn;
 pub mod vhost_messages;
@@ -20,11 +21,12 @@ mod tests {
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 10] = [
+        let targets: [(&str, fn(&[u8])); 11] = [
             ("api_bodies", super::api_bodies::run),
             ("attach_messages", super::attach_messages::run),
             ("headers", super::headers::run),
             ("offload_request", super::offload_request::run),
+            ("platform", super::platform::run),
             ("turn", super::turn::run),
             ("vhost_messages", super::vhost_messages::run),
             ("split_ring", super::rings::split),

@@ -49,8 +49,8 @@ struct Arguments {
     seconds: Option<u64>,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+/// Puts the machine together.
+fn assemble(arguments: &Arguments) -> Result<Machine> {
     let open =
         |path: &PathBuf| File::open(path).with_context(|| format!("opening {}", path.display()));
     let start = match (&arguments.kernel, &arguments.firmware) {
@@ -80,8 +80,13 @@ fn main() -> Result<()> {
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     });
     let (config, devices) = pc.assemble(output)?;
+    Ok(Machine::new(config, devices)?)
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
     let begin = Instant::now();
-    let machine = Machine::new(config, devices)?;
+    let machine = assemble(&arguments)?;
     machine.start()?;
     eprintln!("started after {:?}", begin.elapsed());
     let end = arguments

@@ -9,10 +9,13 @@ use std::time::Duration;
 use crate::Error;
 use crate::bus::{Bus, Target};
 use crate::clock::Clock;
-use crate::device::{Device, Doorbell, Effect, Effects, Interrupt, Space, State};
+use crate::device::{Device, Doorbell, Effect, Effects, Interrupt, Message, Space, State};
 use crate::irq;
 use crate::kvm::Vm;
 use crate::slots::Slots;
+
+/// GSIs end here: KVM has room for more routes.
+const MAX_GSI: u32 = 1024;
 
 /// A device and its name.
 pub struct Named {
@@ -55,6 +58,8 @@ struct Slot {
     /// Those that KVM has taken.
     doorbells: Vec<Doorbell>,
     interrupts: Vec<Interrupt>,
+    /// With the GSI of each.
+    messages: Vec<(u32, Message)>,
 }
 
 /// The devices and their wiring.
@@ -115,6 +120,7 @@ impl Board {
                 device,
                 doorbells: Vec::new(),
                 interrupts: Vec::new(),
+                messages: Vec::new(),
             });
         }
         Ok(board)
@@ -209,6 +215,10 @@ impl Board {
     fn carry_out(&mut self, device: usize, effect: Effect) -> Result<(), Error> {
         match effect {
             Effect::Line { gsi, high } => return self.set_line(device, gsi, high),
+            Effect::Message { address, data } => {
+                // A message that nobody takes is lost, as on hardware.
+                let _ = self.vm.signal_msi(address, data);
+            }
             Effect::Reset => self.ask(Request::Reset),
             Effect::PowerOff => self.ask(Request::PowerOff),
             Effect::Timer { id, after } => {
@@ -290,6 +300,57 @@ impl Board {
                     .is_ok()
             {
                 slot.interrupts.push(new);
+            }
+        }
+        self.rewire_messages(index, wiring.messages);
+    }
+
+    /// Brings a device's messages up to date: one that KVM does not take is left out.
+    fn rewire_messages(&mut self, index: usize, wanted: Vec<Message>) {
+        let same = |a: &Message, b: &Message| {
+            (a.address, a.data) == (b.address, b.data) && Arc::ptr_eq(&a.event, &b.event)
+        };
+        let Some(slot) = self.devices.get_mut(index) else {
+            return;
+        };
+        let before = slot.messages.len();
+        slot.messages.retain(|(gsi, old)| {
+            let stays = wanted.iter().any(|new| same(old, new));
+            stays || self.vm.irqfd(old.event.as_fd(), *gsi, None, false).is_err()
+        });
+        let known = |new: &Message| slot.messages.iter().any(|(_, old)| same(old, new));
+        let new: Vec<_> = wanted.into_iter().filter(|new| !known(new)).collect();
+        if slot.messages.len() == before && new.is_empty() {
+            return;
+        }
+        let mut first_new = slot.messages.len();
+        for message in new {
+            let used = || self.devices.iter().flat_map(|slot| &slot.messages);
+            let free = |gsi: &u32| used().all(|(other, _)| other != gsi);
+            let Some(gsi) = (irq::LINES..MAX_GSI).find(free) else {
+                break;
+            };
+            if let Some(slot) = self.devices.get_mut(index) {
+                slot.messages.push((gsi, message));
+            }
+        }
+        let all = self.devices.iter().flat_map(|slot| &slot.messages);
+        let routes: Vec<_> = all
+            .map(|(gsi, message)| irq::MessageRoute {
+                gsi: *gsi,
+                address: message.address,
+                data: message.data,
+            })
+            .collect();
+        let routed = irq::wire(&self.vm, &routes).is_ok();
+        if let Some(slot) = self.devices.get_mut(index) {
+            while let Some((gsi, message)) = slot.messages.get(first_new) {
+                let event = message.event.as_fd();
+                if routed && self.vm.irqfd(event, *gsi, None, true).is_ok() {
+                    first_new += 1;
+                } else {
+                    slot.messages.remove(first_new);
+                }
             }
         }
     }

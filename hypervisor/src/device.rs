@@ -115,6 +115,18 @@ pub struct Interrupt {
     pub event: Arc<OwnedFd>,
 }
 
+/// A message-signalled interrupt that another process raises through an eventfd (`KVM_IRQFD` with a route of its own):
+/// each signal sends the message once.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Address of the message: 0xfee00000 and the target's local APIC in bits 12 to 19 (Intel SDM volume 3, 11.11).
+    pub address: u64,
+    /// Its data: the vector in bits 0 to 7.
+    pub data: u32,
+    /// The eventfd that raises it.
+    pub event: Arc<OwnedFd>,
+}
+
 /// Where a device is to be reached.
 #[derive(Clone, Debug, Default)]
 pub struct Wiring {
@@ -124,6 +136,8 @@ pub struct Wiring {
     pub doorbells: Vec<Doorbell>,
     /// Its interrupts from other processes.
     pub interrupts: Vec<Interrupt>,
+    /// Its message-signalled interrupts from other processes.
+    pub messages: Vec<Message>,
 }
 
 /// How the memory at 0xc0000 to 0xfffff answers, where the chipset can put the firmware's ROM over it.
@@ -147,6 +161,13 @@ pub enum Effect {
         gsi: u32,
         /// Its level.
         high: bool,
+    },
+    /// Sends a message-signalled interrupt once.
+    Message {
+        /// As [`Message::address`].
+        address: u64,
+        /// As [`Message::data`].
+        data: u32,
     },
     /// Resets the machine.
     Reset,

@@ -1,13 +1,14 @@
 //! Where interrupts lead.
 //!
 //! Lines (GSIs 0 to 23) lead as in every PC: those below 16 to the two PICs, and all to the I/O APIC, where line 0, the
-//! timer, is at pin 2, as tables for operating systems say.
+//! timer, is at pin 2, as tables for operating systems say. The GSIs from 24 on are messages that eventfds send.
 
 use std::os::fd::OwnedFd;
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use rustix::event::EventfdFlags;
 
@@ -45,9 +46,31 @@ fn route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
     }
 }
 
-/// Wires the lines.
-pub(crate) fn wire(vm: &Vm) -> Result<(), Error> {
-    vm.set_routes(&line_routes())
+/// Where a message of a GSI from [`LINES`] on goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MessageRoute {
+    pub(crate) gsi: u32,
+    pub(crate) address: u64,
+    pub(crate) data: u32,
+}
+
+/// Wires the lines and these messages.
+pub(crate) fn wire(vm: &Vm, messages: &[MessageRoute]) -> Result<(), Error> {
+    let mut routes = line_routes();
+    routes.extend(messages.iter().map(|message| kvm_irq_routing_entry {
+        gsi: message.gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            msi: kvm_irq_routing_msi {
+                address_lo: message.address as u32,
+                address_hi: (message.address >> 32) as u32,
+                data: message.data,
+                ..Default::default()
+            },
+        },
+        ..Default::default()
+    }));
+    vm.set_routes(&routes)
 }
 
 /// A new eventfd that never blocks.

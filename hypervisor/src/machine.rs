@@ -141,7 +141,7 @@ impl Machine {
         }
         let kvm = kvm::open()?;
         let vm = Arc::new(Vm::new(&kvm)?);
-        irq::wire(&vm)?;
+        irq::wire(&vm, &[])?;
         let memory = config.memory;
         let firmware = config
             .boot

@@ -49,6 +49,7 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_getrandom,
     libc::SYS_getpid,
     libc::SYS_gettid,
+    libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
@@ -98,7 +99,6 @@ const CONTROL: &[libc::c_long] = &[
     libc::SYS_fdatasync,
     libc::SYS_clone3,
     libc::SYS_clone,
-    libc::SYS_rt_sigaction,
     libc::SYS_sched_getaffinity,
     // Of the threads that it makes, which confine themselves further.
     libc::SYS_prctl,

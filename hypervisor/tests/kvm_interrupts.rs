@@ -1,4 +1,11 @@
 //! Interrupts and doorbells that other processes share, with guests of a few instructions. Needs /dev/kvm.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![allow(missing_docs)]
 
 mod kit;
@@ -8,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hypervisor::boot::Boot;
-use hypervisor::device::{Doorbell, Effect, Interrupt, Region, Space};
+use hypervisor::device::{Doorbell, Effect, Interrupt, Message, Region, Space};
 use hypervisor::{Machine, Named, irq};
 use iced_x86::code_asm::*;
 use kit::{CONTROL, PATIENCE, PORT, Probe, config, firmware, firmware_with, machine, next};
@@ -344,4 +351,77 @@ fn a_string_of_port_writes_arrives_value_by_value() {
     for expected in [0x0201, 0x0403, 0x0605, 0x0807] {
         assert_eq!(next(&seen), (0, expected));
     }
+}
+
+#[test]
+fn messages_come_from_the_device_and_from_another_process() {
+    const VECTOR: u32 = 0x40;
+    let main = |a: &mut CodeAssembler| {
+        let mut again = a.create_label();
+        a.xor(ax, ax).unwrap();
+        a.mov(ss, ax).unwrap();
+        a.mov(sp, 0x7000).unwrap();
+        a.mov(ds, ax).unwrap();
+        a.mov(word_ptr(VECTOR * 4), 0).unwrap();
+        a.mov(word_ptr(VECTOR * 4 + 2), 0xf800).unwrap();
+        // The x2APIC, and the local APIC's software switch.
+        a.mov(ecx, 0x1b).unwrap();
+        a.rdmsr().unwrap();
+        a.or(eax, 0xc00).unwrap();
+        a.wrmsr().unwrap();
+        a.mov(ecx, 0x80f).unwrap();
+        a.xor(edx, edx).unwrap();
+        a.mov(eax, 0x1ff).unwrap();
+        a.wrmsr().unwrap();
+        a.sti().unwrap();
+        a.mov(dx, PORT + 2).unwrap();
+        a.out(dx, al).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.hlt().unwrap();
+        a.jmp(again).unwrap();
+    };
+    let interrupt = |a: &mut CodeAssembler| {
+        a.mov(ecx, 0x80b).unwrap();
+        a.xor(edx, edx).unwrap();
+        a.xor(eax, eax).unwrap();
+        a.wrmsr().unwrap();
+        a.mov(dx, PORT).unwrap();
+        a.out(dx, al).unwrap();
+        a.iret().unwrap();
+    };
+    let (mut probe, seen) = Probe::new();
+    let event = event();
+    let message = |data| Message {
+        address: 0xfee0_0000,
+        data,
+        event: Arc::clone(&event),
+    };
+    probe.wiring.messages.push(message(VECTOR));
+    let boot = firmware_with(main, interrupt);
+    let machine = Machine::new(config(1, boot), vec![Named::new("probe", probe)]).unwrap();
+    machine.start().unwrap();
+    assert_eq!(next(&seen).0, 2, "the guest is ready");
+    irq::signal(&event);
+    assert_eq!(next(&seen), (0, 0));
+    machine.with("probe", |_: &mut Probe, effects| {
+        effects.push(Effect::Message {
+            address: 0xfee0_0000,
+            data: VECTOR,
+        });
+    });
+    assert_eq!(next(&seen), (0, 0));
+    // To no processor, and back.
+    let set = |wanted: Vec<Message>| {
+        machine.with("probe", |probe: &mut Probe, effects| {
+            probe.wiring.messages = wanted;
+            effects.push(Effect::Rewire);
+        })
+    };
+    set(Vec::new());
+    irq::signal(&event);
+    assert!(seen.recv_timeout(Duration::from_millis(200)).is_err());
+    rustix::io::read(&event, &mut [0; 8]).unwrap();
+    set(vec![message(VECTOR)]);
+    irq::signal(&event);
+    assert_eq!(next(&seen), (0, 0));
 }

@@ -1,4 +1,11 @@
 //! The states of a machine, with guests of a few instructions. Needs /dev/kvm.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![allow(missing_docs)]
 
 mod kit;
@@ -203,6 +210,15 @@ fn all_processors_run_stop_and_go_on() {
     machine.reset().unwrap();
     drain(&seen);
     all(&seen);
+}
+
+#[test]
+fn a_machine_has_up_to_64_processors() {
+    let (machine, seen) = machine(64, counter());
+    machine.start().unwrap();
+    next(&seen);
+    machine.pause().unwrap();
+    machine.save(&mut Vec::new()).unwrap();
 }
 
 #[test]

@@ -1,4 +1,11 @@
 //! What a confined thread can still do, and what not. Works with and without privileges.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![allow(missing_docs)]
 
 use std::fs::File;
@@ -62,10 +69,11 @@ fn only_the_control_thread_makes_sockets_and_threads() {
 
 #[test]
 fn no_capability_is_left() {
-    for kind in [Thread::Control] {
-        let sets = confined(kind, || rustix::thread::capabilities(None).unwrap());
-        assert!(sets.effective.is_empty() && sets.permitted.is_empty());
-    }
+    // The other kinds may not even ask.
+    let sets = confined(Thread::Control, || {
+        rustix::thread::capabilities(None).unwrap()
+    });
+    assert!(sets.effective.is_empty() && sets.permitted.is_empty());
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The workspace's own commands: `cargo xtask setup`, `test`, `fuzz`, `demo`.
+//! The workspace's own commands: `cargo xtask setup`, `test`, `fuzz`, `demo`, `bench`.
 
+mod bench;
 mod cargo;
 mod demo;
 mod deps;
@@ -19,7 +20,7 @@ use crate::{groups::Group, say::say};
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "Set-up, tests and demonstration of vswitch",
+    about = "Set-up, tests, demonstration and benchmarks of vswitch",
     max_term_width = 100
 )]
 struct Arguments {
@@ -72,6 +73,17 @@ enum Verb {
         after_help = "Example:\n  cargo xtask demo    needs root; touches none of the machine's own interfaces and leaves nothing behind"
     )]
     Demo,
+    /// Measure how fast the switch is; `cargo xtask bench --help` has the options
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Options of the benchmarks
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "OPTION"
+        )]
+        options: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -86,6 +98,7 @@ fn main() -> ExitCode {
         Verb::Test { only, .. } => Ok(groups::run(&only)),
         Verb::Fuzz { targets, seconds } => fuzz_targets(&targets, seconds),
         Verb::Demo => demo::run(),
+        Verb::Bench { options } => bench::run(&options),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -277,7 +277,7 @@ pub(crate) struct Guest {
 
 /// An odd number of cache lines: buffers then do not compete for the same sets of a cache.
 fn stride(len: u32) -> u32 {
-    (len.next_multiple_of(64) / 64 | 1) * 64
+    (len.div_ceil(64) | 1) * 64
 }
 
 impl Guest {

@@ -43,15 +43,14 @@ impl Ring for Packed {
         if (flags & AVAIL != 0) != wrap || (flags & USED != 0) != wrap {
             return Ok(None);
         }
+        // In a ring that was full, the place of a used descriptor is the next to be written.
+        self.table.prefetch_write(at);
         self.next_used = self.next_used.advance(1, self.size);
         Ok(Some(((word >> 32) as u16, word as u32)))
     }
 
-    #[inline]
     fn fetch(&self, _: u16) {
-        // The place that was just found used is the next to be written, when the ring was full.
-        self.table
-            .prefetch_write(DESC_LEN * usize::from(self.next_avail.index));
+        // Which descriptor is written next does not depend on the buffer.
     }
 
     #[inline]

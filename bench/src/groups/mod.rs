@@ -128,6 +128,7 @@ impl Bench {
 
     /// Runs a group.
     pub(crate) fn run(&mut self, group: Group) -> Result<()> {
+        self.may_go_on()?;
         let name = group.name();
         say!("\n{name}: {}", group.about());
         let machine = machine::describe(self.settings.switch_core, self.settings.driver_core);
@@ -147,6 +148,12 @@ impl Bench {
         let rows: Vec<&Row> = self.results.group(&name).collect();
         say!("\n{}", crate::table::terminal(&rows));
         Ok(())
+    }
+
+    /// Stops the peers. What was measured, unless somebody has interrupted it.
+    pub(crate) fn end(self) -> Result<Results> {
+        self.may_go_on()?;
+        Ok(self.results)
     }
 
     /// Ends the measurement where somebody has asked for it.

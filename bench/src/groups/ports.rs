@@ -8,16 +8,15 @@ use vswitch_tests::Netns;
 
 use super::kernel::{End, Generator, IFNAME, Kind, received};
 use super::rings::counted;
-use super::{Bench, Figures, Group};
+use super::{Bench, Figures, Group, Settings};
 use crate::bare::Guest;
 use crate::case::Case;
 use crate::figures::Runs;
 use crate::machine::{hertz, on_core};
+use crate::peers::{BRIDGE, OVS, OvsCables};
 use crate::subject::{Local, OURS};
 use crate::syscalls::Counting;
 
-/// What the kernel's own switch is called in results.
-pub(super) const BRIDGE: &str = "Linux bridge";
 const WARM_UP: Duration = Duration::from_millis(60);
 /// A name of a port, and the kernel kind it is, if it is one.
 const KINDS: [(&str, Option<Kind>); 5] = [
@@ -32,7 +31,8 @@ const KINDS: [(&str, Option<Kind>); 5] = [
 enum Who {
     Guest(Box<Guest>),
     Station(Station, Vec<u8>),
-    Kernel(Box<Generator>, Box<End>),
+    /// Without a generator it only receives: a packet socket would hear every frame.
+    Kernel(Option<Box<Generator>>, Box<End>),
 }
 
 impl Who {
@@ -49,7 +49,7 @@ impl Who {
             let (end, sides) = End::open(kind, 1600)?;
             local.add(sides)?;
             let generator = Generator::new(&end.netns, &frame)?;
-            return Ok(Who::Kernel(Box::new(generator), Box::new(end)));
+            return Ok(Who::Kernel(Some(Box::new(generator)), Box::new(end)));
         }
         if name == "memory" {
             let port = MemoryPort {
@@ -70,7 +70,10 @@ impl Who {
         Ok(match self {
             Who::Guest(guest) => guest.tx.send(64, None)?,
             Who::Station(station, frame) => (0..64).take_while(|_| station.send(frame)).count(),
-            Who::Kernel(generator, _) => generator.send()?,
+            Who::Kernel(generator, _) => match generator {
+                Some(generator) => generator.send()?,
+                None => 0,
+            },
         })
     }
 
@@ -164,7 +167,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             }
         }
         if bench.settings.peers {
-            bridge(bench, size)?;
+            peers(bench, size)?;
         }
     }
     let remark = "Frames are made, and those that the kernel receives are counted, on the driver's core; with `busy` \
@@ -190,6 +193,9 @@ fn pair(
         let mut first = Who::open(&mut local, from, &case, 0)?;
         let mut second = Who::open(&mut local, to, &case, 1)?;
         second.send()?;
+        if let Who::Kernel(generator, _) = &mut second {
+            *generator = None;
+        }
         let mut runs = Runs::default();
         for _ in 0..settings.runs {
             runs.add(figures(
@@ -229,27 +235,63 @@ pub(super) fn bridged(mtu: u32) -> Result<[std::sync::Arc<Netns>; 3]> {
     Ok([first, second, host])
 }
 
-fn bridge(bench: &mut Bench, size: u32) -> Result<()> {
-    let settings = bench.settings.clone();
+/// Sends from one namespace to another through another switch.
+fn between([first, second]: [&Netns; 2], settings: &Settings, size: u32) -> Result<Figures> {
     let case = Case::of(size);
-    let runs = on_core(settings.driver_core, || {
-        let [first, second, _host] = bridged(1600)?;
-        let forth = Generator::new(&first, &frame(&case, 0, 1))?;
-        Generator::new(&second, &frame(&case, 1, 0))?.send()?;
-        let mut runs = Runs::default();
-        for _ in 0..settings.runs {
-            let (start, before) = (Instant::now(), received(&second)?);
-            while start.elapsed() < settings.time {
-                forth.send()?;
-            }
-            let seconds = start.elapsed().as_secs_f64();
-            let frames = (received(&second)? - before) as f64;
-            let gbps = frames * f64::from(size) * 8.0 / seconds / 1e9;
-            runs.add(Ok(vec![("mpps", frames / seconds / 1e6), ("gbps", gbps)]));
+    let forth = Generator::new(first, &frame(&case, 0, 1))?;
+    Generator::new(second, &frame(&case, 1, 0))?.send()?;
+    let send = |time: Duration| -> Result<f64> {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            forth.send()?;
         }
-        Ok(runs)
-    })?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    send(WARM_UP)?;
+    let before = received(second)?;
+    let seconds = send(settings.time)?;
+    let frames = (received(second)? - before) as f64;
+    ensure!(frames > 0.0, "no frame arrived");
+    let gbps = frames * f64::from(size) * 8.0 / seconds / 1e9;
+    Ok(vec![("mpps", frames / seconds / 1e6), ("gbps", gbps)])
+}
+
+/// The kernel's bridge, and OVS with AF_XDP, between virtual cables.
+fn peers(bench: &mut Bench, size: u32) -> Result<()> {
+    let settings = bench.settings.clone();
     let label = format!("cable → cable, {size} B");
-    bench.add(runs.row(&Group::Ports.name(), &label, BRIDGE), "mpps");
+    let [first, second, _host] = bridged(1500)?;
+    let mut bridge = Runs::default();
+    let mut ovs = Runs::default();
+    let mut cables = match OvsCables::start(settings.switch_core) {
+        Ok(cables) => Some(cables),
+        Err(error) => {
+            bench
+                .results
+                .missing
+                .push(format!("{OVS} with AF_XDP: {error:#}"));
+            None
+        }
+    };
+    for _ in 0..settings.runs {
+        bench.may_go_on()?;
+        let core = settings.driver_core;
+        bridge.add(on_core(core, || {
+            between([&first, &second], &settings, size)
+        }));
+        if let Some(cables) = &mut cables {
+            let [first, second] = cables.ends().clone();
+            let run = || between([&first, &second], &settings, size);
+            ovs.add(cables.running(|| on_core(core, run)));
+        }
+    }
+    let group = Group::Ports.name();
+    bench.add(bridge.row(&group, &label, BRIDGE), "mpps");
+    if cables.is_some() {
+        bench.add(
+            ovs.row(&group, &label.replace("cable", "AF_XDP"), OVS),
+            "mpps",
+        );
+    }
     Ok(())
 }

@@ -3,10 +3,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use vswitch_tests::Background;
 
 use super::{Bench, Figures, Group};
@@ -15,13 +16,16 @@ use crate::subject::Contender;
 
 /// The sum of the receive rates is on the second line that testpmd prints of each port's throughput.
 const RATE: &str = "Rx-pps:";
+/// How long testpmd may take to start, or to answer.
+const ANSWER: Duration = Duration::from_secs(5);
 const MACS: [&str; 2] = ["02:00:00:00:09:01", "02:00:00:00:09:02"];
 
 /// A running testpmd that is a guest with two ports.
 struct Guest {
     _process: Background,
     stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    /// What it says, line by line.
+    said: Receiver<String>,
 }
 
 impl Guest {
@@ -60,10 +64,17 @@ impl Guest {
             .stdout
             .take()
             .context("no standard output")?;
+        let (lines, said) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                // The other end goes with the guest.
+                let _ = lines.send(line);
+            }
+        });
         let mut guest = Guest {
             _process: process,
             stdin,
-            stdout: BufReader::new(stdout),
+            said,
         };
         guest.order("start tx_first 4")?;
         guest.rates()?;
@@ -79,10 +90,8 @@ impl Guest {
         self.order("show port stats all")?;
         let (mut sum, mut ports) = (0.0, 0);
         while ports < 2 {
-            let mut line = String::new();
-            if self.stdout.read_line(&mut line)? == 0 {
-                bail!("testpmd ended early");
-            }
+            let line = self.said.recv_timeout(ANSWER);
+            let line = line.context("testpmd did not answer, or ended early")?;
             if let Some((_, rest)) = line.split_once(RATE) {
                 let rate = rest
                     .split_whitespace()

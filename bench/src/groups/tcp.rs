@@ -8,13 +8,14 @@ use serde_json::Value;
 use vswitch_tests::{Netns, cmd};
 
 use super::kernel::{End, IFNAME, Kind};
-use super::ports::{BRIDGE, bridged};
+use super::ports::bridged;
 use super::{Bench, Figures, Group};
 use crate::figures::Runs;
+use crate::peers::{BRIDGE, OVS, OvsCables};
 use crate::subject::{Local, OURS};
 
 /// Pings of a run, and the pause between two in seconds.
-const PINGS: usize = 300;
+const PINGS: &str = "300";
 const PAUSE: &str = "0.002";
 /// What is connected with what by our switch.
 const PAIRS: [(Kind, Kind); 4] = [
@@ -29,7 +30,7 @@ const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 struct Connected {
     first: Arc<Netns>,
     second: Arc<Netns>,
-    _by: By,
+    by: By,
 }
 
 enum By {
@@ -37,12 +38,13 @@ enum By {
         /// Held for its workers.
         _local: Box<Local>,
         /// Held for their devices.
-        _ends: [End; 2],
+        _ends: Box<[End; 2]>,
     },
     Bridge {
         /// Held for its devices.
         _host: Arc<Netns>,
     },
+    Ovs(Box<OvsCables>),
 }
 
 impl Connected {
@@ -52,11 +54,7 @@ impl Connected {
             let (end, sides) = End::open(kind, mtu)?;
             local.add(sides)?;
             if kind == Kind::Xdp {
-                // As on a real wire: a virtual cable would carry unfinished checksums and large frames.
-                let off = "tx off tso off gso off gro off";
-                let line = format!("ethtool -K {IFNAME} {off}");
-                end.netns
-                    .run(&line.split_whitespace().collect::<Vec<_>>())?;
+                unfinished_off(&end.netns)?;
             }
             Ok(end)
         };
@@ -66,9 +64,9 @@ impl Connected {
         let connected = Connected {
             first: first.context("two ends")?,
             second: second.context("two ends")?,
-            _by: By::Ours {
+            by: By::Ours {
                 _local: Box::new(local),
-                _ends: ends,
+                _ends: Box::new(ends),
             },
         };
         connected.address()
@@ -79,59 +77,83 @@ impl Connected {
         let connected = Connected {
             first,
             second,
-            _by: By::Bridge { _host: host },
+            by: By::Bridge { _host: host },
         };
         connected.address()
     }
 
-    fn address(self) -> Result<Connected> {
+    fn ovs(core: usize) -> Result<Connected> {
+        let cables = OvsCables::start(core)?;
+        let [first, second] = cables.ends().clone();
+        for end in [&first, &second] {
+            unfinished_off(end)?;
+        }
+        let connected = Connected {
+            first,
+            second,
+            by: By::Ovs(Box::new(cables)),
+        };
+        connected.address()
+    }
+
+    /// Does `work`, with whatever connects the two running.
+    fn with<T>(&mut self, work: impl FnOnce(&Netns, &Netns) -> Result<T>) -> Result<T> {
+        let Connected { first, second, by } = self;
+        match by {
+            By::Ovs(cables) => cables.running(|| work(first, second)),
+            By::Ours { .. } | By::Bridge { .. } => work(first, second),
+        }
+    }
+
+    fn address(mut self) -> Result<Connected> {
         for (netns, address) in [&self.first, &self.second].into_iter().zip(ADDRESSES) {
             netns.ip(&format!("addr add {address}/24 dev {IFNAME}"))?;
             netns.ip(&format!("link set {IFNAME} up"))?;
         }
         let [_, other] = ADDRESSES;
-        cmd::wait_until(
-            "the namespaces to reach each other",
-            Duration::from_secs(5),
-            || Ok(self.first.run(&["ping", "-c1", "-W1", other]).is_ok()),
-        )?;
+        let limit = Duration::from_secs(5);
+        self.with(|first, _| {
+            cmd::wait_until("the namespaces to reach each other", limit, || {
+                Ok(first.run(&["ping", "-c1", "-W1", other]).is_ok())
+            })
+        })?;
         Ok(self)
     }
+}
 
-    /// Gigabits a second of one TCP stream.
-    fn tcp(&self, seconds: &str) -> Result<Figures> {
-        let _server = self.second.spawn(&["iperf3", "-s", "-1"])?;
-        cmd::wait_until("iperf3 to listen", Duration::from_secs(5), || {
-            let listening = self.second.run(&["ss", "-Hltn", "sport", "=", "5201"])?;
-            Ok(!listening.is_empty())
-        })?;
-        let [_, other] = ADDRESSES;
-        let said = self
-            .first
-            .run(&["iperf3", "-J", "-t", seconds, "-O", "0.2", "-c", other])?;
-        let answer: Value = serde_json::from_str(&said).context("reading what iperf3 said")?;
-        let bits = answer
-            .pointer("/end/sum_received/bits_per_second")
-            .and_then(Value::as_f64);
-        Ok(vec![(
-            "gbps",
-            bits.context("iperf3 measured nothing")? / 1e9,
-        )])
-    }
+/// As on a real wire: a virtual cable would carry unfinished checksums and large frames.
+fn unfinished_off(netns: &Netns) -> Result<()> {
+    let line = format!("ethtool -K {IFNAME} tx off tso off gso off gro off");
+    netns
+        .run(&line.split_whitespace().collect::<Vec<_>>())
+        .map(drop)
+}
 
-    fn ping(&self) -> Result<Figures> {
-        let [_, other] = ADDRESSES;
-        let count = PINGS.to_string();
-        let said = self
-            .first
-            .run(&["ping", "-i", PAUSE, "-c", &count, other])?;
-        let times = times(&said);
-        let at = |part: f64| {
-            let index = (times.len() as f64 * part) as usize;
-            times.get(index).copied().context("ping measured nothing")
-        };
-        Ok(vec![("rtt_us", at(0.5)?), ("p99_us", at(0.99)?)])
-    }
+/// Gigabits a second of one TCP stream.
+fn tcp(first: &Netns, second: &Netns, seconds: &str) -> Result<Figures> {
+    let _server = second.spawn(&["iperf3", "-s", "-1"])?;
+    cmd::wait_until("iperf3 to listen", Duration::from_secs(5), || {
+        let listening = second.run(&["ss", "-Hltn", "sport", "=", "5201"])?;
+        Ok(!listening.is_empty())
+    })?;
+    let [_, other] = ADDRESSES;
+    let said = first.run(&["iperf3", "-J", "-t", seconds, "-c", other])?;
+    let answer: Value = serde_json::from_str(&said).context("reading what iperf3 said")?;
+    let bits = answer.pointer("/end/sum_received/bits_per_second");
+    let bits = bits.and_then(Value::as_f64);
+    let gbps = bits.context("iperf3 measured nothing")? / 1e9;
+    Ok(vec![("gbps", gbps)])
+}
+
+fn ping(first: &Netns, _: &Netns) -> Result<Figures> {
+    let [_, other] = ADDRESSES;
+    let said = first.run(&["ping", "-i", PAUSE, "-c", PINGS, other])?;
+    let times = times(&said);
+    let at = |part: f64| {
+        let index = (times.len() as f64 * part) as usize;
+        times.get(index).copied().context("ping measured nothing")
+    };
+    Ok(vec![("rtt_us", at(0.5)?), ("p99_us", at(0.99)?)])
 }
 
 /// The times that ping printed, in microseconds, ascending.
@@ -145,50 +167,80 @@ fn times(said: &str) -> Vec<f64> {
     times
 }
 
-/// All pairs and the bridge, in turn.
+/// TCP and ping between all pairs, ours and others', in turn.
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let quick = bench.settings.quick;
-    let mtus: &[u32] = if quick { &[1500] } else { &[1500, 9000] };
+    let (mtus, seconds): (&[u32], _) = if quick {
+        (&[1500], "1")
+    } else {
+        (&[1500, 9000], "2")
+    };
     for &mtu in mtus {
-        measure(bench, mtu, &format!("TCP, MTU {mtu}"), "gbps", |pair| {
-            pair.tcp(if quick { "0.5" } else { "1.5" })
-        })?;
+        let label = format!("TCP, MTU {mtu}");
+        let run = |first: &Netns, second: &Netns| tcp(first, second, seconds);
+        measure(bench, (mtu, &label, "gbps"), run)?;
     }
-    measure(bench, 1500, "ping", "rtt_us", Connected::ping)
+    measure(bench, (1500, "ping", "rtt_us"), ping)
+}
+
+/// One pair of namespaces of a comparison.
+struct Entry {
+    case: String,
+    contender: &'static str,
+    pair: Connected,
+    runs: Runs,
 }
 
 fn measure(
     bench: &mut Bench,
-    mtu: u32,
-    label: &str,
-    main: &str,
-    run: impl Fn(&Connected) -> Result<Figures>,
+    (mtu, label, main): (u32, &str, &str),
+    run: impl Fn(&Netns, &Netns) -> Result<Figures>,
 ) -> Result<()> {
-    let core = bench.settings.switch_core;
-    let mut pairs = Vec::new();
-    for kinds in PAIRS {
-        let case = format!("{label}, {} to {}", kinds.0.name(), kinds.1.name());
-        pairs.push((
-            case,
-            OURS,
-            Connected::ours(core, kinds, mtu)?,
-            Runs::default(),
-        ));
-    }
-    if bench.settings.peers {
-        let case = format!("{label}, cable to cable");
-        pairs.push((case, BRIDGE, Connected::bridge(mtu)?, Runs::default()));
-    }
+    let mut entries = entries(bench, mtu, label)?;
     for _ in 0..bench.settings.runs {
-        for (_, _, pair, runs) in &mut pairs {
+        for Entry { pair, runs, .. } in &mut entries {
             bench.may_go_on()?;
-            runs.add(run(pair));
+            runs.add(pair.with(&run));
         }
     }
-    for (case, contender, _, runs) in pairs {
-        bench.add(runs.row(&Group::Tcp.name(), &case, contender), main);
+    for entry in entries {
+        let row = entry
+            .runs
+            .row(&Group::Tcp.name(), &entry.case, entry.contender);
+        bench.add(row, main);
     }
     Ok(())
+}
+
+fn entries(bench: &mut Bench, mtu: u32, label: &str) -> Result<Vec<Entry>> {
+    let core = bench.settings.switch_core;
+    let mut entries = Vec::new();
+    let mut add = |what: String, contender, pair| {
+        entries.push(Entry {
+            case: format!("{label}, {what}"),
+            contender,
+            pair,
+            runs: Runs::default(),
+        });
+    };
+    for kinds in PAIRS {
+        let what = format!("{} to {}", kinds.0.name(), kinds.1.name());
+        add(what, OURS, Connected::ours(core, kinds, mtu)?);
+    }
+    if bench.settings.peers {
+        add("cable to cable".into(), BRIDGE, Connected::bridge(mtu)?);
+        // Its AF_XDP ports take no jumbo frames.
+        if mtu <= 1500 {
+            match Connected::ovs(core) {
+                Ok(pair) => add("AF_XDP to AF_XDP".into(), OVS, pair),
+                Err(error) => bench
+                    .results
+                    .missing
+                    .push(format!("{OVS} with AF_XDP: {error:#}")),
+            }
+        }
+    }
+    Ok(entries)
 }
 
 #[cfg(test)]

@@ -12,12 +12,15 @@ use anyhow::Result;
 use rustix::process::{Pid, Signal, kill_process};
 use vswitch_tests::Background;
 
-pub(crate) use self::ovs::Ovs;
-pub(crate) use self::testpmd::Testpmd;
+use self::ovs::Ovs;
+pub(crate) use self::ovs::OvsCables;
+use self::testpmd::Testpmd;
 use crate::subject::Contender;
 
 /// What OVS-DPDK is called in results.
 pub(crate) const OVS: &str = "OVS-DPDK";
+/// What the kernel's own switch is called in results.
+pub(crate) const BRIDGE: &str = "Linux bridge";
 /// What testpmd's own forwarding is called in results.
 pub(crate) const TESTPMD: &str = "testpmd io";
 

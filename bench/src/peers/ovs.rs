@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use vswitch::ports::vhost::driver::Guest as Front;
-use vswitch_tests::{Background, cmd};
+use vswitch_tests::{Background, Netns, cmd};
 
 use super::pages::HugePages;
 use super::{OVS, Poller, unpinned};
 use crate::case::Case;
-use crate::subject::{Attached, Contender, Served, connect};
+use crate::subject::{Attached, Contender, Served, accept, connect};
 
 const VSWITCHD: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
@@ -32,8 +33,20 @@ struct Running {
     _mount: Mount,
     dir: TempDir,
     _pages: HugePages,
-    offloads: bool,
-    mtu: u32,
+    /// It makes devices of its own, whose names another OVS may have taken.
+    netns: Netns,
+    mode: Mode,
+}
+
+/// What its vhost-user ports are like, which it does not change while it has guests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// For frames of up to 1518 bytes.
+    Plain,
+    /// For frames of up to 9018 bytes.
+    Jumbo,
+    /// With segmentation offloads. Only ports that connect to the guest have them.
+    Offloads,
 }
 
 /// A mounted hugetlbfs.
@@ -68,7 +81,7 @@ impl Ovs {
     /// Starts it with its polling thread on `core`.
     pub(crate) fn start(core: usize) -> Result<Ovs> {
         ensure!(Path::new(VSWITCHD).exists(), "there is no {VSWITCHD}");
-        let mut running = Running::start(core, false)?;
+        let mut running = Running::start(core, Mode::Plain)?;
         running.vswitchd.pause();
         Ok(Ovs {
             core,
@@ -78,42 +91,75 @@ impl Ovs {
 }
 
 impl Ovs {
-    /// Lets it run, started anew where segmentation offloads must change.
-    fn ready(&mut self, offloads: bool, mtu: u32) -> Result<&mut Running> {
-        if let Some(running) = self.running.take_if(|running| running.offloads != offloads) {
-            drop(running);
-        }
+    /// Lets it run, started anew where its ports must be others.
+    fn ready(&mut self, mode: Mode) -> Result<&mut Running> {
+        // The old one gives its huge pages back before the new one takes its own.
+        self.running = self.running.take().filter(|running| running.mode == mode);
         let running = match self.running.take() {
             Some(running) => running,
-            None => Running::start(self.core, offloads)?,
+            None => Running::start(self.core, mode)?,
         };
         let running = self.running.insert(running);
         running.vswitchd.resume()?;
-        if let Err(error) = running.set_mtu(mtu) {
-            running.vswitchd.pause();
-            return Err(error);
-        }
         Ok(running)
     }
 }
 
+/// OVS with two virtual cables on its bridge, by AF_XDP, and a namespace at the end of each.
+pub(crate) struct OvsCables {
+    // It lets go of the cables before their ends go.
+    running: Running,
+    ends: [Arc<Netns>; 2],
+}
+
+impl OvsCables {
+    /// Starts an OVS of its own, with its polling thread on `core`. It is not running.
+    pub(crate) fn start(core: usize) -> Result<OvsCables> {
+        ensure!(Path::new(VSWITCHD).exists(), "there is no {VSWITCHD}");
+        let mut running = Running::start(core, Mode::Plain)?;
+        let ends = [Arc::new(Netns::new("end")?), Arc::new(Netns::new("end")?)];
+        for (number, end) in ends.iter().enumerate() {
+            let cable = format!("cable{number}");
+            running.netns.cable(&cable, end, "eth0")?;
+            running.vsctl(&format!(
+                "add-port br0 {cable} -- set Interface {cable} type=afxdp"
+            ))?;
+        }
+        running.vswitchd.pause();
+        Ok(OvsCables { running, ends })
+    }
+
+    /// The namespaces at the ends of the cables.
+    pub(crate) fn ends(&self) -> &[Arc<Netns>; 2] {
+        &self.ends
+    }
+
+    /// Lets it run while `work` is done.
+    pub(crate) fn running<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.running.vswitchd.resume()?;
+        let done = work();
+        self.running.vswitchd.pause();
+        done
+    }
+}
+
 impl Running {
-    fn start(core: usize, offloads: bool) -> Result<Running> {
+    fn start(core: usize, mode: Mode) -> Result<Running> {
         let dir = TempDir::new()?;
         let path = |name: &str| dir.path().join(name);
-        let pages = HugePages::reserve(400)?;
+        let (pages, netns) = (HugePages::reserve(600)?, Netns::new("ovs")?);
         let mount = Mount::new(path("huge"))?;
         let database = database(&dir)?;
         let mut running = Running {
             vswitchd: Poller {
-                process: vswitchd(&dir, core, offloads)?,
+                process: vswitchd(&dir, &netns, (core, mode))?,
             },
             _database: database,
             _mount: mount,
             dir,
             _pages: pages,
-            offloads,
-            mtu: 1500,
+            netns,
+            mode,
         };
         let made = running.make_bridge();
         made.with_context(|| {
@@ -131,15 +177,24 @@ impl Running {
         self.vsctl(
             "add-br br0 -- set bridge br0 datapath_type=netdev other_config:mac-table-size=1000000",
         )?;
-        for port in 0..PORTS {
+        for (port, socket) in self.sockets().iter().enumerate() {
+            let kind = match self.mode {
+                Mode::Plain => "type=dpdkvhostuser".to_owned(),
+                Mode::Jumbo => "type=dpdkvhostuser mtu_request=9000".to_owned(),
+                Mode::Offloads => format!(
+                    "type=dpdkvhostuserclient options:vhost-server-path={}",
+                    socket.display()
+                ),
+            };
             self.vsctl(&format!(
-                "add-port br0 vhost{port} -- set Interface vhost{port} type=dpdkvhostuser"
+                "add-port br0 vhost{port} -- set Interface vhost{port} {kind}"
             ))?;
         }
         let sockets = self.sockets();
         cmd::wait_until("OVS to make its sockets", BOOT, || {
             self.vswitchd.process.must_run()?;
-            Ok(sockets.iter().all(|socket| socket.exists()))
+            let made = sockets.iter().all(|socket| socket.exists());
+            Ok(made || self.mode == Mode::Offloads)
         })
     }
 
@@ -151,16 +206,6 @@ impl Running {
     /// Runs `ovs-vsctl` and waits until vswitchd has done it.
     fn vsctl(&self, args: &str) -> Result<()> {
         vsctl(self.dir.path(), &["--timeout=20"], args)
-    }
-
-    fn set_mtu(&mut self, mtu: u32) -> Result<()> {
-        if self.mtu != mtu {
-            for port in 0..PORTS {
-                self.vsctl(&format!("set Interface vhost{port} mtu_request={mtu}"))?;
-            }
-            self.mtu = mtu;
-        }
-        Ok(())
     }
 }
 
@@ -187,24 +232,25 @@ fn database(dir: &TempDir) -> Result<Background> {
     Ok(database)
 }
 
-fn vswitchd(dir: &TempDir, core: usize, offloads: bool) -> Result<Background> {
+fn vswitchd(dir: &TempDir, netns: &Netns, (core, mode): (usize, Mode)) -> Result<Background> {
     let path = |name: &str| dir.path().join(name).display().to_string();
     let mask = 1u64 << core;
     let settings = [
         "dpdk-init=true".to_owned(),
         format!("dpdk-hugepage-dir={}", path("huge")),
-        "dpdk-socket-mem=512".to_owned(),
+        "dpdk-socket-mem=1024".to_owned(),
         format!("dpdk-lcore-mask={mask:#x}"),
         format!("pmd-cpu-mask={mask:#x}"),
-        format!("userspace-tso-enable={offloads}"),
+        format!("userspace-tso-enable={}", mode == Mode::Offloads),
         "dpdk-extra=--no-pci".to_owned(),
     ];
     for setting in settings {
         let line = format!("set Open_vSwitch . other_config:{setting}");
         vsctl(dir.path(), &["--no-wait"], &line)?;
     }
-    let mut command = unpinned(VSWITCHD);
+    let mut command = unpinned("ip");
     command
+        .args(["netns", "exec", netns.name(), VSWITCHD])
         .arg(format!("unix:{}", path("db.sock")))
         .arg(format!("--unixctl={}", path("ctl")))
         .arg(format!("--log-file={}", path("log")))
@@ -224,15 +270,22 @@ impl Contender for Ovs {
     }
 
     fn serve(&mut self) -> Result<Served<'_>> {
-        let running = self.ready(false, 1500)?;
+        let running = self.ready(Mode::Plain)?;
         Ok(Served::new(running.sockets(), || running.vswitchd.pause()))
     }
 
     fn attach<'a>(&'a mut self, case: &Case, fronts: &[&Front]) -> Result<Attached<'a>> {
-        let large = case.is_large();
-        let jumbo = case.frame > 1518 && !large;
-        let running = self.ready(large, if jumbo { 9000 } else { 1500 })?;
-        match connect(&running.sockets(), fronts) {
+        let mode = match case.frame {
+            _ if case.is_large() => Mode::Offloads,
+            ..=1518 => Mode::Plain,
+            _ => Mode::Jumbo,
+        };
+        let running = self.ready(mode)?;
+        let connected = match mode {
+            Mode::Offloads => accept(&running.sockets(), fronts),
+            Mode::Plain | Mode::Jumbo => connect(&running.sockets(), fronts),
+        };
+        match connected {
             Ok(frontends) => Ok(Attached::Remote {
                 frontends,
                 pause: Box::new(|| running.vswitchd.pause()),

@@ -8,7 +8,7 @@ const COUNT: &str = "/proc/sys/vm/nr_hugepages";
 
 /// Reserved 2 MiB pages, given back when dropped.
 pub(crate) struct HugePages {
-    before: u64,
+    count: u64,
 }
 
 fn count() -> Result<u64> {
@@ -21,10 +21,10 @@ fn count() -> Result<u64> {
 impl HugePages {
     /// Reserves `more` pages.
     pub(crate) fn reserve(more: u64) -> Result<HugePages> {
-        let before = count()?;
-        let pages = HugePages { before };
-        let wanted = before + more;
+        let wanted = count()? + more;
         fs::write(COUNT, wanted.to_string()).with_context(|| format!("writing {COUNT}"))?;
+        // What was had of them goes back if they are not enough.
+        let pages = HugePages { count: more };
         let got = count()?;
         ensure!(
             got >= wanted,
@@ -36,8 +36,10 @@ impl HugePages {
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(COUNT, self.before.to_string()) {
-            crate::say!("huge pages stay reserved: {COUNT}: {error}");
+        let left = count().map(|count| count.saturating_sub(self.count));
+        let given = left.and_then(|left| Ok(fs::write(COUNT, left.to_string())?));
+        if let Err(error) = given {
+            crate::say!("huge pages stay reserved: {error:#}");
         }
     }
 }

@@ -82,18 +82,24 @@ impl PowerManagement {
         self.update(effects);
     }
 
-    /// Notes what the timer did, drives the interrupt, and asks to be called when the timer does more.
+    /// Notes what the timer did, and drives the interrupt.
     fn update(&mut self, effects: &mut Effects) {
         let registers = &mut self.registers;
-        let ticks = ticks(effects.now);
-        if ticks / HALF != registers.changes {
-            registers.changes = ticks / HALF;
+        let changes = ticks(effects.now) / HALF;
+        if changes != registers.changes {
+            registers.changes = changes;
             registers.status |= TIMER;
         }
+        self.drive(effects);
+    }
+
+    /// Drives the interrupt, and asks to be called when the timer does more.
+    fn drive(&self, effects: &mut Effects) {
+        let registers = &self.registers;
         let high = registers.status & registers.enable & EVENTS != 0;
         effects.push(Effect::Line { gsi: INTX, high });
         if registers.enable & TIMER != 0 && registers.status & TIMER == 0 {
-            let left = HALF - ticks % HALF;
+            let left = HALF - ticks(effects.now) % HALF;
             let after = Duration::from_nanos(left * 1_000_000_000 / TIMER_HZ + 1);
             effects.push(Effect::Timer { id: 0, after });
         }
@@ -184,7 +190,7 @@ impl Device for PowerManagement {
             control: saved.control & CONTROL_MASK,
             ..saved
         };
-        self.update(effects);
+        self.drive(effects);
         Ok(())
     }
 

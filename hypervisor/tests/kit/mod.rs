@@ -1,5 +1,12 @@
 //! Machines that run a few instructions of our own, with a device that tells what they do.
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+#![allow(
     dead_code,
     unreachable_pub,
     reason = "each test program uses some of it"

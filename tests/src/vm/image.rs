@@ -54,7 +54,7 @@ pub fn ensure(cache: &Path) -> Result<VmImage> {
     })
 }
 
-/// Whether all that [`ensure`] makes is below `cache`, as far as that can be said without making it.
+/// Whether all that [`ensure()`] makes is below `cache`, as far as that can be said without making it.
 #[must_use]
 pub fn is_there(cache: &Path) -> bool {
     kernel::folder(cache).is_ok_and(|folder| folder.is_dir())
@@ -83,7 +83,7 @@ pub fn guest_program() -> Result<PathBuf> {
 /// The files of this process: what they are made of is looked up once.
 ///
 /// # Errors
-/// As [`ensure`].
+/// As [`ensure()`].
 pub fn shared() -> Result<&'static VmImage> {
     static IMAGE: std::sync::OnceLock<VmImage> = std::sync::OnceLock::new();
     if let Some(image) = IMAGE.get() {

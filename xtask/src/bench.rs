@@ -1,0 +1,26 @@
+//! The benchmarks: a program of their own, built as released programs are.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use vswitch_tests::paths;
+
+use crate::{cargo, say::say};
+
+/// What the benchmarks run.
+const PACKAGES: [&str; 4] = ["vswitch-bench", "vswitchd", "vswitchctl", "vswitch-tests"];
+
+/// Builds the benchmarks and runs them with `options`; returns whether they succeeded.
+pub(crate) fn run(options: &[String]) -> Result<bool> {
+    say!("* building");
+    let mut args = vec!["--release"];
+    for package in &PACKAGES {
+        args.extend(["-p", *package]);
+    }
+    cargo::build(&args)?;
+    let program = paths::workspace().join("target/release/vswitch-bench");
+    let status = Command::new(&program).args(options).status();
+    Ok(status
+        .with_context(|| format!("starting {}", program.display()))?
+        .success())
+}
