@@ -60,14 +60,13 @@ fn build(work: &Path) -> Result<PathBuf> {
     fs::create_dir(&source)?;
     let archive = package.join(format!("usr/src/{PACKAGE}.tar.xz"));
     let tree = source.display().to_string();
-    // What is left out is large and belongs to other machines.
-    let tar: [&str; 7] = [
+    // What is left out is large and not needed.
+    let tar: [&str; 6] = [
         "tar",
         "-xf",
         &archive.display().to_string(),
         "--strip-components=1",
         "--exclude=*/Documentation/*/*",
-        "--exclude=*/arch/[a-wyz]*/*",
         &format!("--directory={tree}"),
     ];
     cmd::run_within(&tar, UNPACK_LIMIT)?;
