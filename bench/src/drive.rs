@@ -201,6 +201,9 @@ impl Pair {
                 // What finds no room is lost to whoever wanted to send it.
                 under_way += from.tx.send(due as usize, Some(now).filter(|_| stamped))? as i64;
                 paced.offered += due;
+            } else {
+                // A switch that went to sleep between two frames must be told of them.
+                from.tx.send(0, None)?;
             }
             let now = guestmem::cycles();
             let taken = to
@@ -214,6 +217,7 @@ impl Pair {
         }
         let sent = Instant::now();
         while under_way > 0 && sent.elapsed() < LAST {
+            from.tx.send(0, None)?;
             let ages = Some((&mut paced.ages, guestmem::cycles())).filter(|_| stamped);
             let taken = to.rx.receive(BATCH, ages)?;
             paced.received += taken.frames;
@@ -277,7 +281,7 @@ mod tests {
     use super::*;
     use crate::subject::{CopyOnly, Ours};
 
-    const SHORT: Duration = Duration::from_millis(30);
+    const SHORT: Duration = Duration::from_millis(100);
     /// Each test has a worker that polls on the same core.
     static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 

@@ -122,7 +122,8 @@ fn values_are_refused_in_one_line() {
 fn wrong_usage() {
     for line in [
         "",
-        "vm list",
+        "vm",
+        "vm create",
         "drops",
         "network",
         "network create lab",

@@ -20,7 +20,9 @@ use crate::backend::{Backend, Fate, Open};
 
 /// The seats of all adapters.
 #[derive(Clone, Default)]
-pub(crate) struct Seats(Arc<Mutex<BTreeMap<(VmName, AdapterName), Arc<Seat>>>>);
+pub(crate) struct Seats(Arc<Mutex<ByAdapter>>);
+
+type ByAdapter = BTreeMap<(VmName, AdapterName), Arc<Seat>>;
 
 impl Seats {
     /// The seat of an adapter.

@@ -219,6 +219,24 @@ async fn settings_and_adapters() {
             &json!("waiting")
         )
     );
+    rewire(&rig).await;
+    // All of it is there after a restart.
+    let before = rig.ok("GET", VMS, "").await;
+    let rig = rig.restart(false, |_| {}).await;
+    assert_eq!(rig.ok("GET", VMS, "").await, before);
+    rig.ok("DELETE", &format!("{VMS}/web"), "").await;
+    rig.refused(
+        ("GET", "/v1/networks/lab/ports/web.legacy1", ""),
+        404,
+        "no port",
+    )
+    .await;
+    // Networks lab and other, and the two ports of the lab.
+    assert_eq!(rig.rows(), 4);
+}
+
+/// Moves the adapters of VM `web`, makes and deletes some.
+async fn rewire(rig: &Rig) {
     // Moved, with its VLAN; disconnected; and back.
     let adapter = format!("{VMS}/web/adapters/legacy0");
     rig.ok("PATCH", &adapter, r#"{"network":"other"}"#).await;
@@ -259,19 +277,6 @@ async fn settings_and_adapters() {
         .ok("PATCH", &format!("{VMS}/web"), r#"{"notes":"","cpus":1}"#)
         .await;
     assert_eq!((&view["notes"], &view["cpus"]), (&json!(""), &json!(1)));
-    // All of it is there after a restart.
-    let before = rig.ok("GET", VMS, "").await;
-    let rig = rig.restart(false, |_| {}).await;
-    assert_eq!(rig.ok("GET", VMS, "").await, before);
-    rig.ok("DELETE", &format!("{VMS}/web"), "").await;
-    rig.refused(
-        ("GET", "/v1/networks/lab/ports/web.legacy1", ""),
-        404,
-        "no port",
-    )
-    .await;
-    // Networks lab and other, and the two ports of the lab.
-    assert_eq!(rig.rows(), 4);
 }
 
 /// Requests about VM `web`, which is off, and why they are refused. KERNEL stands for a kernel that is there.
