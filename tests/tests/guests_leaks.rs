@@ -76,7 +76,7 @@ fn started_and_turned_off_again_and_again() -> Result<()> {
         cycle()?;
     }
     let (before, memory) = (left(&lab, daemon)?, resident(daemon)?);
-    for _ in 0..repeat(10) {
+    for _ in 0..repeat(50) {
         cycle()?;
     }
     // The last process may take a moment to be gone.

@@ -173,7 +173,7 @@ impl Ticks {
     fn accept(listener: &TcpListener) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let mut accepted = None;
-        cmd::wait_until("the guest to connect", STATE_LIMIT, || {
+        cmd::wait_until("the guest to connect", BOOT_LIMIT, || {
             accepted = listener.accept().ok();
             Ok(accepted.is_some())
         })?;

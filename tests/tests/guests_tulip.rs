@@ -124,7 +124,12 @@ fn the_filter_of_the_adapter_is_the_one_the_driver_sets() -> Result<()> {
 
     // Every IPv4 host is in the first group. Nobody is in the second until somebody joins it.
     let (every, group) = ("224.0.0.1", "239.1.2.3");
-    ensure!(seen(&mut console, &netns, every, "01:00:5e:00:00:01")? == PINGS);
+    let got = seen(&mut console, &netns, every, "01:00:5e:00:00:01")?;
+    let groups = console.run("cat /proc/net/dev_mcast")?;
+    ensure!(
+        got == PINGS,
+        "{got} of {PINGS} frames came; the guest's groups are {groups}"
+    );
     let group_mac = "01:00:5e:01:02:03";
     ensure!(seen(&mut console, &netns, group, group_mac)? == 0);
     console.run(&format!(
