@@ -363,7 +363,7 @@ impl Launcher for FakeLauncher {
     fn command(&self, name: &VmName, socket: &Path) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         command
-            .args(["--ignored", "--exact", "http::tests::vms::fake_vmm"])
+            .args(["--exact", "http::tests::vms::fake_vmm"])
             .env("FAKE_VMM", name.as_str())
             .env("FAKE_VMM_SOCKET", socket)
             .stdout(Stdio::null());

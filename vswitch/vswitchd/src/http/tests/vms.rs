@@ -15,11 +15,12 @@ use super::rig::Rig;
 
 const VMS: &str = "/v1/vms";
 
-/// What follows is run in a process of its own: a VM that does nothing but answer.
+/// Other tests start this one in a process of its own, with a name: a VM that does nothing but answer.
 #[test]
-#[ignore = "is the process of a VM in other tests"]
 fn fake_vmm() {
-    let name = std::env::var("FAKE_VMM").unwrap();
+    let Ok(name) = std::env::var("FAKE_VMM") else {
+        return;
+    };
     let socket = std::env::var("FAKE_VMM_SOCKET").unwrap();
     let mut fake = Fake::default();
     // Nobody is left behind by a test that fails.
