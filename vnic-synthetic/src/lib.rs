@@ -1,0 +1,14 @@
+//! The synthetic adapter: the host's half of NetVSP over VMBus, for guests with Hyper-V's own network driver.
+//!
+//! Nothing here knows KVM, a socket, a thread or a clock. There are two halves, in two processes:
+//!
+//! * [`vmbus`] lives in the process of the VM, beside the interrupt controller that carries its messages: a
+//!   function of messages that answers with effects.
+//! * The port, in the switch, owns the rings of opened channels.
+//!
+//! Everything a guest says is read once into private memory, validated and then used.
+
+#![forbid(unsafe_code)]
+
+pub mod vmbus;
+mod wire;
