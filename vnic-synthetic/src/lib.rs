@@ -12,3 +12,13 @@
 
 pub mod vmbus;
 mod wire;
+
+#[cfg(any(test, feature = "test-support"))]
+#[allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test support"
+)]
+pub mod driver;

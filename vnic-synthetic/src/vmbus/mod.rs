@@ -11,6 +11,8 @@ mod bus;
 mod effect;
 mod gpadl;
 pub mod message;
+pub mod pages;
+pub mod ring;
 #[cfg(test)]
 mod tests;
 

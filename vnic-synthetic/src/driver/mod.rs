@@ -1,0 +1,3 @@
+//! A guest for tests and benchmarks: a network driver over memory of its own.
+
+pub mod ring;
