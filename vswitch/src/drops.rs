@@ -49,6 +49,7 @@ drop_reasons! {
     Mtu = "mtu", "The frame is longer than the destination's MTU.";
     RxFull = "rx_full", "The destination had no room: its receive ring was full.";
     RxTooSmall = "rx_too_small", "The destination's buffers can never hold a frame of this length.";
+    RxFilter = "rx_filter", "The destination's adapter does not listen to this address.";
     RxNotReady = "rx_not_ready", "Nobody is attached to the destination port, or it has not started.";
     LinkDown = "link_down", "The link of the source or the destination port is down.";
     Disconnected = "disconnected", "The source port is connected to no network.";

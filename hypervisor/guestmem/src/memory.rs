@@ -3,10 +3,10 @@
 
 use crate::{DirtyLog, Fault, MapError, Window, mapping::MAX_LEN, mapping::Mapping, raw};
 use arc_swap::ArcSwapOption;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 
 /// Most regions a [`Memory`] can have.
 pub const MAX_REGIONS: usize = 511;
@@ -165,31 +165,44 @@ impl Memory {
         })
     }
 
+    /// New zeroed memory to be shared with another process: one region at guest address 0, and its file. The file is
+    /// sealed: nobody can change its size.
+    ///
+    /// # Errors
+    /// As [`anonymous`](Self::anonymous).
+    pub fn shared(len: usize) -> Result<(Self, OwnedFd), MapError> {
+        let len = len as u64;
+        if len == 0 || len > MAX_LEN {
+            return Err(MapError::Length(len));
+        }
+        let system = |call, source: std::io::Error| MapError::System {
+            call,
+            offset: 0,
+            len,
+            source,
+        };
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = memfd_create("guestmem", flags).map_err(|e| system("memfd_create", e.into()))?;
+        ftruncate(&fd, len).map_err(|e| system("ftruncate", e.into()))?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&fd, seals).map_err(|e| system("F_ADD_SEALS", e.into()))?;
+        let own = fd.try_clone().map_err(|e| system("F_DUPFD_CLOEXEC", e))?;
+        let memory = Self::map(vec![RegionSpec {
+            guest_addr: 0,
+            user_addr: 0,
+            len,
+            fd: own,
+            fd_offset: 0,
+        }])?;
+        Ok((memory, fd))
+    }
+
     /// New zeroed memory of our own: one region at guest address 0, on 2 MiB pages where the kernel has them.
     ///
     /// # Errors
     /// A length of zero or over 2^46, or what the kernel refuses.
     pub fn anonymous(len: usize) -> Result<Self, MapError> {
-        let len = len as u64;
-        if len == 0 || len > MAX_LEN {
-            return Err(MapError::Length(len));
-        }
-        let system = |call, source: rustix::io::Errno| MapError::System {
-            call,
-            offset: 0,
-            len,
-            source: source.into(),
-        };
-        let fd =
-            memfd_create("guestmem", MemfdFlags::CLOEXEC).map_err(|e| system("memfd_create", e))?;
-        ftruncate(&fd, len).map_err(|e| system("ftruncate", e))?;
-        Self::map(vec![RegionSpec {
-            guest_addr: 0,
-            user_addr: 0,
-            len,
-            fd,
-            fd_offset: 0,
-        }])
+        Self::shared(len).map(|(memory, _)| memory)
     }
 
     /// The region that contains `guest_addr`: its index, the region, and the offset in it.
@@ -396,6 +409,46 @@ impl Memory {
         let sum = unsafe { raw::sum(src, from.len as usize) };
         self.check()?;
         Ok(sum)
+    }
+
+    /// The address of a `u32` that an atomic may be made of.
+    #[inline]
+    fn resolve_u32(&self, at: Span) -> Result<*mut u32, Fault> {
+        if at.len != 4 {
+            return Err(Fault::Length);
+        }
+        let address = self.resolve(at)?.cast::<u32>();
+        if address.is_aligned() {
+            Ok(address)
+        } else {
+            Err(Fault::Misaligned)
+        }
+    }
+
+    /// Loads the native `u32` at `at`, with acquire: what is read after it is at least as new. For descriptors that
+    /// are found at any address; see [`Window`] for rings that stay where they are.
+    ///
+    /// # Errors
+    /// [`Fault::Length`] unless the span has 4 bytes, [`Fault::Misaligned`], [`Fault::Range`], [`Fault::Gone`].
+    #[inline]
+    pub fn load_u32(&self, at: Span) -> Result<u32, Fault> {
+        let address = self.resolve_u32(at)?;
+        // SAFETY: mapped while `self` is, aligned, and only accessed by atomics and `raw`.
+        let value = unsafe { AtomicU32::from_ptr(address) }.load(Ordering::Acquire);
+        self.check()?;
+        Ok(value)
+    }
+
+    /// Stores the native `u32` at `at`, with release: what was written before it is seen by who sees it.
+    ///
+    /// # Errors
+    /// As [`load_u32`](Self::load_u32).
+    #[inline]
+    pub fn store_u32(&self, at: Span, value: u32) -> Result<(), Fault> {
+        let address = self.resolve_u32(at)?;
+        // SAFETY: as for the load.
+        unsafe { AtomicU32::from_ptr(address) }.store(value, Ordering::Release);
+        self.wrote_span(at)
     }
 
     /// Asks the processor for the first cache line of `at`, to be read soon.

@@ -316,6 +316,50 @@ fn windows() {
     window.read(0, &mut to).unwrap();
 }
 
+#[test]
+fn words_are_changed_in_one_step() {
+    let memory = Arc::new(map(&[(0x1000, 0x1000)]).unwrap());
+    let window = memory.window(0x1000, 0x100).unwrap();
+    assert_eq!(window.fetch_or_u32(8, 0b0101), Ok(0));
+    assert_eq!(window.fetch_or_u32(8, 0b0011), Ok(0b0101));
+    assert_eq!(window.fetch_and_u32(8, !1), Ok(0b0111));
+    assert_eq!(window.fetch_add_u32(8, u32::MAX), Ok(0b0110));
+    assert_eq!(window.swap_u32(8, 77), Ok(0b0101));
+    let word = memory.span(0x1008, 4).unwrap();
+    assert_eq!(memory.load_u32(word), Ok(77));
+    memory.store_u32(word, 78).unwrap();
+    assert_eq!(window.load_u32(8, Ordering::Acquire), Ok(78));
+    for (off, error) in [
+        (0x100, Fault::Range),
+        (0xfe, Fault::Range),
+        (6, Fault::Misaligned),
+    ] {
+        assert_eq!(window.fetch_or_u32(off, 1), Err(error));
+        assert_eq!(window.swap_u32(off, 1), Err(error));
+    }
+    for (addr, len, error) in [(0x1000, 8, Fault::Length), (0x1002, 4, Fault::Misaligned)] {
+        let span = memory.span(addr, len).unwrap();
+        assert_eq!(memory.load_u32(span), Err(error));
+        assert_eq!(memory.store_u32(span, 1), Err(error));
+    }
+}
+
+#[test]
+fn shared_memory_has_two_views_and_keeps_its_size() {
+    let (memory, fd) = Memory::shared(0x1000).unwrap();
+    assert!(rustix::fs::ftruncate(&fd, 0).is_err());
+    let other = Memory::map(vec![RegionSpec {
+        guest_addr: 0,
+        user_addr: 0,
+        len: 0x1000,
+        fd,
+        fd_offset: 0,
+    }])
+    .unwrap();
+    memory.write(memory.span(8, 3).unwrap(), b"abc").unwrap();
+    assert_eq!(bytes(&other, 8, 3), b"abc");
+}
+
 /// Every length to 300 at every pair of alignments, against slices; bytes around the destination stay.
 #[test]
 fn copies_of_all_lengths_and_alignments() {

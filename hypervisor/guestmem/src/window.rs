@@ -57,6 +57,23 @@ macro_rules! atomics {
     )+};
 }
 
+macro_rules! read_modify_write {
+    ($($name:ident, $op:ident, $what:literal;)+) => {$(
+        #[doc = concat!($what, " the native `u32` at `off`, in one step, and gives what was there before. Sequentially consistent.")]
+        ///
+        /// # Errors
+        /// [`Fault::Range`], [`Fault::Misaligned`], [`Fault::Gone`].
+        #[inline]
+        pub fn $name(&self, off: usize, value: u32) -> Result<u32, Fault> {
+            // SAFETY: as for the load.
+            let old = unsafe { AtomicU32::from_ptr(self.aligned(off, 4)?.cast()) }.$op(value, Ordering::SeqCst);
+            self.memory.wrote(self.guest_addr + off as u64, 4);
+            self.memory.check()?;
+            Ok(old)
+        }
+    )+};
+}
+
 impl Window {
     /// `base..base + len` is a piece of `memory`, at `guest_addr`.
     pub(crate) fn new(memory: Arc<Memory>, base: *mut u8, len: usize, guest_addr: u64) -> Self {
@@ -109,6 +126,13 @@ impl Window {
         load_u16, store_u16, u16, AtomicU16;
         load_u32, store_u32, u32, AtomicU32;
         load_u64, store_u64, u64, AtomicU64;
+    }
+
+    read_modify_write! {
+        fetch_or_u32, fetch_or, "Sets the bits of `value` in";
+        fetch_and_u32, fetch_and, "Keeps only the bits of `value` in";
+        fetch_add_u32, fetch_add, "Adds `value`, wrapping, to";
+        swap_u32, swap, "Puts `value` into";
     }
 
     /// Copies the bytes at `off` to private memory. No alignment needed; no order but that of x86-64.
