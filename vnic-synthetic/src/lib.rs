@@ -4,12 +4,16 @@
 //!
 //! * [`vmbus`] lives in the process of the VM, beside the interrupt controller that carries its messages: a
 //!   function of messages that answers with effects.
-//! * The port, in the switch, owns the rings of opened channels.
+//! * [`port`] lives in the switch and owns the rings of opened channels: with them it finds frames, and the messages of
+//!   [`nvsp`] and [`rndis`] by which a driver sets its adapter up.
 //!
 //! Everything a guest says is read once into private memory, validated and then used.
 
 #![forbid(unsafe_code)]
 
+pub mod nvsp;
+pub mod port;
+pub mod rndis;
 pub mod vmbus;
 mod wire;
 
