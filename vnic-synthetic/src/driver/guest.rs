@@ -148,7 +148,10 @@ impl Guest {
     pub fn ready(setup: Setup) -> (Guest, Sides) {
         let mut guest = Guest::new(setup);
         let mut sides = guest.host.adapter.sides();
-        guest.bring_up(&mut *sides.tx);
+        let tx = &mut *sides.tx;
+        guest.bring_up(&mut || {
+            poll(tx);
+        });
         (guest, sides)
     }
 
@@ -158,9 +161,9 @@ impl Guest {
     }
 
     /// Negotiates versions and buffers, and sets the adapter up to receive.
-    pub fn bring_up(&mut self, tx: &mut dyn TxSide) {
+    pub fn bring_up(&mut self, step: &mut dyn FnMut()) {
         let nvsp = self.setup.nvsp;
-        let init = self.ask(tx, &[1, nvsp, nvsp]).expect("an answer");
+        let init = self.ask(step, &[1, nvsp, nvsp]).expect("an answer");
         assert_eq!(
             (word(&init, 0), word(&init, 8 + 4)),
             (2, 1),
@@ -168,48 +171,48 @@ impl Guest {
         );
         if nvsp > 2 {
             let config = [125, self.setup.mtu + 14, 0, 1 << 3 | 1 << 7, 0];
-            assert_eq!(self.tell(tx, &config, false), None);
+            assert_eq!(self.tell(step, &config, false), None);
         }
         let minor = if nvsp < 0x5_0000 { 1 } else { 0x1e };
-        self.tell(tx, &[100, 6, minor], nvsp == 2);
+        self.tell(step, &[100, 6, minor], nvsp == 2);
         share(&mut self.host, RECEIVE, &self.receive);
-        let answer = self.ask(tx, &[101, RECEIVE, 0xcafe]).expect("an answer");
+        let answer = self.ask(step, &[101, RECEIVE, 0xcafe]).expect("an answer");
         assert_eq!(&answer[..8], words(&[102, 1]), "receive buffer");
         let (size, count) = (word(&answer, 16), word(&answer, 20));
         assert!(size > self.setup.mtu + 14 && size * count <= self.setup.receive as u32 * 4096);
         if let Some(send) = self.send.clone() {
             share(&mut self.host, SEND, &send);
-            let answer = self.ask(tx, &[104, SEND, 0]).expect("an answer");
+            let answer = self.ask(step, &[104, SEND, 0]).expect("an answer");
             assert_eq!(&answer[..12], words(&[105, 1, SECTION]), "send buffer");
         }
-        let initialized = self.request(tx, &control(2, &[1, 1, 0, 0x4000], &[]));
+        let initialized = self.request(step, &control(2, &[1, 1, 0, 0x4000], &[]));
         assert_eq!(word(&initialized, 0), 0x8000_0002);
         assert_eq!(
-            self.set(tx, 0x0001_010e, &words(&[0x0d])),
+            self.set(step, 0x0001_010e, &words(&[0x0d])),
             0,
             "packet filter"
         );
     }
 
     /// Sends a message of NVSP and gives the answer.
-    pub fn ask(&mut self, tx: &mut dyn TxSide, message: &[u32]) -> Option<Vec<u8>> {
-        self.tell(tx, message, true)
+    pub fn ask(&mut self, step: &mut dyn FnMut(), message: &[u32]) -> Option<Vec<u8>> {
+        self.tell(step, message, true)
     }
 
-    fn tell(&mut self, tx: &mut dyn TxSide, message: &[u32], answered: bool) -> Option<Vec<u8>> {
+    fn tell(&mut self, step: &mut dyn FnMut(), message: &[u32], answered: bool) -> Option<Vec<u8>> {
         let mut payload = words(message);
         payload.resize(40, 0);
         let transaction = self.packet(6, answered, &[], &payload, None)?;
-        poll(tx);
+        step();
         self.poll();
         let index = self.answers.iter().position(|(id, _)| *id == transaction)?;
         self.answers.remove(index).map(|(_, answer)| answer)
     }
 
     /// Sends a control message by its pages, and gives the adapter's answer.
-    pub fn request(&mut self, tx: &mut dyn TxSide, request: &[u8]) -> Vec<u8> {
+    pub fn request(&mut self, step: &mut dyn FnMut(), request: &[u8]) -> Vec<u8> {
         self.send_control(request);
-        poll(tx);
+        step();
         self.poll();
         self.controls.pop_front().expect("an answer")
     }
@@ -224,9 +227,9 @@ impl Guest {
     }
 
     /// Asks for the value of an object: status and value.
-    pub fn query(&mut self, tx: &mut dyn TxSide, oid: u32, asked: &[u8]) -> (u32, Vec<u8>) {
+    pub fn query(&mut self, step: &mut dyn FnMut(), oid: u32, asked: &[u8]) -> (u32, Vec<u8>) {
         let body = [77, oid, asked.len() as u32, 20, 0];
-        let answer = self.request(tx, &control(4, &body, asked));
+        let answer = self.request(step, &control(4, &body, asked));
         assert_eq!((word(&answer, 0), word(&answer, 8)), (0x8000_0004, 77));
         assert_eq!(word(&answer, 4) as usize, answer.len());
         let (len, at) = (word(&answer, 16) as usize, word(&answer, 20) as usize + 8);
@@ -234,9 +237,9 @@ impl Guest {
     }
 
     /// Sets the value of an object: status.
-    pub fn set(&mut self, tx: &mut dyn TxSide, oid: u32, value: &[u8]) -> u32 {
+    pub fn set(&mut self, step: &mut dyn FnMut(), oid: u32, value: &[u8]) -> u32 {
         let body = [78, oid, value.len() as u32, 20, 0];
-        let answer = self.request(tx, &control(5, &body, value));
+        let answer = self.request(step, &control(5, &body, value));
         assert_eq!((word(&answer, 0), word(&answer, 8)), (0x8000_0005, 78));
         word(&answer, 12)
     }
