@@ -15,12 +15,12 @@ use super::ring::GuestRing;
 use super::rndis::{control, data_header, read_data, word, words};
 use crate::port::Config;
 
-const SECTION: u32 = 6144;
+pub(super) const SECTION: u32 = 6144;
 const RING: u32 = 0xe1e10;
 const RECEIVE: u32 = 0xe1e11;
 const SEND: u32 = 0xe1e12;
 /// The connection that signals channel 1.
-const CONNECTION: u32 = 0x1_0001;
+pub(super) const CONNECTION: u32 = 0x1_0001;
 
 /// A guest to make.
 #[derive(Clone, Debug)]
@@ -87,9 +87,9 @@ pub struct Guest {
     /// The ring from the host.
     pub from_host: GuestRing,
     receive: Area,
-    send: Option<Area>,
+    pub(super) send: Option<Area>,
     /// Free sections of the send buffer.
-    sections: Vec<u32>,
+    pub(super) sections: Vec<u32>,
     /// What was sent and is not answered: the section it is in, if it is in one.
     outstanding: BTreeMap<u64, Option<u32>>,
     next: u64,
@@ -103,7 +103,7 @@ pub struct Guest {
     pub returns: bool,
     /// Packets that were not given back.
     pub held: Vec<u64>,
-    scratch: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
 }
 
 impl Guest {
@@ -414,7 +414,7 @@ fn message(kind: u32, body: &[u32]) -> Vec<u8> {
 }
 
 /// The message that announces RNDIS messages.
-fn rndis_packet(channel: u32, section: u32, len: u32) -> Vec<u8> {
+pub(super) fn rndis_packet(channel: u32, section: u32, len: u32) -> Vec<u8> {
     let mut payload = words(&[107, channel, section, len]);
     payload.resize(40, 0);
     payload

@@ -7,6 +7,7 @@ pub mod frame;
 mod guest;
 mod heap;
 pub mod host;
+mod load;
 pub mod ring;
 mod rndis;
 

@@ -17,7 +17,7 @@ const VENDOR_ID: u32 = 0x00ff_ffff;
 /// Version of NDIS that the adapter is written for, as its drivers count.
 const DRIVER_VERSION: u16 = 0x0603;
 
-/// Every object that can be queried.
+/// Every object that can be queried; the last only where there are several channels.
 const SUPPORTED: [u32; 33] = [
     oid::GEN_SUPPORTED_LIST,
     oid::GEN_HARDWARE_STATUS,
@@ -93,8 +93,14 @@ pub(super) type Value = ArrayVec<u8, MAX_VALUE>;
 pub(super) fn query(adapter: &Adapter, facts: &Facts, id: u32, asked: &[u8]) -> Option<Value> {
     let mtu = u32::from(facts.mtu);
     let number = match id {
-        // The list is of fixed size, and has room.
-        oid::GEN_SUPPORTED_LIST => return Some(numbers(&SUPPORTED)),
+        oid::GEN_SUPPORTED_LIST => {
+            let without_scaling = SUPPORTED.split_last().map_or(&[][..], |(_, list)| list);
+            let list = match facts.channels {
+                ..=1 => without_scaling,
+                _ => &SUPPORTED,
+            };
+            return Some(numbers(list));
+        }
         oid::GEN_HARDWARE_STATUS | oid::GEN_MEDIA_SUPPORTED | oid::GEN_MEDIA_IN_USE => 0,
         oid::GEN_MAXIMUM_FRAME_SIZE => mtu,
         oid::GEN_MAXIMUM_LOOKAHEAD

@@ -10,6 +10,8 @@ pub mod info;
 pub mod offload;
 pub mod packet;
 pub mod rss;
+#[cfg(test)]
+mod tests;
 
 /// Types of messages; an answer has the highest bit set.
 pub(crate) mod kind {

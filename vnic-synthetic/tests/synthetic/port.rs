@@ -1,19 +1,10 @@
 //! Frames between a guest with a synthetic adapter and a station, through the switch.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-mod rig;
-
 use vnic_synthetic::driver::{Carry, Frame, Setup};
 use vswitch::drops::DropReason;
 use vswitch::port::PortControl;
 
-use rig::{GUEST, Make, PEER, Rig, frame};
+use crate::rig::{GUEST, Make, PEER, Rig, frame};
 
 const CARRIES: [Carry; 3] = [Carry::SendBuffer, Carry::Pages, Carry::Mixed];
 
@@ -432,7 +423,7 @@ fn a_channel_closes_and_opens_a_hundred_times() {
 
 #[test]
 fn a_ring_that_lies_faults_its_port() {
-    let mut rig = Rig::new(Setup::linux());
+    let rig = Rig::new(Setup::linux());
     rig.guest.to_host.control.write(0, &[4, 0, 0, 0]).unwrap();
     rig.worker_turn();
     let fault = rig.port.fault().unwrap();

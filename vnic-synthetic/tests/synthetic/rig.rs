@@ -21,7 +21,8 @@ pub(crate) struct Rig {
     pub(crate) port: Arc<PortHandle>,
     pub(crate) peer: Arc<PortHandle>,
     pub(crate) station: Station,
-    pub(crate) switch: Switch,
+    /// Holds the ports.
+    _switch: Switch,
     worker: SteppedWorker,
 }
 
@@ -74,7 +75,7 @@ impl Make {
             port,
             peer,
             station,
-            switch,
+            _switch: switch,
             worker: workers[0].clone(),
         }
     }
