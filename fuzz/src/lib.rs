@@ -8,8 +8,10 @@ pub mod headers;
 pub mod input;
 pub mod offload_request;
 pub mod rings;
+pub mod synthetic_port;
 pub mod turn;
 pub mod vhost_messages;
+pub mod vmbus_messages;
 
 #[cfg(test)]
 mod tests {
@@ -18,7 +20,7 @@ mod tests {
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 7] = [
+        let targets: [(&str, fn(&[u8])); 9] = [
             ("api_bodies", super::api_bodies::run),
             ("headers", super::headers::run),
             ("offload_request", super::offload_request::run),
@@ -26,6 +28,8 @@ mod tests {
             ("vhost_messages", super::vhost_messages::run),
             ("split_ring", super::rings::split),
             ("packed_ring", super::rings::packed),
+            ("synthetic_port", super::synthetic_port::run),
+            ("vmbus_messages", super::vmbus_messages::run),
         ];
         for (target, run) in targets {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
