@@ -451,6 +451,26 @@ impl Memory {
         self.wrote_span(at)
     }
 
+    /// Exchanges the 16 bytes at `at` (little-endian) for `new` if they are `old`, at once for all who look; gives what
+    /// they were.
+    ///
+    /// # Errors
+    /// [`Fault::Length`] unless the span has 16 bytes, [`Fault::Misaligned`] unless they lie on a multiple of 16, and on
+    /// processors that cannot do it; [`Fault::Range`], [`Fault::Gone`].
+    pub fn compare_exchange(&self, at: Span, old: u128, new: u128) -> Result<u128, Fault> {
+        if at.len != 16 {
+            return Err(Fault::Length);
+        }
+        let address = self.resolve(at)?;
+        if !address.addr().is_multiple_of(16) || !is_x86_feature_detected!("cmpxchg16b") {
+            return Err(Fault::Misaligned);
+        }
+        // SAFETY: valid for 16 bytes, aligned, and the processor has the instruction.
+        let found = unsafe { raw::compare_exchange_16(address, old, new) };
+        self.wrote_span(at)?;
+        Ok(found)
+    }
+
     /// Asks the processor for the first cache line of `at`, to be read soon.
     #[inline]
     pub fn prefetch(&self, at: Span) {

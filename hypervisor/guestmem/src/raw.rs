@@ -348,6 +348,29 @@ fn lanes(pair: __m128i) -> u64 {
         .wrapping_add(_mm_cvtsi128_si64(_mm_unpackhi_epi64(pair, pair)) as u64)
 }
 
+/// Exchanges the 16 bytes at `at` for `new` if they are `old`, at once for all processors; gives what they were.
+///
+/// # Safety
+/// The bytes at `at` are mapped and writable, `at` is a multiple of 16, and the processor has CMPXCHG16B.
+pub(crate) unsafe fn compare_exchange_16(at: *mut u8, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: as the caller vouches. RBX, which the compiler keeps for itself, is put back.
+    unsafe {
+        asm!(
+            "xchg rsi, rbx",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            inout("rsi") new as u64 => _,
+            in("rdi") at,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack)
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
+}
+
 /// Asks for the cache line of `at`, to be read soon. Never faults, whatever the address.
 #[inline]
 pub(crate) fn prefetch(at: *const u8) {

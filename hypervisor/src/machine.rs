@@ -1,0 +1,558 @@
+//! A machine: processors, memory and devices, and the verbs of its life.
+//!
+//! ```text
+//!            start             pause
+//! created ----------> running ------> paused
+//!    |                   ^   <------    ^       any ----> off, crashed
+//!    |    restore        |    resume    |
+//!    +----------------------------------+
+//! ```
+//! Reset leaves a machine running or paused, as it was.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use kvm_bindings::kvm_cpuid_entry2;
+
+use crate::board::{Board, Named, Output, Request, describe};
+use crate::boot::Boot;
+use crate::cpuid::{self, MAX_VCPUS};
+use crate::device::{Device, Effects};
+use crate::exits::{Counters, Exits};
+use crate::gate::Gate;
+use crate::kvm::{self, Chips, Kick, Vcpu, Vm};
+use crate::memory::{self, GuestMemory};
+use crate::slots::Slots;
+use crate::state::{self, Document, VcpuState, readable_msrs};
+use crate::{Error, chipset, irq, service, vcpu};
+
+/// What a machine is made of.
+pub struct Config {
+    /// Number of processors, 1 to 64.
+    pub vcpus: u8,
+    /// Its memory.
+    pub memory: GuestMemory,
+    /// What runs first.
+    pub boot: Boot,
+    /// Where the guest's consoles go.
+    pub output: Output,
+}
+
+/// What a machine tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest has reset the machine, which goes on.
+    Reset,
+    /// The guest has turned it off.
+    PoweredOff,
+    /// It cannot go on: why, in words.
+    Crashed(String),
+}
+
+/// Where a machine is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Made, and never run.
+    Created,
+    /// Its processors run.
+    Running,
+    /// Its processors and its time stand still.
+    Paused,
+    /// Turned off by its guest, for good.
+    Off,
+    /// Stopped by a fault, for good.
+    Crashed,
+}
+
+impl Phase {
+    /// The word for users.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Off => "off",
+            Self::Crashed => "crashed",
+        }
+    }
+}
+
+/// What threads share.
+pub(crate) struct Shared {
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) vcpus: Vec<Mutex<Vcpu>>,
+    kicks: Vec<Kick>,
+    pub(crate) gate: Gate,
+    board: Mutex<Board>,
+    pub(crate) exits: Counters,
+    pub(crate) control: Mutex<Control>,
+    /// Asked for by the guest and not yet done.
+    pub(crate) requests: Mutex<VecDeque<Request>>,
+    events: Mutex<VecDeque<Event>>,
+    /// Signalled when `events` has more.
+    event: OwnedFd,
+    /// Signalled when the service thread has more to do.
+    pub(crate) service: OwnedFd,
+}
+
+/// What only one verb at a time may touch.
+pub(crate) struct Control {
+    pub(crate) phase: Phase,
+    pub(crate) boot: Boot,
+    /// What is saved of a processor's MSRs.
+    msrs: Vec<u32>,
+    /// What CPUID answers on the first processor.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    tsc_khz: u32,
+    power_on: PowerOn,
+    pub(crate) ending: bool,
+}
+
+/// Processors and chips as they were before anything ran.
+struct PowerOn {
+    vcpus: Vec<VcpuState>,
+    chips: Chips,
+}
+
+/// A machine. Dropped, it ends at once, as if its plug were pulled.
+pub struct Machine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Makes a machine with the threads of its processors, which wait. The devices are wired up and reset.
+    ///
+    /// # Errors
+    /// A host without usable KVM; a value of `config` that is not allowed; what the kernel refuses. Nothing is left behind.
+    pub fn new(config: Config, devices: Vec<Named>) -> Result<Self, Error> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            return Err(Error::Config {
+                what: "number of processors",
+                value: config.vcpus.to_string(),
+                allowed: "1 to 64",
+            });
+        }
+        let kvm = kvm::open()?;
+        let vm = Arc::new(Vm::new(&kvm)?);
+        irq::wire(&vm)?;
+        let memory = config.memory;
+        let firmware = config
+            .boot
+            .firmware()
+            .map(|bytes| memory::image(bytes).map(|image| (image, bytes.len() as u64)));
+        let slots = Slots::new(Arc::clone(&vm), &memory, firmware.transpose()?)?;
+        let vcpus = (0..config.vcpus)
+            .map(|id| {
+                let vcpu = vm.create_vcpu(id)?;
+                vcpu.set_cpuid(&cpuid::cpuid(&kvm, id, config.vcpus)?)?;
+                Ok(vcpu)
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let Some(first) = vcpus.first() else {
+            return Err(Error::NoKvm("no processor".to_owned()));
+        };
+        let msrs = readable_msrs(&kvm, first)?;
+        let cpuid = cpuid::cpuid(&kvm, 0, config.vcpus)?.as_slice().to_vec();
+        let tsc_khz = first.fd().get_tsc_khz();
+        let tsc_khz = tsc_khz.map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
+        let power_on = PowerOn {
+            vcpus: vcpus
+                .iter()
+                .map(|vcpu| VcpuState::read(vcpu, &msrs))
+                .collect::<Result<_, _>>()?,
+            chips: vm.chips()?,
+        };
+        let board = Board::new(Arc::clone(&vm), slots, devices, config.output)?;
+        let shared = Shared {
+            vm,
+            memory,
+            kicks: vcpus.iter().map(Vcpu::kick).collect(),
+            vcpus: vcpus.into_iter().map(Mutex::new).collect(),
+            gate: Gate::default(),
+            board: Mutex::new(board),
+            exits: Counters::default(),
+            control: Mutex::new(Control {
+                phase: Phase::Created,
+                boot: config.boot,
+                msrs,
+                cpuid,
+                tsc_khz,
+                power_on,
+                ending: false,
+            }),
+            requests: Mutex::default(),
+            events: Mutex::default(),
+            event: irq::eventfd()?,
+            service: irq::eventfd()?,
+        };
+        let mut machine = Self {
+            shared: Arc::new(shared),
+            threads: Vec::new(),
+        };
+        machine.spawn_all()?;
+        machine.shared.reset(&mut machine.control())?;
+        Ok(machine)
+    }
+
+    fn spawn_all(&mut self) -> Result<(), Error> {
+        for index in 0..self.shared.vcpus.len() {
+            self.spawn(format!("vcpu{index}"), move |shared| {
+                let _left = Leaving(shared);
+                vcpu::run(shared, index);
+            })?;
+        }
+        self.spawn("service".to_owned(), service::run)
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        run: impl FnOnce(&Shared) + Send + 'static,
+    ) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || run(&shared))
+            .map_err(Error::system("clone"))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        lock(&self.shared.control)
+    }
+
+    /// Runs it for the first time.
+    ///
+    /// # Errors
+    /// [`Error::Illegal`] unless it was just created.
+    pub fn start(&self) -> Result<(), Error> {
+        let mut control = self.control();
+        control.expect("start", &[Phase::Created])?;
+        self.shared.go(&mut control);
+        Ok(())
+    }
+
+    /// Lets its processors and its time stand still.
+    ///
+    /// # Errors
+    /// [`Error::Illegal`] unless it runs.
+    pub fn pause(&self) -> Result<(), Error> {
+        let mut control = self.control();
+        control.expect("pause", &[Phase::Running])?;
+        self.shared.stop();
+        control.phase = Phase::Paused;
+        Ok(())
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// [`Error::Illegal`] unless it is paused.
+    pub fn resume(&self) -> Result<(), Error> {
+        let mut control = self.control();
+        control.expect("resume", &[Phase::Paused])?;
+        self.shared.go(&mut control);
+        Ok(())
+    }
+
+    /// Resets it, as the button on its case would. It is running or paused afterwards, as it was.
+    ///
+    /// # Errors
+    /// [`Error::Illegal`] unless it runs or is paused; what the kernel refuses.
+    pub fn reset(&self) -> Result<(), Error> {
+        let mut control = self.control();
+        control.expect("reset", &[Phase::Running, Phase::Paused])?;
+        let was = control.phase;
+        self.shared.stop();
+        self.shared.reset(&mut control)?;
+        if was == Phase::Running {
+            self.shared.go(&mut control);
+        }
+        Ok(())
+    }
+
+    /// Writes all of its state, from which [`restore`](Self::restore) makes it go on. It stays paused. Who saves to a
+    /// file writes to a new one and renames it at the end, so that no half state is ever found.
+    ///
+    /// # Errors
+    /// [`Error::Illegal`] unless it is paused; what KVM refuses; what writing meets.
+    pub fn save(&self, out: impl Write) -> Result<(), Error> {
+        let control = self.control();
+        control.expect("save its state", &[Phase::Paused])?;
+        let shared = &self.shared;
+        let vcpu = |vcpu| VcpuState::read(&lock(vcpu), &control.msrs);
+        let vcpus = shared.vcpus.iter().map(vcpu).collect::<Result<_, _>>()?;
+        let board = shared.board();
+        let document = Document {
+            memory: shared.memory.size(),
+            cpuid: control.cpuid.clone(),
+            tsc_khz: control.tsc_khz,
+            vcpus,
+            chips: shared.vm.chips()?,
+            clock: board.clock.now(),
+            devices: board.save(),
+        };
+        drop(board);
+        state::write(out, &document, &shared.memory)
+    }
+
+    /// Takes over the state of a machine with as many processors, as much memory and the same devices. It is paused then.
+    ///
+    /// # Errors
+    /// [`Error::Illegal`] unless it was just created. A state that is damaged, of another version or of another machine,
+    /// or from a processor that differs: the machine can then not be started any more.
+    pub fn restore(&self, input: impl Read) -> Result<(), Error> {
+        let mut control = self.control();
+        control.expect("take over a saved state", &[Phase::Created])?;
+        control.phase = Phase::Crashed;
+        let shared = &self.shared;
+        // Firmware's and the kernel's images, which `new` has put there.
+        shared.memory.clear()?;
+        let document = state::read(input, &shared.memory)?;
+        control.check(&document, shared.vcpus.len())?;
+        for (vcpu, state) in shared.vcpus.iter().zip(&document.vcpus) {
+            state.write(&lock(vcpu))?;
+        }
+        shared.vm.set_chips(&document.chips)?;
+        let mut board = shared.board();
+        board.clock.set(document.clock);
+        board.restore(&document.devices)?;
+        control.phase = Phase::Paused;
+        Ok(())
+    }
+
+    /// Where it is in its life.
+    pub fn phase(&self) -> Phase {
+        self.control().phase
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.shared.memory
+    }
+
+    /// How often its processors came out of the guest.
+    pub fn exits(&self) -> Exits {
+        self.shared.exits.read()
+    }
+
+    /// Calls the device `name` if it exists and is a `T`, and carries out what it asks for: how the world outside
+    /// reaches a device (a key pressed, a cable pulled, the power button). The guest's accesses wait meanwhile.
+    pub fn with<T: Device, R>(
+        &self,
+        name: &str,
+        call: impl FnOnce(&mut T, &mut Effects) -> R,
+    ) -> Option<R> {
+        let mut board = self.shared.board();
+        let result = board.with(name, call);
+        let request = board.take_request();
+        drop(board);
+        if let Some(request) = request {
+            self.shared.request(request);
+        }
+        self.shared.wake_service();
+        result
+    }
+
+    /// Readable when there are events.
+    pub fn event_fd(&self) -> &OwnedFd {
+        &self.shared.event
+    }
+
+    /// The events since the last call. Several resets in a row are one.
+    pub fn events(&self) -> Vec<Event> {
+        irq::drain(&self.shared.event);
+        lock(&self.shared.events).drain(..).collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.control().ending = true;
+        self.shared.gate.end();
+        self.shared.kick();
+        self.shared.wake_service();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Counts a processor's thread as parked even if it ends by a panic.
+struct Leaving<'a>(&'a Shared);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.gate.leave();
+        if std::thread::panicking() {
+            let why = "a fault in a device model; see the log".to_owned();
+            self.0.request(Request::Crash(why));
+        }
+    }
+}
+
+impl Control {
+    /// Refuses a state that this machine could not go on from.
+    fn check(&self, document: &Document, vcpus: usize) -> Result<(), Error> {
+        if document.vcpus.len() != vcpus {
+            return Err(Error::Saved(format!(
+                "it has {} processors, and the machine {vcpus}",
+                document.vcpus.len()
+            )));
+        }
+        let differs = self.cpuid.iter().zip(&document.cpuid).find(|(a, b)| a != b);
+        if let Some((leaf, _)) = differs {
+            return Err(Error::Saved(format!(
+                "this host's processors differ from where it was saved (CPUID {:#x})",
+                leaf.function
+            )));
+        }
+        if self.cpuid.len() != document.cpuid.len() {
+            return Err(Error::Saved(
+                "this host's processors describe themselves otherwise than where it was saved"
+                    .to_owned(),
+            ));
+        }
+        // The kernel measures the same processor a little differently at each boot.
+        if self.tsc_khz.abs_diff(document.tsc_khz) > self.tsc_khz / 4000 {
+            return Err(Error::Saved(format!(
+                "its clock ran at {} kHz, and this host's runs at {} kHz",
+                document.tsc_khz, self.tsc_khz
+            )));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn expect(&self, verb: &'static str, allowed: &[Phase]) -> Result<(), Error> {
+        if allowed.contains(&self.phase) {
+            return Ok(());
+        }
+        Err(Error::Illegal {
+            verb,
+            state: self.phase.name(),
+        })
+    }
+}
+
+impl Shared {
+    pub(crate) fn board(&self) -> MutexGuard<'_, Board> {
+        lock(&self.board)
+    }
+
+    pub(crate) fn wake_service(&self) {
+        irq::signal(&self.service);
+    }
+
+    fn kick(&self) {
+        for kick in &self.kicks {
+            kick.kick();
+        }
+    }
+
+    /// Asks for something that needs all processors to stop. They do so now; the service thread does it.
+    pub(crate) fn request(&self, request: Request) {
+        self.gate.close();
+        self.kick();
+        lock(&self.requests).push_back(request);
+        self.wake_service();
+    }
+
+    /// Stops processors and time.
+    pub(crate) fn stop(&self) {
+        self.gate.close();
+        self.kick();
+        self.gate.wait_parked(self.vcpus.len());
+        self.board().clock.stop();
+    }
+
+    /// Lets processors and time go on.
+    pub(crate) fn go(&self, control: &mut Control) {
+        if control.phase == Phase::Paused {
+            for vcpu in &self.vcpus {
+                // So that the guest takes the gap for no fault; refused if it does not use KVM's clock.
+                let _ = lock(vcpu).fd().kvmclock_ctrl();
+            }
+        }
+        control.phase = Phase::Running;
+        let mut board = self.board();
+        board.clock.start();
+        board.ended_interrupts();
+        drop(board);
+        self.wake_service();
+        // A request that came while they stood is still to be done; the service thread opens the gate then.
+        if lock(&self.requests).is_empty() {
+            self.gate.open();
+        }
+    }
+
+    /// Everything as after power-on, and the first program in place. No processor runs.
+    pub(crate) fn reset(&self, control: &mut Control) -> Result<(), Error> {
+        self.vm.set_chips(&control.power_on.chips)?;
+        if control.boot.firmware().is_none() {
+            // Firmware would have done it.
+            self.vm.set_level_lines(chipset::LEVEL_LINES)?;
+        }
+        self.board().reset()?;
+        for (vcpu, state) in self.vcpus.iter().zip(&control.power_on.vcpus) {
+            state.write(&lock(vcpu))?;
+        }
+        let first = self.vcpus.first().map(lock);
+        if let Some(first) = first {
+            control.boot.load(&self.memory, &first)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the world outside.
+    pub(crate) fn tell(&self, event: Event) {
+        let mut events = lock(&self.events);
+        if !(event == Event::Reset && events.back() == Some(&Event::Reset)) {
+            events.push_back(event);
+        }
+        irq::signal(&self.event);
+    }
+
+    /// Does what the guest asked for.
+    pub(crate) fn serve(&self, request: Request) {
+        let mut control = lock(&self.control);
+        // A paused machine's guest asked just before it was paused: the answer comes at once too.
+        if control.ending || !matches!(control.phase, Phase::Running | Phase::Paused) {
+            return;
+        }
+        let was = control.phase;
+        self.stop();
+        match request {
+            Request::Reset => match self.reset(&mut control) {
+                Ok(()) => {
+                    self.tell(Event::Reset);
+                    if was == Phase::Running {
+                        self.go(&mut control);
+                    }
+                }
+                Err(error) => {
+                    control.phase = Phase::Crashed;
+                    self.tell(Event::Crashed(describe(&error)));
+                }
+            },
+            Request::PowerOff => {
+                control.phase = Phase::Off;
+                self.tell(Event::PoweredOff);
+            }
+            Request::Crash(why) => {
+                control.phase = Phase::Crashed;
+                self.tell(Event::Crashed(why));
+            }
+        }
+    }
+}
+
+/// Locks, also after a panic elsewhere: what is protected is never left half changed for others to trip over.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,8 @@
+//! The state of a machine.
+
+mod file;
+mod vcpu;
+
+pub(crate) use file::{Document, read, write};
+pub(crate) use vcpu::VcpuState;
+pub(crate) use vcpu::readable_msrs;
