@@ -8,7 +8,7 @@
 //! * [`chipset`] holds the devices of a PC with an i440FX and PIIX chipset, [`pci`] its bus, its functions and their
 //!   configuration spaces.
 //! * [`memory`] is the guest's memory, a sealed memfd; [`kvm`] is the safe face of KVM.
-//! * [`boot`] is what runs first.
+//! * [`boot`] is what runs first; [`hyperv`] is the part of Hyper-V's interface that its network drivers need.
 
 mod board;
 pub mod boot;
@@ -21,6 +21,7 @@ mod emulate;
 mod error;
 mod exits;
 mod gate;
+pub mod hyperv;
 pub mod irq;
 pub mod kvm;
 mod machine;

@@ -4,19 +4,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use guestmem::Memory;
-use vswitch::burst::Burst;
 use vswitch::mac::Mac;
-use vswitch::port::{Sides, TxSide};
+use vswitch::port::Sides;
 
 use super::frame::{Carry, Frame, Received};
 use super::heap::{Area, Heap};
-use super::host::Host;
+use super::host::{Host, poll};
 use super::ring::GuestRing;
 use super::rndis::{control, data_header, read_data, word, words};
 use crate::port::Config;
 
 pub(super) const SECTION: u32 = 6144;
-const RING: u32 = 0xe1e10;
+pub(super) const RING: u32 = 0xe1e10;
 const RECEIVE: u32 = 0xe1e11;
 const SEND: u32 = 0xe1e12;
 /// The connection that signals channel 1.
@@ -78,21 +77,25 @@ impl Setup {
 
 /// A guest.
 pub struct Guest {
-    setup: Setup,
+    pub(super) setup: Setup,
     /// The host that serves it.
     pub host: Host,
-    heap: Heap,
+    pub(super) heap: Heap,
     /// The ring to the host.
     pub to_host: GuestRing,
     /// The ring from the host.
     pub from_host: GuestRing,
+    /// Rings of the sub-channels, to and from the host.
+    pub(super) subs: Vec<(GuestRing, GuestRing)>,
+    /// Packets of frames received by each channel.
+    pub by_channel: [usize; crate::port::MAX_CHANNELS],
     receive: Area,
     pub(super) send: Option<Area>,
     /// Free sections of the send buffer.
     pub(super) sections: Vec<u32>,
     /// What was sent and is not answered: the section it is in, if it is in one.
-    outstanding: BTreeMap<u64, Option<u32>>,
-    next: u64,
+    pub(super) outstanding: BTreeMap<u64, Option<u32>>,
+    pub(super) next: u64,
     /// Answers to packets: transaction, payload.
     pub answers: VecDeque<(u64, Vec<u8>)>,
     /// Control messages of the adapter.
@@ -102,7 +105,7 @@ pub struct Guest {
     /// Give packets back when they were received; else they are kept in `held`.
     pub returns: bool,
     /// Packets that were not given back.
-    pub held: Vec<u64>,
+    pub held: Vec<(usize, u64)>,
     /// Ranges of received packets are not looked at: the guest may have taken its memory back.
     pub lenient: bool,
     pub(super) scratch: Vec<u8>,
@@ -120,7 +123,7 @@ impl Guest {
         let sections = (0..setup.send as u32 * 4096 / SECTION).collect();
         host.message(&message(14, &[setup.bus, 0, 0x2000, 0, 0, 0, 0, 0]));
         host.message(&message(3, &[]));
-        share(&mut host, RING, &rings);
+        share(&mut host, 1, RING, &rings);
         let (to_host, from_host) = guest_rings(&heap.memory, &rings, setup.ring);
         host.message(&message(5, &[1, 1, RING, 0, setup.ring as u32]));
         let opened = host.messages.last().expect("an answer");
@@ -132,6 +135,8 @@ impl Guest {
             heap,
             to_host,
             from_host,
+            subs: Vec::new(),
+            by_channel: [0; crate::port::MAX_CHANNELS],
             receive,
             send,
             sections,
@@ -178,13 +183,13 @@ impl Guest {
         }
         let minor = if nvsp < 0x5_0000 { 1 } else { 0x1e };
         self.tell(step, &[100, 6, minor], nvsp == 2);
-        share(&mut self.host, RECEIVE, &self.receive);
+        share(&mut self.host, 1, RECEIVE, &self.receive);
         let answer = self.ask(step, &[101, RECEIVE, 0xcafe]).expect("an answer");
         assert_eq!(&answer[..8], words(&[102, 1]), "receive buffer");
         let (size, count) = (word(&answer, 16), word(&answer, 20));
         assert!(size > self.setup.mtu + 14 && size * count <= self.setup.receive as u32 * 4096);
         if let Some(send) = self.send.clone() {
-            share(&mut self.host, SEND, &send);
+            share(&mut self.host, 1, SEND, &send);
             let answer = self.ask(step, &[104, SEND, 0]).expect("an answer");
             assert_eq!(&answer[..12], words(&[105, 1, SECTION]), "send buffer");
         }
@@ -326,29 +331,50 @@ impl Guest {
     /// Takes everything the host sent. Received packets are given back, if `returns` says so.
     pub fn poll(&mut self) {
         let mut bytes = std::mem::take(&mut self.scratch);
-        while let Some((kind, flags, transaction, header)) = self.from_host.receive_into(&mut bytes)
-        {
-            let payload = &bytes[header..];
-            match kind {
-                11 => {
-                    let section = self.outstanding.remove(&transaction);
-                    let section = section.expect("the answer to what was sent");
-                    self.sections.extend(section);
-                    self.answers.push_back((transaction, payload.to_vec()));
-                }
-                7 => {
-                    assert_eq!(flags, 1, "received packets want an answer");
-                    assert_eq!(word(payload, 0), 107);
-                    let control = word(payload, 4) == 1;
-                    self.take_ranges(&bytes[16..header], control);
-                    self.held.push(transaction);
-                }
-                _ => panic!("packet of type {kind}"),
+        for channel in 0..=self.subs.len() {
+            loop {
+                let ring = match channel.checked_sub(1) {
+                    None => &mut self.from_host,
+                    Some(sub) => &mut self.subs[sub].1,
+                };
+                let Some((kind, flags, transaction, header)) = ring.receive_into(&mut bytes) else {
+                    break;
+                };
+                assert_eq!(
+                    flags,
+                    u16::from(kind == 7),
+                    "only received packets want an answer"
+                );
+                self.take_packet(channel, (kind, transaction), bytes.split_at(header));
             }
         }
         self.scratch = bytes;
         if self.returns {
             self.give_back();
+        }
+    }
+
+    fn take_packet(
+        &mut self,
+        channel: usize,
+        (kind, transaction): (u16, u64),
+        (header, payload): (&[u8], &[u8]),
+    ) {
+        match kind {
+            11 => {
+                let section = self.outstanding.remove(&transaction);
+                let section = section.expect("the answer to what was sent");
+                self.sections.extend(section);
+                self.answers.push_back((transaction, payload.to_vec()));
+            }
+            7 => {
+                assert_eq!(word(payload, 0), 107);
+                let control = word(payload, 4) == 1;
+                self.by_channel[channel] += usize::from(!control);
+                self.take_ranges(&header[16..], control);
+                self.held.push((channel, transaction));
+            }
+            _ => panic!("packet of type {kind}"),
         }
     }
 
@@ -359,10 +385,14 @@ impl Guest {
             2 => vec![],
             _ => words(&[108, 1]),
         };
-        for transaction in std::mem::take(&mut self.held) {
-            let sent = self.to_host.send(11, 0, transaction, &[], &payload);
+        for (channel, transaction) in std::mem::take(&mut self.held) {
+            let ring = match channel.checked_sub(1) {
+                None => &mut self.to_host,
+                Some(sub) => &mut self.subs[sub].0,
+            };
+            let sent = ring.send(11, 0, transaction, &[], &payload);
             if sent.expect("room for the answer") {
-                self.host.signal(CONNECTION);
+                self.host.signal(CONNECTION + channel as u32);
             }
         }
     }
@@ -404,18 +434,8 @@ impl Guest {
     }
 }
 
-/// Lets the worker look at the port once, as it would with frames for nobody; gives how many there were.
-pub fn poll(tx: &mut dyn TxSide) -> usize {
-    let mut burst = Burst::new();
-    tx.gather(&mut burst);
-    if !burst.is_empty() {
-        tx.complete();
-    }
-    burst.len()
-}
-
 /// A message of VMBus.
-fn message(kind: u32, body: &[u32]) -> Vec<u8> {
+pub(super) fn message(kind: u32, body: &[u32]) -> Vec<u8> {
     words(&[&[kind, 0], body].concat())
 }
 
@@ -437,11 +457,11 @@ fn gpa_header(pieces: &[(u64, u32, u32)]) -> Vec<u8> {
 }
 
 /// Shares the pages of `area`.
-fn share(host: &mut Host, gpadl: u32, area: &Area) {
+pub(super) fn share(host: &mut Host, relid: u32, gpadl: u32, area: &Area) {
     let mut ranges = words(&[area.range.len, area.range.offset]);
     ranges.extend(area.range.pages.iter().flat_map(|page| page.to_le_bytes()));
     let (first, mut rest) = ranges.split_at(ranges.len().min(216));
-    let mut header = message(8, &[1, gpadl, ranges.len() as u32 | 1 << 16]);
+    let mut header = message(8, &[relid, gpadl, ranges.len() as u32 | 1 << 16]);
     header.extend(first);
     host.message(&header);
     while !rest.is_empty() {
@@ -459,7 +479,11 @@ fn share(host: &mut Host, gpadl: u32, area: &Area) {
 }
 
 /// The guest's ends of both rings, `count` pages each.
-fn guest_rings(memory: &Arc<Memory>, area: &Area, count: usize) -> (GuestRing, GuestRing) {
+pub(super) fn guest_rings(
+    memory: &Arc<Memory>,
+    area: &Area,
+    count: usize,
+) -> (GuestRing, GuestRing) {
     let ring = |first: usize| {
         let pages = &area.range.pages[first + 1..first + count];
         let range = crate::vmbus::PageRange {

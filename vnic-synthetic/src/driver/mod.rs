@@ -10,6 +10,8 @@ pub mod host;
 mod load;
 pub mod ring;
 mod rndis;
+mod sub_channel;
 
 pub use frame::{Carry, Frame, Received};
-pub use guest::{Guest, Setup, poll};
+pub use guest::{Guest, Setup};
+pub use host::poll;

@@ -15,6 +15,7 @@ use super::signal::Signal;
 use crate::nvsp::{self, Channel};
 use crate::rndis::filter::Filter;
 use crate::rndis::packet::{self, FRAME_AT};
+use crate::rndis::rss::Scaling;
 use crate::vmbus::pages::Pages;
 use crate::vmbus::ring::{Outgoing, kind};
 use crate::wire::{put, put32};
@@ -46,6 +47,7 @@ pub(super) struct RxState {
     pub(super) buffer: Option<Buffer>,
     pub(super) sections: Sections,
     pub(super) filter: Filter,
+    pub(super) scaling: Option<Scaling>,
     pub(super) received: u64,
     pub(super) no_buffer: u64,
     pub(super) fault: Option<PortFault>,
@@ -58,6 +60,7 @@ impl RxState {
             buffer: None,
             sections: Sections::new(),
             filter: Filter::default(),
+            scaling: None,
             received: 0,
             no_buffer: 0,
             fault: None,
@@ -257,31 +260,37 @@ impl RxSide for SyntheticRx {
             buffer,
             sections,
             filter,
+            scaling,
             fault,
             ..
         } = &mut *rx;
         let frames = wanted(filter, job);
         report.dropped(DropReason::RxFilter, (job.frames & !frames).count_ones());
-        let (Some(Some(channel)), Some(buffer)) = (channels.first_mut(), &*buffer) else {
-            report.dropped(DropReason::RxNotReady, frames.count_ones());
-            return;
-        };
-        let mut delivery = Delivery {
-            channel,
-            buffer,
-            sections,
-            fault,
-            reserved: None,
-            taken: ArrayVec::new(),
-            ranges: ArrayVec::new(),
-        };
+        let open = channels.each_ref().map(Option::is_some);
+        let shares = spread(scaling.as_ref(), job, frames, open);
         let before = report.destination.frames;
-        deliver(&mut delivery, &Job { frames, ..*job }, report);
+        for (channel, frames) in channels.iter_mut().zip(shares) {
+            if frames == 0 {
+                continue;
+            }
+            let (Some(channel), Some(buffer)) = (channel, &*buffer) else {
+                report.dropped(DropReason::RxNotReady, frames.count_ones());
+                continue;
+            };
+            let mut delivery = Delivery {
+                channel,
+                buffer,
+                sections: &mut *sections,
+                fault: &mut *fault,
+                reserved: None,
+                taken: ArrayVec::new(),
+                ranges: ArrayVec::new(),
+            };
+            deliver(&mut delivery, &Job { frames, ..*job }, report);
+        }
         self.fault = *fault;
         rx.received += report.destination.frames - before;
-        rx.no_buffer = rx
-            .no_buffer
-            .wrapping_add(report.destination.drops.get(DropReason::RxFull));
+        rx.no_buffer += report.destination.drops.get(DropReason::RxFull);
     }
 
     fn fault(&self) -> Option<PortFault> {
@@ -304,4 +313,33 @@ fn wanted(filter: &Filter, job: &Job<'_>) -> u32 {
         wanted |= u32::from(filter.takes(head)) << index;
     }
     wanted
+}
+
+/// Deals `frames` out to channels as the driver's scaling says; to the primary channel where another is not open.
+fn spread(
+    scaling: Option<&Scaling>,
+    job: &Job<'_>,
+    frames: u32,
+    open: [bool; MAX_CHANNELS],
+) -> [u32; MAX_CHANNELS] {
+    let mut shares = [0; MAX_CHANNELS];
+    let Some(scaling) = scaling else {
+        shares[0] = frames;
+        return shares;
+    };
+    for (index, frame) in job.burst.frames().iter().enumerate() {
+        let bit = frames & (1 << index);
+        if bit == 0 {
+            continue;
+        }
+        let channel = scaling.channel(frame.head(), frame.len());
+        let channel = match open.get(channel) {
+            Some(true) => channel,
+            _ => 0,
+        };
+        if let Some(share) = shares.get_mut(channel) {
+            *share |= bit;
+        }
+    }
+    shares
 }

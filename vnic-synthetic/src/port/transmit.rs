@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 use guestmem::{Memory, Span};
@@ -15,16 +14,15 @@ use vswitch::ports::vhost::notify;
 
 use super::adapter::{Config, MAX_CHANNELS, Shared, lock};
 use super::large;
-use super::receive::{Buffer, RxState};
 use super::scatter::{Malformed, Scatter};
-use super::sections::MAX_SECTIONS;
 use crate::nvsp::{self, Channel, Message, Version};
-use crate::rndis::control::{self, MAX_REQUEST, Reply};
-use crate::rndis::info::{Facts, Statistics};
-use crate::rndis::offload::revision;
+use crate::rndis::control::{self, Reply};
 use crate::rndis::packet::{HEADER, Layout, MAX_INFO, Sent};
 use crate::vmbus::pages::Pages;
 use crate::vmbus::ring::{Incoming, MAX_PACKET, Packet, kind};
+
+mod answer;
+mod negotiate;
 
 /// Answers that wait to be written, at most.
 const MAX_PENDING: usize = 64;
@@ -401,91 +399,6 @@ impl TxState {
         Sent::parse(info).map_err(|_| DropReason::Malformed)
     }
 
-    /// Deals with a control message. False if it is malformed.
-    fn control(&mut self, shared: &Shared) -> bool {
-        let mut message = [0; MAX_REQUEST];
-        let Ok(len) = self.scatter.read(&shared.memory, 0, &mut message) else {
-            return false;
-        };
-        let mut rx = lock(&shared.rx);
-        let facts = Facts {
-            permanent_mac: shared.config.mac,
-            mac_may_change: shared.config.mac_may_change,
-            link_up: shared.link_up.load(Ordering::Relaxed),
-            mtu: self.mtu,
-            channels: shared.config.channels,
-            revision: self.revision,
-            statistics: Statistics {
-                sent: self.sent,
-                send_errors: self.errors,
-                received: rx.received,
-                no_buffer: rx.no_buffer,
-            },
-        };
-        let reply = self
-            .adapter
-            .handle(message.get(..len).unwrap_or(&[]), &facts);
-        // In force before the driver reads the answer.
-        rx.filter.clone_from(&self.adapter.filter);
-        self.replies.extend(reply);
-        true
-    }
-
-    /// Deals with a message of NVSP; gives the answer, if it has one of its own.
-    fn negotiate(&mut self, shared: &Shared, message: Message) -> Option<nvsp::Bytes> {
-        match message {
-            Message::Init { min, max } => {
-                self.version = Version::negotiate(min, max);
-                return Some(nvsp::init_complete(self.version));
-            }
-            Message::NdisVersion { major, minor } => self.revision = revision(major, minor),
-            Message::NdisConfig { frame, .. } => {
-                let mtu = frame.saturating_sub(14).min(nvsp::MAX_MTU.into()) as u16;
-                self.mtu = mtu.max(nvsp::MIN_MTU);
-            }
-            Message::ReceiveBuffer { gpadl, id } => {
-                let sections = self.set_receive_buffer(&mut lock(&shared.rx), gpadl, id);
-                return Some(nvsp::receive_buffer_complete(sections));
-            }
-            Message::RevokeReceiveBuffer => lock(&shared.rx).buffer = None,
-            Message::SendBuffer { gpadl } => {
-                let pages = self.version.and_then(|_| self.gpadls.get(&gpadl).cloned());
-                self.send_buffer = pages.map(|pages| SendBuffer { gpadl, pages });
-                return Some(nvsp::send_buffer_complete(self.send_buffer.is_some()));
-            }
-            Message::RevokeSendBuffer => self.send_buffer = None,
-            Message::SubChannels { operation, count } => {
-                let granted = count.min(shared.config.channels.saturating_sub(1));
-                let allowed = operation == 1 && self.version >= Some(Version::V5);
-                if allowed {
-                    shared.sub_channels.store(granted, Ordering::Relaxed);
-                    notify::signal(&*shared.attention);
-                }
-                return Some(nvsp::sub_channels_complete(allowed.then_some(granted)));
-            }
-            Message::RndisPacket { .. } | Message::RndisPacketComplete => {}
-        }
-        None
-    }
-
-    /// Divides a buffer into sections; gives their size and number.
-    fn set_receive_buffer(&mut self, rx: &mut RxState, gpadl: u32, id: u16) -> Option<(u32, u32)> {
-        let pages = self.version.and_then(|_| self.gpadls.get(&gpadl))?.clone();
-        let section = nvsp::receive_section(self.mtu);
-        let count = (pages.len() / section).min(MAX_SECTIONS);
-        if count == 0 || rx.buffer.is_some() {
-            return None;
-        }
-        rx.sections.reset(count);
-        rx.buffer = Some(Buffer {
-            gpadl,
-            id,
-            pages,
-            section,
-        });
-        Some((section, count))
-    }
-
     /// Answers a packet that makes no sense.
     fn refuse(&mut self, packet: &Packet<'_>) {
         self.answer(packet, Payload::Packet(false));
@@ -501,15 +414,6 @@ impl TxState {
         }
     }
 
-    /// Tells the driver of a change of the link.
-    fn tell_link(&mut self, shared: &Shared) {
-        let up = shared.link_up.load(Ordering::Relaxed);
-        if up != self.link_up && !self.replies.is_full() {
-            self.link_up = up;
-            self.replies.push(control::link_changed(up));
-        }
-    }
-
     /// Books the packets that the guest gave back.
     fn book_returned(&mut self, shared: &Shared) {
         if self.returned.is_empty() {
@@ -519,85 +423,6 @@ impl TxState {
         for transaction in self.returned.drain(..) {
             rx.sections.answered(transaction);
         }
-    }
-
-    /// Writes answers, in order and as far as there is room, and gives back the room of the packets that were dealt with.
-    /// True if a guest was told.
-    fn flush(&mut self, shared: &Shared) -> Result<bool, PortFault> {
-        let mut rx = lock(&shared.rx);
-        let mut written = 0;
-        for completion in &self.pending {
-            let Some(Some(channel)) = rx.channels.get_mut(usize::from(completion.channel)) else {
-                written += 1;
-                continue;
-            };
-            let mut answer = |bytes: &[u8]| {
-                let ring = &mut channel.ring;
-                ring.push(kind::COMPLETION, completion.transaction, &[], bytes)
-            };
-            let fits = match &completion.payload {
-                Payload::Packet(ok) => answer(&nvsp::packet_complete(*ok)),
-                Payload::Message(bytes) => answer(bytes),
-            }?;
-            if !fits {
-                break;
-            }
-            written += 1;
-        }
-        self.pending.drain(..written);
-        while let Some(reply) = self.replies.first() {
-            if !rx.send_control(reply)? {
-                break;
-            }
-            self.replies.remove(0);
-        }
-        self.publish(&mut rx)
-    }
-
-    fn publish(&mut self, rx: &mut RxState) -> Result<bool, PortFault> {
-        let mut told = false;
-        let open = self.current.as_ref().map(|current| current.channel);
-        let rings = self.channels.iter_mut().zip(&mut rx.channels);
-        for (index, (incoming, outgoing)) in rings.enumerate() {
-            let (Some(incoming), Some(outgoing)) = (incoming, outgoing) else {
-                continue;
-            };
-            let mut wanted = outgoing.ring.publish()?;
-            // A packet that is not answered yet would be taken again by who takes the ring up.
-            if open.map(usize::from) != Some(index) {
-                wanted |= incoming.ring.publish()?;
-            }
-            told |= wanted && outgoing.signal.raise();
-        }
-        Ok(told)
-    }
-
-    fn arm(&mut self, shared: &Shared) -> Result<bool, PortFault> {
-        let mut waiting = shared.link_up.load(Ordering::Relaxed) != self.link_up;
-        for channel in self.channels.iter_mut().flatten() {
-            waiting |= channel.ring.arm()?;
-        }
-        if self.replies.is_empty() && self.pending.is_empty() {
-            return Ok(waiting);
-        }
-        // The guest makes room and signals, or has just made some.
-        let mut rx = lock(&shared.rx);
-        for channel in rx.channels.iter_mut().flatten() {
-            channel.ring.want_room(true)?;
-        }
-        drop(rx);
-        self.flush(shared)?;
-        Ok(self.replies.is_empty() && self.pending.is_empty() || (waiting && !self.is_stuck()))
-    }
-
-    fn disarm(&mut self, shared: &Shared) -> Result<(), PortFault> {
-        for channel in self.channels.iter_mut().flatten() {
-            channel.ring.disarm()?;
-        }
-        for channel in lock(&shared.rx).channels.iter_mut().flatten() {
-            channel.ring.want_room(false)?;
-        }
-        Ok(())
     }
 }
 

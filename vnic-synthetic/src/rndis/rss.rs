@@ -1,8 +1,12 @@
 //! Receive-side scaling: which channel a received frame goes to.
 
 use arrayvec::ArrayVec;
+use offload::parse::{Fragment, Network, Transport, parse};
 
 use crate::wire::{put, put32, u16_at, u32_at};
+
+/// Bytes of a frame that are hashed, at most: two IPv6 addresses and two ports.
+const MAX_INPUT: usize = 36;
 
 /// Entries of an indirection table, at most.
 pub const MAX_TABLE: usize = 128;
@@ -63,6 +67,57 @@ impl Scaling {
         let whole = table.len().is_power_of_two();
         whole.then_some(Some(Scaling { table, key }))
     }
+
+    /// The channel for the frame of `len` bytes that starts with `head`: the primary one for what is not IP.
+    #[inline]
+    pub fn channel(&self, head: &[u8], len: u32) -> usize {
+        let Some(input) = input(head, len) else {
+            return 0;
+        };
+        let last = self.table.len().wrapping_sub(1);
+        let entry = self.table.get(self.hash(&input) as usize & last);
+        entry.map_or(0, |channel| usize::from(*channel))
+    }
+
+    /// The Toeplitz hash: for each bit of the input that is set, the 32 bits of the key that start with that bit's place.
+    fn hash(&self, input: &[u8]) -> u32 {
+        let (first, rest) = self.key.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        let mut window = u64::from_be_bytes(*first);
+        let mut rest = rest.iter();
+        let mut hash = 0;
+        for byte in input {
+            for bit in (0..8).rev() {
+                if byte >> bit & 1 != 0 {
+                    hash ^= (window >> 32) as u32;
+                }
+                window <<= 1;
+            }
+            window |= u64::from(rest.next().copied().unwrap_or(0));
+        }
+        hash
+    }
+}
+
+/// Addresses of an IP packet, and the ports of a TCP segment that is not a fragment. `None` for what is not IP.
+#[inline]
+fn input(head: &[u8], len: u32) -> Option<ArrayVec<u8, MAX_INPUT>> {
+    let headers = parse(head, len);
+    let (at, size, whole) = match headers.network {
+        Network::V4 {
+            offset, fragment, ..
+        } => (offset + 12, 8, fragment == Fragment::Whole),
+        Network::V6 {
+            offset, fragment, ..
+        } => (offset + 8, 32, fragment == Fragment::Whole),
+        _ => return None,
+    };
+    let bytes = |at: u16, size: usize| head.get(at.into()..usize::from(at) + size);
+    let mut input = ArrayVec::new();
+    input.try_extend_from_slice(bytes(at, size)?).ok()?;
+    if let (true, Transport::Tcp { offset, .. }) = (whole, headers.transport) {
+        input.try_extend_from_slice(bytes(offset, 4)?).ok()?;
+    }
+    Some(input)
 }
 
 #[cfg(test)]
@@ -80,6 +135,40 @@ mod tests {
         bytes.extend(table.iter().flat_map(|entry| entry.to_le_bytes()));
         bytes.extend(vec![9; key]);
         bytes
+    }
+
+    /// The examples of Microsoft's "Verifying the RSS hash calculation".
+    #[test]
+    fn hashes_are_those_of_the_specification() {
+        let key = [
+            0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3,
+            0x8f, 0xb0, 0xd0, 0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3,
+            0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
+        ];
+        let scaling = Scaling {
+            table: (0..128).collect(),
+            key,
+        };
+        let addresses = [66, 9, 149, 187, 161, 142, 100, 80];
+        let ports = [2794u16.to_be_bytes(), 1766u16.to_be_bytes()].concat();
+        assert_eq!(scaling.hash(&addresses), 0x323e_8fc2);
+        let all = [&addresses[..], &ports].concat();
+        assert_eq!(scaling.hash(&all), 0x51cc_c178);
+
+        let mut frame = vec![0; 12];
+        frame.extend([8, 0, 0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]);
+        frame.extend(addresses);
+        frame.extend(ports);
+        frame.extend([0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(scaling.channel(&frame, 54), 0x78);
+        frame[20] = 0x20;
+        assert_eq!(
+            scaling.channel(&frame, 54),
+            0x42,
+            "a fragment: addresses only"
+        );
+        frame[12] = 9;
+        assert_eq!(scaling.channel(&frame, 54), 0, "not IP");
     }
 
     #[test]

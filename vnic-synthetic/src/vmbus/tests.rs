@@ -290,6 +290,14 @@ fn a_channel_opens_over_shared_memory_and_closes() {
 }
 
 #[test]
+fn a_channel_whose_rings_are_taken_back_is_closed_first() {
+    let mut rig = Rig::open(Version::V5_3);
+    rig.say(&guest(kind::GPADL_TEARDOWN, &[1, 0xe1e10]));
+    let removal = Demand::Remove { gpadl: 0xe1e10 };
+    assert_eq!(rig.asked(), [(1, Demand::Close), (1, removal)]);
+}
+
+#[test]
 fn a_channel_does_not_open_over_memory_that_is_not_its_own() {
     let mut rig = Rig::connected(Version::WIN10_V4_1);
     let other = rig.offer(net(None));

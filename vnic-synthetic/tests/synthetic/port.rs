@@ -4,7 +4,7 @@ use vnic_synthetic::driver::{Carry, Frame, Setup};
 use vswitch::drops::DropReason;
 use vswitch::port::PortControl;
 
-use crate::rig::{GUEST, Make, PEER, Rig, frame};
+use crate::rig::{GUEST, Make, PEER, Rig, frame, tcp};
 
 const CARRIES: [Carry; 3] = [Carry::SendBuffer, Carry::Pages, Carry::Mixed];
 
@@ -32,7 +32,11 @@ fn every_version_carries_frames_both_ways() {
             let (up, down) = (frame(PEER, GUEST, len), frame(GUEST, PEER, len));
             for carry in CARRIES {
                 rig.guest.send(carry, &[Frame::plain(&up)]).unwrap();
-                assert_eq!(rig.at_station(), std::slice::from_ref(&up), "{nvsp:#x} {carry:?} {len}");
+                assert_eq!(
+                    rig.at_station(),
+                    std::slice::from_ref(&up),
+                    "{nvsp:#x} {carry:?} {len}"
+                );
             }
             assert!(rig.station.send(&down));
             let received = rig.at_guest();
@@ -432,4 +436,48 @@ fn a_ring_that_lies_faults_its_port() {
     rig.station.send(&frame(GUEST, PEER, 60));
     rig.worker_turn();
     assert_eq!(rig.peer.fault(), None);
+}
+
+#[test]
+fn sub_channels_share_the_load_as_the_driver_says() {
+    let linux = Setup::linux();
+    let mut rig = Rig::new(Setup {
+        ring: 4,
+        config: vnic_synthetic::port::Config {
+            channels: 4,
+            ..linux.config
+        },
+        ..linux
+    });
+    assert_eq!(rig.open_sub_channels(9), 3, "as many as there are");
+    // All to channel 2.
+    let mut parameters = vec![0u8; 44];
+    parameters[0] = 0x89;
+    for (at, value) in [(8, 0x301u32), (12, 4), (16, 44), (20, 40), (24, 48)] {
+        parameters[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    parameters.extend(2u32.to_le_bytes());
+    parameters.extend([7; 40]);
+    assert_eq!(rig.set(0x0001_0204, &parameters), 0);
+    let mut down = tcp(false, 100);
+    down[..6].copy_from_slice(&GUEST.0);
+    down[6..12].copy_from_slice(&PEER.0);
+    rig.station.send(&down);
+    assert_eq!(rig.at_guest()[0].bytes, down);
+    assert_eq!(rig.guest.by_channel[..4], [0, 0, 1, 0]);
+    let arp = frame(GUEST, PEER, 60);
+    rig.station.send(&arp);
+    assert_eq!(rig.at_guest()[0].bytes, arp);
+    assert_eq!(
+        rig.guest.by_channel[..4],
+        [1, 0, 1, 0],
+        "no IP: the primary channel"
+    );
+    for index in 1..=3 {
+        let up = frame(PEER, GUEST, 60 + index);
+        assert!(rig.guest.send_by(index, &Frame::plain(&up)));
+        assert_eq!(rig.at_station(), [up]);
+    }
+    rig.balanced();
+    rig.guest.shut_down();
 }

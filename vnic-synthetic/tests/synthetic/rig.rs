@@ -111,6 +111,14 @@ impl Rig {
         self.guest.set(&mut step, oid, value)
     }
 
+    pub(crate) fn open_sub_channels(&mut self, count: u32) -> usize {
+        let worker = self.worker.clone();
+        let mut step = || {
+            worker.lock().unwrap().poll(0);
+        };
+        self.guest.open_sub_channels(&mut step, count)
+    }
+
     pub(crate) fn query(&mut self, oid: u32, asked: &[u8]) -> (u32, Vec<u8>) {
         let worker = self.worker.clone();
         let mut step = || {

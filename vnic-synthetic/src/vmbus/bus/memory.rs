@@ -112,6 +112,7 @@ impl Bus {
         id: u32,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refused> {
+        self.close_rings(id, effects);
         match self.gpadls.get_mut(&id) {
             Some(gpadl) if !matches!(gpadl.state, GpadlState::Building(_)) => {
                 begin_remove(id, gpadl, effects);
