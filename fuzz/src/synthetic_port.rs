@@ -87,7 +87,11 @@ pub fn run(data: &[u8]) {
         );
     }
     if !lied {
-        assert_eq!(ports[0].fault(), None, "a guest that does not lie is not faulted");
+        assert_eq!(
+            ports[0].fault(),
+            None,
+            "a guest that does not lie is not faulted"
+        );
         assert_eq!(guest.outstanding(), 0, "unanswered packets");
     }
 }
@@ -166,7 +170,13 @@ fn act(input: &mut Input<'_>, guest: &mut Guest) -> bool {
             for byte in &mut header {
                 *byte = input.u8();
             }
-            guest.packet(kind, kind != 11 && input.u8() & 1 != 0, &header, &payload, None);
+            guest.packet(
+                kind,
+                kind != 11 && input.u8() & 1 != 0,
+                &header,
+                &payload,
+                None,
+            );
         }
     }
     false

@@ -36,7 +36,11 @@ fn sort(effects: Vec<Effect>, asked: &mut Vec<Asked>) -> Vec<Vec<u8>> {
 fn answer(bus: &mut Bus, (relid, demand): Asked, ok: bool, asked: &mut Vec<Asked>) -> Vec<Vec<u8>> {
     let done = match demand {
         Demand::Add { gpadl, list } => {
-            assert!(list.ranges.iter().all(|range| range.len > 0 && range.offset < 4096));
+            assert!(
+                list.ranges
+                    .iter()
+                    .all(|range| range.len > 0 && range.offset < 4096)
+            );
             Done::Added { gpadl, ok }
         }
         Demand::Remove { gpadl } => Done::Removed { gpadl },
@@ -133,6 +137,12 @@ pub fn run(data: &[u8]) {
     settle(&mut bus, &mut asked);
     let mut posted = say(&mut bus, &[16, 0, 0, 0, 0, 0, 0, 0], &mut asked);
     posted.extend(settle(&mut bus, &mut asked));
-    assert!(posted.contains(&vec![17, 0, 0, 0, 0, 0, 0, 0]), "unload is answered");
-    assert!((0..2048).all(|relid| bus.signal(0x1_0000 + relid).is_none()), "nothing is open");
+    assert!(
+        posted.contains(&vec![17, 0, 0, 0, 0, 0, 0, 0]),
+        "unload is answered"
+    );
+    assert!(
+        (0..2048).all(|relid| bus.signal(0x1_0000 + relid).is_none()),
+        "nothing is open"
+    );
 }
