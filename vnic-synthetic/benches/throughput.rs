@@ -76,9 +76,11 @@ fn run(len: usize, batch: usize, duration: Duration) -> Result<()> {
         .collect::<Vec<_>>();
     let mut frames = 0;
     while start.elapsed() < duration {
-        from.send_prepared(packet, 16);
-        from.discard();
-        frames += to.discard();
+        for _ in 0..64 {
+            from.send_prepared(packet, 64);
+            from.discard();
+            frames += to.discard();
+        }
     }
     let seconds = start.elapsed().as_secs_f64();
     ensure!(frames > 0, "no frame arrived");

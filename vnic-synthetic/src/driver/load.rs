@@ -64,7 +64,8 @@ impl Guest {
                 continue;
             }
             frames += u64::from(word(&bytes, 20));
-            let answer = [108u32.to_le_bytes(), 1u32.to_le_bytes()].concat();
+            // The packet is done, and well.
+            let answer = [108, 0, 0, 0, 1, 0, 0, 0];
             if self.to_host.send(11, 0, transaction, &[], &answer) == Some(true) {
                 self.host.signal(CONNECTION);
             }

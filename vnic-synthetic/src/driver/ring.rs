@@ -102,14 +102,19 @@ impl GuestRing {
             }
         }
         let mut packet = arrayvec::ArrayVec::<u8, 4096>::new();
-        for half in [kind, header_len as u16 / 8, len as u16 / 8, flags] {
-            packet.extend(half.to_le_bytes());
+        let descriptor = [kind, header_len as u16 / 8, len as u16 / 8, flags];
+        let trailer = u64::from(self.own) << 32;
+        for half in descriptor {
+            packet.try_extend_from_slice(&half.to_le_bytes()).ok()?;
         }
-        packet.extend(transaction.to_le_bytes());
-        packet.try_extend_from_slice(header).ok()?;
-        packet.try_extend_from_slice(payload).ok()?;
-        packet.extend(std::iter::repeat_n(0, len - packet.len()));
-        packet.extend((u64::from(self.own) << 32).to_le_bytes());
+        for part in [&transaction.to_le_bytes()[..], header, payload] {
+            packet.try_extend_from_slice(part).ok()?;
+        }
+        let padding = [0; 8];
+        packet
+            .try_extend_from_slice(&padding[..len - packet.len()])
+            .ok()?;
+        packet.try_extend_from_slice(&trailer.to_le_bytes()).ok()?;
         self.overwrite(self.own, &packet);
         let before = self.own;
         self.own = (self.own + packet.len() as u32) % self.size;

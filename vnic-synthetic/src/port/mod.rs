@@ -2,7 +2,7 @@
 //!
 //! * [`Adapter`] is what the control side has: it shares memory, opens and closes channels and sets the link, each at
 //!   once, while workers run.
-//! * Its two sides are handles. What frames come from ([`transmit`]) is one worker's; what frames go to ([`receive`]) any
+//! * Its two sides are handles. What frames come from (`transmit`) is one worker's; what frames go to (`receive`) any
 //!   worker's. Each has a lock of its own, held for one call, so that both directions run at the same time.
 //! * The driver's control messages are dealt with where they are found, by the worker: they are pure functions.
 
