@@ -114,6 +114,10 @@ fn main() -> std::io::Result<()> {
     for (name, how) in [("firmware", 0), ("direct", 1), ("debug", 0x0e)] {
         write("platform", name, &platform(how))?;
     }
+    write("vmbus_messages", "life", VMBUS_LIFE)?;
+    for (name, bits) in [("linux", 2), ("boot-loader", 1)] {
+        write("synthetic_port", name, &synthetic(bits))?;
+    }
     for (number, name, body) in BODIES {
         write("api_bodies", name, &[&[number], body.as_bytes()].concat())?;
     }
@@ -166,6 +170,41 @@ fn legacy() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("legacy_registers", "timer", timer.concat()),
         ("legacy_rings", "plain", rings.concat()),
     ]
+}
+
+/// A channel is offered, memory shared, the channel opened and closed, and the bus left: a line each.
+#[rustfmt::skip]
+const VMBUS_LIFE: &[u8] = &[
+    0, 0,
+    7, 7, 2, 8, 0, 0, 0, 0, 0, 0, 0, 0, 4,
+    7, 0, 0, 0,
+    7, 3, 1, 7, 1, 5, 0, 0, 0, 1, 0,
+    3, 0, 1,
+    7, 1, 0, 5, 1, 1, 5, 0, 1,
+    3, 0, 1,
+    7, 2, 0, 1, 1,
+    3, 0, 1,
+    7, 8, 0, 0,
+];
+
+/// A guest that sends frames and control messages, by its send buffer and by its pages.
+fn synthetic(setup: u8) -> Vec<u8> {
+    let mut seed = vec![setup];
+    for carry in 0..3 {
+        // A frame of 62 bytes with a checksum request; then one for the guest.
+        seed.extend([carry, 8, 50, 8, 0, 0x45]);
+        seed.extend([0; 47]);
+        seed.extend([1, 0, 5, 0, 34, 0, 0, 100, 0]);
+        // The packet filter, and a message of NVSP.
+        seed.extend([carry, 4, 5, 1, 0, 4, 0x0d, 0, 0, 0, 1]);
+        seed.extend([carry, 11, 0, 2]);
+        seed.extend([1; 36]);
+        seed.extend([0, 1, 1]);
+    }
+    // Lies: an index, and what lies in the ring.
+    seed.extend([0, 0, 0, 1, 8, 0, 0, 1, 0, 1]);
+    seed.extend([6; 65]);
+    seed
 }
 
 /// Which request, and its body.

@@ -11,8 +11,10 @@ pub mod legacy;
 pub mod offload_request;
 pub mod platform;
 pub mod rings;
+pub mod synthetic_port;
 pub mod turn;
 pub mod vhost_messages;
+pub mod vmbus_messages;
 
 #[cfg(test)]
 mod tests {
@@ -21,7 +23,7 @@ mod tests {
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 11] = [
+        let targets: [(&str, fn(&[u8])); 13] = [
             ("api_bodies", super::api_bodies::run),
             ("attach_messages", super::attach_messages::run),
             ("headers", super::headers::run),
@@ -33,6 +35,8 @@ mod tests {
             ("packed_ring", super::rings::packed),
             ("legacy_registers", super::legacy::registers),
             ("legacy_rings", super::legacy::rings),
+            ("synthetic_port", super::synthetic_port::run),
+            ("vmbus_messages", super::vmbus_messages::run),
         ];
         for (target, run) in targets {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

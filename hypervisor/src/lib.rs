@@ -8,7 +8,7 @@
 //! * [`chipset`] holds the devices of a PC with an i440FX and PIIX chipset, [`pci`] its bus, its functions and their
 //!   configuration spaces.
 //! * [`memory`] is the guest's memory, a sealed memfd; [`kvm`] is the safe face of KVM.
-//! * [`boot`] is what runs first.
+//! * [`boot`] is what runs first; [`hyperv`] is the part of Hyper-V's interface that its network drivers need.
 //! * [`sandbox`] is what its threads may ask of the kernel.
 
 mod board;
@@ -22,6 +22,7 @@ mod emulate;
 mod error;
 mod exits;
 mod gate;
+pub mod hyperv;
 pub mod irq;
 pub mod kvm;
 mod machine;

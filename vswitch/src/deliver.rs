@@ -100,6 +100,8 @@ pub struct Outgoing<'a> {
     pub len: u32,
     /// Its offload request, offsets after the tag edit.
     pub checked: Checked,
+    /// The tag it has besides its bytes, for destinations that take it so.
+    pub tag: Option<Tag>,
 }
 
 /// Queues that one job is spread over, at most: vhost-user numbers rings by 8 bits, two for each pair.
@@ -147,7 +149,17 @@ impl Job<'_> {
     }
 
     /// Calls `each` for every frame of the job, in order, in the form in which it leaves.
-    pub fn for_each(&self, report: &mut Report, mut each: impl FnMut(&mut Report, &Outgoing<'_>)) {
+    pub fn for_each(&self, report: &mut Report, each: impl FnMut(&mut Report, &Outgoing<'_>)) {
+        self.for_each_tagged(false, report, each);
+    }
+
+    /// As [`Job::for_each`]; with `aside`, tags are told besides the bytes.
+    fn for_each_tagged(
+        &self,
+        aside: bool,
+        report: &mut Report,
+        mut each: impl FnMut(&mut Report, &Outgoing<'_>),
+    ) {
         let mut left = self.frames;
         while left != 0 {
             let index = left.trailing_zeros() as usize;
@@ -167,27 +179,30 @@ impl Job<'_> {
                     continue;
                 }
             };
+            let (wanted, tag) = if aside {
+                (None, wanted)
+            } else {
+                (wanted, None)
+            };
             match TagEdit::between(meta.tag, wanted) {
-                TagEdit::Keep => each(report, &self.outgoing(frame, frame.head(), 0, meta.checked)),
+                TagEdit::Keep => {
+                    let outgoing = self.outgoing(frame, frame.head(), 0, meta.checked);
+                    each(report, &Outgoing { tag, ..outgoing });
+                }
                 edit => {
                     let mut head = [0; HEAD_MAX];
                     match edit.apply(frame.head(), &mut head) {
                         Some(len) => {
                             let head = head.get(..len).unwrap_or(&[]);
                             // The frame would come out as one of the VLAN that its second tag names.
-                            if edit == TagEdit::Strip && head.get(12..14) == Some(&TAGGED) {
+                            let bare = edit == TagEdit::Strip && tag.is_none();
+                            if bare && head.get(12..14) == Some(&TAGGED) {
                                 report.dropped(DropReason::VlanTagged, 1);
                                 continue;
                             }
-                            each(
-                                report,
-                                &self.outgoing(
-                                    frame,
-                                    head,
-                                    edit.delta(),
-                                    meta.checked.retagged(edit),
-                                ),
-                            );
+                            let checked = meta.checked.retagged(edit);
+                            let outgoing = self.outgoing(frame, head, edit.delta(), checked);
+                            each(report, &Outgoing { tag, ..outgoing });
                         }
                         None => report.dropped(DropReason::Runt, 1),
                     }
@@ -208,6 +223,7 @@ impl Job<'_> {
             body: self.burst.body(frame),
             len: frame.len().saturating_add_signed(delta.into()),
             checked,
+            tag: None,
         }
     }
 }
@@ -252,11 +268,12 @@ fn adapt<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
     let features = ring.features();
     let max_frame = u32::from(job.mtu) + 14;
     let mut room = Room::new();
-    job.for_each(report, |report, frame| {
+    job.for_each_tagged(ring.takes_tags(), report, |report, frame| {
         let mut writer = Writer {
             ring: &mut *ring,
             source: job.source,
             features,
+            tag: frame.tag,
             room: &mut room,
         };
         match plan(&frame.checked, frame.len, &features, max_frame) {
@@ -300,6 +317,7 @@ struct Writer<'a, R> {
     ring: &'a mut R,
     source: &'a Memory,
     features: Features,
+    tag: Option<Tag>,
     room: &'a mut Room,
 }
 
@@ -321,6 +339,7 @@ impl<R: RxRing> Writer<'_, R> {
             RxMeta {
                 request,
                 header_len,
+                tag: self.tag,
             },
         )
     }
@@ -349,7 +368,11 @@ impl<R: RxRing> Writer<'_, R> {
                 }
                 Sink::new(self.ring.memory(), self.room, 0).write(head)
             });
-        self.finish(written, RxMeta::default())
+        let meta = RxMeta {
+            tag: self.tag,
+            ..RxMeta::default()
+        };
+        self.finish(written, meta)
     }
 
     fn reserve(&mut self, piece: Piece<'_>) -> Result<(), DropReason> {

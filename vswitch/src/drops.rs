@@ -39,6 +39,7 @@ drop_reasons! {
     BadOffload = "bad_offload", "The sender's checksum or segmentation request does not fit the frame.";
     SourceMac = "source_mac", "The source address is a group address or zero.";
     MacGuard = "mac_guard", "The source address is not on the port's list.";
+    Malformed = "malformed", "The sender's driver wrapped the frame in a message that makes no sense.";
     VlanTagged = "vlan_tagged", "The frame has a tag, or a second one under it, and the port takes no tagged frames.";
     VlanUntagged = "vlan_untagged", "The frame is untagged, and the trunk port has no native VLAN.";
     VlanNotAllowed = "vlan_not_allowed", "The frame's VLAN is not on the trunk port's list.";

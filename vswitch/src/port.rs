@@ -85,6 +85,11 @@ pub trait RxRing {
     /// What this destination agreed to receive.
     fn features(&self) -> Features;
 
+    /// Whether a tag that the frame is to have goes into [`RxMeta::tag`] instead of into its bytes.
+    fn takes_tags(&self) -> bool {
+        false
+    }
+
     /// Takes room for a frame of `len` bytes. On success `room` holds spans of `len` bytes together. On failure nothing
     /// is taken: `RxFull` if room may come, `RxTooSmall` if it never will, `RxFault` if the ring lies.
     fn reserve(&mut self, len: u32, room: &mut Room) -> Result<(), crate::drops::DropReason>;
@@ -135,6 +140,8 @@ pub struct RxMeta {
     pub request: offload::Request,
     /// Bytes of headers of a large frame, up to the end of TCP; 0 where none is large.
     pub header_len: u16,
+    /// The tag the frame has, where the ring takes it besides the bytes ([`RxRing::takes_tags`]).
+    pub tag: Option<offload::Tag>,
 }
 
 /// How the control side of a port (a vhost-user session, a VM) brings its sides into and out of service.

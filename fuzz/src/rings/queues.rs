@@ -230,7 +230,7 @@ impl<R: Ring> Queues<R> {
                 let request = Request::default();
                 self.rx.commit(&RxMeta {
                     request,
-                    header_len: 0,
+                    ..RxMeta::default()
                 });
                 return;
             }

@@ -161,7 +161,7 @@ impl Station {
             len,
             meta: RxMeta {
                 request,
-                header_len: 0,
+                ..RxMeta::default()
             },
         });
         fence(Ordering::SeqCst);

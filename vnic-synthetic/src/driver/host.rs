@@ -1,0 +1,158 @@
+//! What stands around the bus and the adapter: it carries out what they ask for, as a process would.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use guestmem::Memory;
+use rustix::event::{EventfdFlags, eventfd};
+use vswitch::burst::Burst;
+use vswitch::port::TxSide;
+
+use crate::port::{Adapter, Config, Signal};
+use crate::vmbus::{Bus, Demand, Done, Effect, Offer, Target};
+
+/// Interface of network adapters, as on the wire.
+pub const NETWORK: [u8; 16] = [
+    0x63, 0x51, 0x61, 0xf8, 0x3e, 0xdf, 0xc5, 0x46, 0x91, 0x3f, 0xf2, 0xd2, 0xf9, 0x65, 0xed, 0x0e,
+];
+
+/// A bus with one adapter.
+pub struct Host {
+    /// The bus.
+    pub bus: Bus,
+    /// The adapter.
+    pub adapter: Adapter,
+    /// Readable when the guest signalled, or something changed.
+    pub kick: Arc<OwnedFd>,
+    /// Counts the interrupts of the guest.
+    pub interrupt: Arc<OwnedFd>,
+    /// Messages to the guest.
+    pub messages: Vec<Vec<u8>>,
+    /// Channels of the adapter by number: their index.
+    channels: Vec<(u16, usize)>,
+}
+
+fn event() -> Arc<OwnedFd> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    Arc::new(eventfd(0, flags).expect("an event of a test host"))
+}
+
+impl Host {
+    /// Offers an adapter to the guest with the memory `memory`.
+    pub fn new(memory: Arc<Memory>, config: Config) -> Host {
+        let (kick, attention) = (event(), event());
+        let adapter = Adapter::new(memory, config, kick.clone(), attention);
+        let mut host = Host {
+            bus: Bus::new(),
+            adapter,
+            kick,
+            interrupt: event(),
+            messages: Vec::new(),
+            channels: Vec::new(),
+        };
+        host.offer(None);
+        host
+    }
+
+    fn offer(&mut self, sub_channel: Option<(u16, u16)>) {
+        let offer = Offer {
+            interface: NETWORK,
+            instance: [7; 16],
+            user_defined: [0; 120],
+            sub_channel,
+        };
+        let mut effects = Vec::new();
+        let relid = self.bus.offer(offer, &mut effects).expect("an offer");
+        let index = sub_channel.map_or(0, |(_, index)| index.into());
+        self.channels.push((relid, index));
+        self.serve(effects);
+    }
+
+    /// Offers the sub-channels that the driver asked for.
+    pub fn offer_sub_channels(&mut self) {
+        let have = self.channels.len() as u32 - 1;
+        for index in have..self.adapter.sub_channels() {
+            self.offer(Some((self.channels[0].0, index as u16 + 1)));
+        }
+    }
+
+    /// The guest posts a message.
+    pub fn message(&mut self, bytes: &[u8]) {
+        let mut effects = Vec::new();
+        let _ = self.bus.message(bytes, &mut effects);
+        self.serve(effects);
+    }
+
+    /// The guest signals a connection.
+    pub fn signal(&self, connection: u32) {
+        match self.bus.signal(connection) {
+            Some(Target::Channel(_) | Target::All) => {
+                vswitch::ports::vhost::notify::signal(&*self.kick);
+            }
+            None => panic!("signal on connection {connection:#x}"),
+        }
+    }
+
+    /// How often the guest was interrupted since it was last asked.
+    pub fn interrupts(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&*self.interrupt, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
+    }
+
+    fn serve(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Post { message, .. } => self.messages.push(message),
+                Effect::Ask { relid, demand } => {
+                    let done = self.meet(relid, demand);
+                    let mut more = Vec::new();
+                    self.bus.done(relid, done, &mut more);
+                    self.serve(more);
+                }
+            }
+        }
+    }
+
+    fn meet(&self, relid: u16, demand: Demand) -> Done {
+        let index = self.channels.iter().find(|(known, _)| *known == relid);
+        let index = index.map_or(usize::MAX, |(_, index)| *index);
+        match demand {
+            Demand::Add { gpadl, list } => Done::Added {
+                gpadl,
+                ok: self.adapter.add(gpadl, &list).is_ok(),
+            },
+            Demand::Remove { gpadl } => {
+                self.adapter.remove(gpadl);
+                Done::Removed { gpadl }
+            }
+            Demand::Open(open) => {
+                let signal = Signal {
+                    flags: Vec::new(),
+                    interrupt: Some(self.interrupt.clone()),
+                };
+                let opened = self
+                    .adapter
+                    .open(index, &open.ring, open.downstream_page, signal);
+                Done::Opened { ok: opened.is_ok() }
+            }
+            Demand::Close => {
+                self.adapter.close(index);
+                Done::Closed
+            }
+            Demand::Retarget { .. } => Done::Retargeted { ok: true },
+        }
+    }
+}
+
+/// Lets the worker look at the port once, as it would with frames for nobody; gives how many there were.
+pub fn poll(tx: &mut dyn TxSide) -> usize {
+    let mut burst = Burst::new();
+    tx.gather(&mut burst);
+    if !burst.is_empty() {
+        tx.complete();
+    }
+    burst.len()
+}

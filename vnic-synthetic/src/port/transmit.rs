@@ -1,0 +1,508 @@
+//! The side that frames come from: packets of all channels become frames, and control messages are answered.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use guestmem::{Memory, Span};
+use offload::Request;
+use vswitch::burst::{Burst, MAX_SEGMENTS, MIN_FRAME, SNAPSHOT};
+use vswitch::drops::DropReason;
+use vswitch::port::{PortFault, TxSide};
+use vswitch::ports::vhost::notify;
+
+use super::adapter::{Config, MAX_CHANNELS, Shared, lock};
+use super::large;
+use super::scatter::{Malformed, Scatter};
+use crate::nvsp::{self, Channel, Message, Version};
+use crate::rndis::control::{self, Reply};
+use crate::rndis::packet::{HEADER, Layout, MAX_INFO, Sent};
+use crate::vmbus::pages::Pages;
+use crate::vmbus::ring::{Incoming, MAX_PACKET, Packet, kind};
+
+mod answer;
+mod negotiate;
+
+/// Answers that wait to be written, at most.
+const MAX_PENDING: usize = 64;
+/// Packets looked at in one gathering, at most: some bear no frame and want no answer.
+const MAX_LOOKS: usize = 256;
+/// Bytes of a data message that are read at once: header, information and the start of the frame.
+const FRONT: usize = 256;
+/// Bytes of the two addresses, behind which a tag goes.
+const ADDRESSES: usize = 12;
+/// Bytes of a tag.
+const TAG: u32 = 4;
+
+/// The ring of a channel that the guest writes.
+pub(super) struct TxChannel {
+    ring: Incoming,
+}
+
+impl TxChannel {
+    pub(super) fn new(ring: Incoming) -> TxChannel {
+        TxChannel { ring }
+    }
+}
+
+/// An answer to a packet.
+struct Completion {
+    channel: u8,
+    transaction: u64,
+    payload: Payload,
+}
+
+enum Payload {
+    /// The data messages of a packet were dealt with.
+    Packet(bool),
+    Message(nvsp::Bytes),
+}
+
+/// A packet with data messages, of which some may still have to be taken.
+struct Current {
+    channel: u8,
+    wants_completion: bool,
+    transaction: u64,
+    /// Where its next message starts.
+    at: u32,
+    ok: bool,
+}
+
+struct SendBuffer {
+    gpadl: u32,
+    pages: Arc<Pages>,
+}
+
+/// What is needed to gather.
+pub(super) struct TxState {
+    pub(super) channels: [Option<TxChannel>; MAX_CHANNELS],
+    /// Memory that the guest shares.
+    pub(super) gpadls: BTreeMap<u32, Arc<Pages>>,
+    pub(super) fault: Option<PortFault>,
+    send_buffer: Option<SendBuffer>,
+    version: Option<Version>,
+    revision: u8,
+    mtu: u16,
+    adapter: control::Adapter,
+    /// The link as the driver knows it.
+    link_up: bool,
+    scatter: Scatter,
+    current: Option<Current>,
+    pending: ArrayVec<Completion, MAX_PENDING>,
+    /// Control messages to the driver that found no room yet.
+    replies: ArrayVec<Reply, 2>,
+    /// Packets that the guest gave back and that are not yet booked.
+    returned: ArrayVec<u64, MAX_PENDING>,
+    /// Channel that is looked at first.
+    start: usize,
+    sent: u64,
+    errors: u64,
+}
+
+impl TxState {
+    pub(super) fn new(config: &Config) -> TxState {
+        TxState {
+            channels: Default::default(),
+            gpadls: BTreeMap::new(),
+            fault: None,
+            send_buffer: None,
+            version: None,
+            revision: 1,
+            mtu: nvsp::DEFAULT_MTU,
+            adapter: control::Adapter::new(config.mac),
+            link_up: config.link_up,
+            scatter: Scatter::default(),
+            current: None,
+            pending: ArrayVec::new(),
+            replies: ArrayVec::new(),
+            returned: ArrayVec::new(),
+            start: 0,
+            sent: 0,
+            errors: 0,
+        }
+    }
+
+    pub(super) fn forget_send_buffer(&mut self, gpadl: u32) {
+        if self
+            .send_buffer
+            .as_ref()
+            .is_some_and(|buffer| buffer.gpadl == gpadl)
+        {
+            self.send_buffer = None;
+        }
+    }
+
+    /// Takes a channel away; what it was still to be answered is nobody's business any more.
+    pub(super) fn close(&mut self, index: usize) {
+        if let Some(channel) = self.channels.get_mut(index) {
+            *channel = None;
+        }
+        let of_this = |channel: u8| usize::from(channel) == index;
+        self.pending
+            .retain(|completion| !of_this(completion.channel));
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|current| of_this(current.channel))
+        {
+            self.current = None;
+        }
+    }
+
+    /// Whether the driver must first make room or give sections back.
+    fn is_stuck(&self) -> bool {
+        !self.replies.is_empty() || self.pending.len() + 2 > MAX_PENDING
+    }
+
+    fn gather(
+        &mut self,
+        shared: &Shared,
+        buffer: &mut [u8; MAX_PACKET],
+        burst: &mut Burst,
+    ) -> Result<(), PortFault> {
+        self.tell_link(shared);
+        if self.is_stuck() {
+            self.flush(shared)?;
+        }
+        let (mut looks, mut idle) = (0, 0);
+        while !burst.is_full() && !self.is_stuck() && looks < MAX_LOOKS && idle < MAX_CHANNELS {
+            if self.current.is_some() {
+                self.take_frames(&shared.memory, burst);
+                continue;
+            }
+            let next = match self.channels.get_mut(self.start) {
+                Some(Some(channel)) => channel.ring.next(buffer)?,
+                _ => None,
+            };
+            match next {
+                Some(packet) => {
+                    (idle, looks) = (0, looks + 1);
+                    self.take(shared, &packet);
+                }
+                None => {
+                    idle += 1;
+                    self.start = (self.start + 1) % MAX_CHANNELS;
+                }
+            }
+        }
+        self.book_returned(shared);
+        Ok(())
+    }
+
+    /// Deals with a packet of channel `start`.
+    fn take(&mut self, shared: &Shared, packet: &Packet<'_>) {
+        match packet.kind {
+            kind::IN_BAND | kind::GPA_DIRECT => self.take_message(shared, packet),
+            // Anything else than the answer to a packet that the guest holds means nothing.
+            kind::COMPLETION => {
+                if self.returned.is_full() {
+                    self.book_returned(shared);
+                }
+                self.returned.push(packet.transaction);
+            }
+            _ => self.refuse(packet),
+        }
+    }
+
+    fn take_message(&mut self, shared: &Shared, packet: &Packet<'_>) {
+        let Some(message) = Message::parse(packet.payload) else {
+            self.refuse(packet);
+            return;
+        };
+        let Message::RndisPacket {
+            channel,
+            section,
+            len,
+        } = message
+        else {
+            let answer = self.negotiate(shared, message);
+            self.answer(
+                packet,
+                answer.map_or(Payload::Packet(true), Payload::Message),
+            );
+            return;
+        };
+        if self
+            .find_bytes(&shared.memory, packet, section, len)
+            .is_err()
+        {
+            self.errors += 1;
+            self.refuse(packet);
+            return;
+        }
+        match channel {
+            Channel::Control => {
+                let ok = self.control(shared);
+                self.answer(packet, Payload::Packet(ok));
+            }
+            Channel::Data => {
+                self.scatter.prefetch(&shared.memory);
+                self.current = Some(Current {
+                    channel: self.start as u8,
+                    wants_completion: packet.wants_completion,
+                    transaction: packet.transaction,
+                    at: 0,
+                    ok: true,
+                });
+            }
+        }
+    }
+
+    /// Finds the bytes that a packet is about: `len` bytes of a section of the send buffer, then the pages it names.
+    fn find_bytes(
+        &mut self,
+        memory: &Memory,
+        packet: &Packet<'_>,
+        section: u32,
+        len: u32,
+    ) -> Result<(), Malformed> {
+        self.scatter.clear();
+        if section != nvsp::NO_SECTION {
+            let buffer = self.send_buffer.as_ref().ok_or(Malformed)?;
+            let at = section
+                .checked_mul(nvsp::SEND_SECTION)
+                .filter(|_| len <= nvsp::SEND_SECTION)
+                .ok_or(Malformed)?;
+            self.scatter.add_pages(&buffer.pages, at, len)?;
+        }
+        if packet.kind == kind::GPA_DIRECT {
+            self.scatter.add_ranges(memory, packet.header)?;
+        }
+        Ok(())
+    }
+
+    /// Takes frames of the packet that was begun, until it ends or the burst is full.
+    fn take_frames(&mut self, memory: &Memory, burst: &mut Burst) {
+        let Some(mut current) = self.current.take() else {
+            return;
+        };
+        while current.at < self.scatter.len() {
+            if burst.is_full() {
+                self.current = Some(current);
+                return;
+            }
+            let mut front = [0; FRONT];
+            match self.scatter.read(memory, current.at, &mut front) {
+                Ok(read) => match self.take_frame(memory, burst, &front, read, current.at) {
+                    Some(len) => current.at += len,
+                    None => {
+                        // Where a message does not say where it ends, the rest of the packet is lost.
+                        self.errors += 1;
+                        burst.push_refused(DropReason::Malformed);
+                        current.ok = false;
+                        break;
+                    }
+                },
+                Err(_) => {
+                    burst.push_refused(DropReason::SourceFault);
+                    current.ok = false;
+                    break;
+                }
+            }
+        }
+        if current.wants_completion {
+            self.pending.push(Completion {
+                channel: current.channel,
+                transaction: current.transaction,
+                payload: Payload::Packet(current.ok),
+            });
+        }
+    }
+
+    /// Takes the frame of the data message at `at`, of which `front` has the first `read` bytes; gives the message's length.
+    #[inline]
+    fn take_frame(
+        &mut self,
+        memory: &Memory,
+        burst: &mut Burst,
+        front: &[u8; FRONT],
+        read: usize,
+        at: u32,
+    ) -> Option<u32> {
+        let header = front.first_chunk::<HEADER>()?;
+        let layout = Layout::parse(header, self.scatter.len() - at).ok()?;
+        let sent = match self.read_info(memory, front, read, (at, layout.info)) {
+            Ok(sent) => sent,
+            Err(reason) => {
+                self.errors += 1;
+                burst.push_refused(reason);
+                return Some(layout.len);
+            }
+        };
+        let (frame_at, frame_len) = layout.frame;
+        if frame_len < MIN_FRAME {
+            burst.push_refused(DropReason::Runt);
+            return Some(layout.len);
+        }
+        let tag_len = if sent.tag.is_some() { TAG } else { 0 };
+        let head_len = frame_len.min(SNAPSHOT as u32 - tag_len);
+        let mut body = ArrayVec::<Span, MAX_SEGMENTS>::new();
+        let mut fits = true;
+        self.scatter
+            .each(at + frame_at + head_len, frame_len - head_len, |piece| {
+                fits &= body.try_push(piece).is_ok();
+            });
+        if !fits {
+            burst.push_refused(DropReason::TooManySegments);
+            return Some(layout.len);
+        }
+        let known = front
+            .get(frame_at as usize..read)
+            .and_then(|frame| frame.get(..head_len as usize));
+        let mut request = Request::default();
+        burst.push(frame_len + tag_len, request, &body, |head| {
+            let (_, to) = head
+                .split_at_mut_checked(tag_len as usize)
+                .ok_or(DropReason::Runt)?;
+            match known {
+                Some(frame) => to.copy_from_slice(frame),
+                None => {
+                    self.scatter
+                        .read(memory, at + frame_at, to)
+                        .map_err(|_| DropReason::SourceFault)?;
+                }
+            }
+            if let Some(tci) = sent.tag {
+                insert_tag(head, tci);
+            }
+            request = large::request(head, frame_len + tag_len, &sent, tag_len as u16)?;
+            Ok(())
+        });
+        if let Some(frame) = burst.last_mut() {
+            frame.request = request;
+        }
+        self.sent += 1;
+        Some(layout.len)
+    }
+
+    /// Per-packet information of the message at `at`.
+    #[inline]
+    fn read_info(
+        &self,
+        memory: &Memory,
+        front: &[u8; FRONT],
+        read: usize,
+        (at, (info_at, len)): (u32, (u32, u32)),
+    ) -> Result<Sent, DropReason> {
+        let near = front
+            .get(info_at as usize..read)
+            .and_then(|info| info.get(..len as usize));
+        if let Some(info) = near {
+            return Sent::parse(info).map_err(|_| DropReason::Malformed);
+        }
+        let mut info = [0; MAX_INFO];
+        let info = info.get_mut(..len as usize).unwrap_or(&mut []);
+        self.scatter
+            .read(memory, at + info_at, info)
+            .map_err(|_| DropReason::SourceFault)?;
+        Sent::parse(info).map_err(|_| DropReason::Malformed)
+    }
+
+    /// Answers a packet that makes no sense.
+    fn refuse(&mut self, packet: &Packet<'_>) {
+        self.answer(packet, Payload::Packet(false));
+    }
+
+    fn answer(&mut self, packet: &Packet<'_>, payload: Payload) {
+        if packet.wants_completion {
+            self.pending.push(Completion {
+                channel: self.start as u8,
+                transaction: packet.transaction,
+                payload,
+            });
+        }
+    }
+
+    /// Books the packets that the guest gave back.
+    fn book_returned(&mut self, shared: &Shared) {
+        if self.returned.is_empty() {
+            return;
+        }
+        let mut rx = lock(&shared.rx);
+        for transaction in self.returned.drain(..) {
+            rx.sections.answered(transaction);
+        }
+    }
+}
+
+/// Writes a tag behind the addresses, over what is at the start of `head`: its first 4 bytes are free.
+fn insert_tag(head: &mut [u8], tci: u16) {
+    let end = ADDRESSES + TAG as usize;
+    if head.len() >= end {
+        head.copy_within(TAG as usize..end, 0);
+        crate::wire::put(head, ADDRESSES, vswitch::classify::TPID_8021Q.to_be_bytes());
+        crate::wire::put(head, ADDRESSES + 2, tci.to_be_bytes());
+    }
+}
+
+/// The side that frames come from.
+pub(super) struct SyntheticTx {
+    pub(super) shared: Arc<Shared>,
+    pub(super) packet: Box<[u8; MAX_PACKET]>,
+    pub(super) fault: Option<PortFault>,
+}
+
+impl SyntheticTx {
+    pub(super) fn new(shared: Arc<Shared>) -> SyntheticTx {
+        SyntheticTx {
+            shared,
+            packet: Box::new([0; MAX_PACKET]),
+            fault: None,
+        }
+    }
+
+    /// Does `what` to the state, unless it is faulted; what it answers to a fault is `T`'s default.
+    fn with<T: Default>(
+        &mut self,
+        what: impl FnOnce(&mut TxState, &Shared, &mut [u8; MAX_PACKET]) -> Result<T, PortFault>,
+    ) -> T {
+        let mut tx = lock(&self.shared.tx);
+        if tx.fault.is_none() {
+            match what(&mut tx, &self.shared, &mut self.packet) {
+                Ok(value) => return value,
+                Err(fault) => tx.fault = Some(fault),
+            }
+        }
+        self.fault = tx.fault;
+        T::default()
+    }
+}
+
+impl TxSide for SyntheticTx {
+    fn memory(&self) -> &Memory {
+        &self.shared.memory
+    }
+
+    fn gather(&mut self, burst: &mut Burst) {
+        self.with(|tx, shared, buffer| {
+            tx.gather(shared, buffer, burst)?;
+            // Without a frame there is no completion of the turn.
+            if burst.is_empty() {
+                tx.flush(shared)?;
+            }
+            Ok(())
+        });
+    }
+
+    fn complete(&mut self) -> bool {
+        self.with(|tx, shared, _| tx.flush(shared))
+    }
+
+    fn arm(&mut self) -> bool {
+        self.with(|tx, shared, _| tx.arm(shared))
+    }
+
+    fn disarm(&mut self) {
+        notify::drain(self.shared.kick.as_fd());
+        self.with(|tx, shared, _| tx.disarm(shared));
+    }
+
+    fn wake_fds(&self, each: &mut dyn FnMut(BorrowedFd<'_>)) {
+        each(self.shared.kick.as_fd());
+    }
+
+    fn fault(&self) -> Option<PortFault> {
+        self.fault
+    }
+}

@@ -1,0 +1,92 @@
+//! What goes back to the guest for its packets: answers, room in the rings, signals.
+
+use std::sync::atomic::Ordering;
+
+use vswitch::port::PortFault;
+
+use super::{Payload, TxState};
+use crate::nvsp;
+use crate::port::adapter::{Shared, lock};
+use crate::port::receive::RxState;
+use crate::vmbus::ring::kind;
+
+impl TxState {
+    /// Writes answers, in order and as far as there is room, and gives back the room of the packets that were dealt with.
+    /// True if a guest was told.
+    pub(super) fn flush(&mut self, shared: &Shared) -> Result<bool, PortFault> {
+        let mut rx = lock(&shared.rx);
+        let mut written = 0;
+        for completion in &self.pending {
+            let Some(Some(channel)) = rx.channels.get_mut(usize::from(completion.channel)) else {
+                written += 1;
+                continue;
+            };
+            let mut answer = |bytes: &[u8]| {
+                let ring = &mut channel.ring;
+                ring.push(kind::COMPLETION, completion.transaction, &[], bytes)
+            };
+            let fits = match &completion.payload {
+                Payload::Packet(ok) => answer(&nvsp::packet_complete(*ok)),
+                Payload::Message(bytes) => answer(bytes),
+            }?;
+            if !fits {
+                break;
+            }
+            written += 1;
+        }
+        self.pending.drain(..written);
+        while let Some(reply) = self.replies.first() {
+            if !rx.send_control(reply)? {
+                break;
+            }
+            self.replies.remove(0);
+        }
+        self.publish(&mut rx)
+    }
+
+    fn publish(&mut self, rx: &mut RxState) -> Result<bool, PortFault> {
+        let mut told = false;
+        let open = self.current.as_ref().map(|current| current.channel);
+        let rings = self.channels.iter_mut().zip(&mut rx.channels);
+        for (index, (incoming, outgoing)) in rings.enumerate() {
+            let (Some(incoming), Some(outgoing)) = (incoming, outgoing) else {
+                continue;
+            };
+            let mut wanted = outgoing.ring.publish()?;
+            // A packet that is not answered yet would be taken again by who takes the ring up.
+            if open.map(usize::from) != Some(index) {
+                wanted |= incoming.ring.publish()?;
+            }
+            told |= wanted && outgoing.signal.raise();
+        }
+        Ok(told)
+    }
+
+    pub(super) fn arm(&mut self, shared: &Shared) -> Result<bool, PortFault> {
+        let mut waiting = shared.link_up.load(Ordering::Relaxed) != self.link_up;
+        for channel in self.channels.iter_mut().flatten() {
+            waiting |= channel.ring.arm()?;
+        }
+        if self.replies.is_empty() && self.pending.is_empty() {
+            return Ok(waiting);
+        }
+        // The guest makes room and signals, or has just made some.
+        let mut rx = lock(&shared.rx);
+        for channel in rx.channels.iter_mut().flatten() {
+            channel.ring.want_room(true)?;
+        }
+        drop(rx);
+        self.flush(shared)?;
+        Ok(self.replies.is_empty() && self.pending.is_empty() || (waiting && !self.is_stuck()))
+    }
+
+    pub(super) fn disarm(&mut self, shared: &Shared) -> Result<(), PortFault> {
+        for channel in self.channels.iter_mut().flatten() {
+            channel.ring.disarm()?;
+        }
+        for channel in lock(&shared.rx).channels.iter_mut().flatten() {
+            channel.ring.want_room(false)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,12 @@
+//! The synthetic adapter as a port of the switch.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod offload;
+mod port;
+mod rig;
