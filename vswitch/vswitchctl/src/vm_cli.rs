@@ -80,7 +80,7 @@ pub(crate) struct VmCreate {
     /// The option ROM that legacy adapters boot with [default: that of vswitchd]
     #[arg(long, value_name = "PATH")]
     pub(crate) boot_rom: Option<String>,
-    /// A legacy adapter: [net=NETWORK][,mac=MAC][,vlan=ID]; up to 4 times
+    /// A legacy adapter: `[net=NETWORK][,mac=MAC][,vlan=ID]`; up to 4 times
     #[arg(long, value_name = "ADAPTER", num_args = 0..=1, default_missing_value = "")]
     pub(crate) legacy: Vec<AdapterSpec>,
     /// A synthetic adapter; not to be had yet
