@@ -156,7 +156,7 @@ pub enum ToVmm {
     Configure(Configure),
     /// The VM that runs goes on under this vswitchd.
     Adopt {},
-    /// A command; it is answered by [`Reply`] with the same number.
+    /// A command; it is answered by a reply with the same number.
     Command {
         /// The number.
         id: u64,
