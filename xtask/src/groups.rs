@@ -196,7 +196,11 @@ fn privileged(prefix: &str) -> Result<Tally> {
         user.trim() == "0",
         "network namespaces need root; leave the group out by --only"
     );
-    setup::everything()?;
+    if matches!(prefix, "netns_" | "qemu_") {
+        setup::for_networks()?;
+    } else {
+        setup::everything()?;
+    }
     sweep()?;
     cargo::build(&["--workspace", "--bins"])?;
     let tally = programs(prefix, &["--test-threads=1"]);
