@@ -57,19 +57,14 @@ impl Desc {
 
     /// Guest physical address of the buffer.
     #[inline]
-    pub fn addr(&self) -> u64 {
+    pub(super) fn addr(&self) -> u64 {
         self.addr
     }
 
     /// Length of the buffer in bytes.
     #[inline]
-    pub fn len(&self) -> u32 {
+    pub(super) fn len(&self) -> u32 {
         self.word as u32
-    }
-
-    /// Whether the buffer has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The flags of a descriptor of a split ring.

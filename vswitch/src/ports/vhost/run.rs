@@ -55,7 +55,7 @@ impl Run {
     /// Whether nothing that was read is left.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.next == self.count
+        self.next >= self.count
     }
 
     /// Reads up to [`RUN`] places anew: each is what `next` shows, a descriptor with its flags and what it will be given
