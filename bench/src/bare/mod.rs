@@ -136,7 +136,7 @@ struct Tx<R> {
 }
 
 impl<R: Ring> Tx<R> {
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, at: usize, stamp: Option<u64>) -> Result<(), Fault> {
         if self.touched {
             self.area.write(at, &self.image)?;
@@ -180,10 +180,11 @@ impl<R: Ring> Sends for Tx<R> {
             };
             self.ring.fetch(id);
             let at = usize::from(id) * self.stride;
-            let touched = if self.touched { self.len as usize } else { 1 };
-            (at..at + touched)
-                .step_by(LINE)
-                .for_each(|at| self.area.prefetch_write(at));
+            self.area.prefetch_write(at);
+            if self.touched {
+                let rest = (at..at + self.len as usize).step_by(LINE).skip(1);
+                rest.for_each(|at| self.area.prefetch_write(at));
+            }
             self.free.push_back(id);
         }
         if sent == 0 && self.unheard {
@@ -222,7 +223,7 @@ struct Frames {
 
 impl Frames {
     /// Looks at a used buffer as a driver must; a frame starts in it or goes on.
-    #[inline]
+    #[inline(always)]
     fn look(&mut self, area: &Window, at: usize, len: u32, taken: &mut Taken) -> Result<(), Fault> {
         let word = area.load_u64(at + 8, Ordering::Relaxed)?;
         if self.continued == 0 {
@@ -262,10 +263,11 @@ impl<R: Ring> Receives for Rx<R> {
             && let Some((id, len)) = self.ring.take()?
         {
             let at = usize::from(id) * self.stride;
-            let touched = if self.frames.touched { len as usize } else { 1 };
-            (at..at + touched)
-                .step_by(LINE)
-                .for_each(|at| self.area.prefetch(at));
+            self.area.prefetch(at);
+            if self.frames.touched {
+                let rest = (at..at + len as usize).step_by(LINE).skip(1);
+                rest.for_each(|at| self.area.prefetch(at));
+            }
             self.ring.fetch(id);
             self.waiting.push_back((id, len));
         }
