@@ -417,6 +417,11 @@ impl Board {
         Ok(())
     }
 
+    /// Whether nobody outside acts for a device as it stood before a reset.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.devices.iter().all(|slot| slot.device.is_settled())
+    }
+
     fn lower_lines(&mut self) -> Result<(), Error> {
         for (gsi, drivers) in self.lines.iter_mut().enumerate() {
             if std::mem::take(drivers) != 0 {

@@ -54,6 +54,12 @@ pub trait Device: Any + Send {
     /// wiring is asked for anew.
     fn reset(&mut self, effects: &mut Effects);
 
+    /// False while another process may still write to the guest's memory on the device's behalf, as it stood before a
+    /// reset. The machine goes on after a reset once this is true, or after a while.
+    fn is_settled(&self) -> bool {
+        true
+    }
+
     /// The state as a value that [`restore`](Self::restore) takes.
     fn save(&self) -> State;
 

@@ -232,6 +232,12 @@ impl Function {
             .is_some_and(|device| device.wants_interrupt(0))
     }
 
+    pub(super) fn is_settled(&self) -> bool {
+        self.device
+            .as_ref()
+            .is_none_or(|device| device.is_settled())
+    }
+
     pub(super) fn reset(&mut self, effects: &mut Effects) {
         self.config.reset();
         self.asserted = false;
