@@ -4,6 +4,7 @@
 //! All of it is made on this machine from Debian packages that are downloaded and unpacked, not installed, and kept
 //! below the cache by a hash of what went into it.
 
+mod ipxe;
 mod kernel;
 mod rom;
 
@@ -44,7 +45,7 @@ pub struct VmImage {
 pub fn ensure(cache: &Path) -> Result<VmImage> {
     fs::create_dir_all(cache)?;
     let kernel = kernel::ensure(cache)?;
-    let ipxe = rom::unpack(cache)?;
+    let ipxe = ipxe::unpacked(cache)?;
     Ok(VmImage {
         network_kernel: kernel.join("bzImage"),
         kernel: kernel.join("vmlinux"),

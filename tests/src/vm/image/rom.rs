@@ -1,21 +1,16 @@
 //! The boot ROM: Debian's iPXE with a little code before it that firmware takes for an option ROM.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cmd, deb};
+use super::ipxe::Image;
+use crate::cmd;
 
-const PACKAGE: &str = "ipxe";
 const LOADER: &str = include_str!("../../../guests/option-rom.s");
 /// Where iPXE starts in the ROM.
 const IMAGE: usize = 4096;
 const SECTOR: usize = 512;
-/// Where the Linux boot protocol has the number of sectors of an image's first part, not counting its boot sector.
-const SETUP_SECTORS: usize = 0x1f1;
 /// Where an option ROM has its length in sectors.
 const LENGTH: usize = 2;
 
@@ -39,27 +34,14 @@ impl NicId {
     };
 }
 
-/// iPXE with all drivers, in the form of a Linux kernel.
-pub(super) fn unpack(cache: &Path) -> Result<PathBuf> {
-    let folder = cache.join(format!("{PACKAGE}-{}", deb::version(PACKAGE)?));
-    deb::unpack(PACKAGE, &folder)?;
-    Ok(folder.join("boot/ipxe.lkrn"))
-}
-
 /// A ROM for NICs of `id`.
-pub(super) fn build(ipxe: &Path, id: NicId) -> Result<Vec<u8>> {
-    let image = fs::read(ipxe).with_context(|| format!("reading {}", ipxe.display()))?;
-    let sectors = image
-        .get(SETUP_SECTORS)
-        .context("iPXE without a boot sector")?;
-    let setup = (usize::from(*sectors) + 1) * SECTOR;
-    ensure!(setup < image.len(), "iPXE that ends in its boot sectors");
+pub(super) fn build(ipxe: &Image, id: NicId) -> Result<Vec<u8>> {
     let mut rom = assemble(&[
         ("VENDOR", id.vendor.into()),
         ("DEVICE", id.device.into()),
         ("IMAGE", IMAGE),
-        ("SETUP_BYTES", setup),
-        ("KERNEL_BYTES", image.len() - setup),
+        ("SETUP_BYTES", ipxe.setup.len()),
+        ("KERNEL_BYTES", ipxe.payload.len()),
     ])?;
     let length = usize::from(*rom.get(LENGTH).context("an empty ROM")?) * SECTOR;
     ensure!(
@@ -73,7 +55,8 @@ pub(super) fn build(ipxe: &Path, id: NicId) -> Result<Vec<u8>> {
         *last = sum.wrapping_neg();
     }
     rom.resize(IMAGE, 0);
-    rom.extend(image);
+    rom.extend(&ipxe.setup);
+    rom.extend(&ipxe.payload);
     // A BAR's size is a power of two.
     rom.resize(rom.len().next_power_of_two(), 0);
     Ok(rom)
