@@ -13,17 +13,14 @@ use std::{fs, ops::Range, path::Path};
 
 use anyhow::{Context, Result};
 
+use super::boot_protocol::{PAYLOAD_LENGTH, SECTOR, SETUP_SECTORS, UNIT, put, setup_len};
 use crate::{cmd, deb};
 
 const PACKAGE: &str = "ipxe";
 /// Where the image lies in the package.
 const IMAGE: &str = "boot/ipxe.lkrn";
-const SECTOR: usize = 512;
-/// Where the Linux boot protocol has the number of sectors of the setup part, not counting its boot sector.
-const SETUP_SECTORS: usize = 0x1f1;
-/// Where it has the payload's length in units of 16 bytes.
-const PAYLOAD_LENGTH: usize = 0x1f4;
-const ALIGN: usize = 16;
+/// Blocks start at multiples of it.
+const ALIGN: usize = UNIT;
 /// What iPXE's build sets beyond the defaults; blocks are shorter than this dictionary.
 const LZMA: &str = "--lzma1=lc=2,lp=0,pb=0,dict=8MiB";
 /// `pushl %ecx; pushw %bx; movw $ROUTINE, %bx`, at the start of installing a block.
@@ -49,8 +46,7 @@ pub(super) fn unpacked(cache: &Path) -> Result<Image> {
 }
 
 fn unpack(image: &[u8]) -> Result<Image> {
-    let sectors = *image.get(SETUP_SECTORS).context("no boot sector")?;
-    let end = (usize::from(sectors) + 1) * SECTOR;
+    let end = setup_len(image)?;
     let setup = image.get(..end).context("only boot sectors")?;
     let first = (0..end)
         .step_by(ALIGN)
@@ -70,7 +66,7 @@ fn unpack(image: &[u8]) -> Result<Image> {
     }
     let sectors = u8::try_from(setup.len() / SECTOR - 1).context("too many boot sectors")?;
     put(&mut setup, SETUP_SECTORS, &[sectors])?;
-    let length = u32::try_from(payload.len() / ALIGN)?;
+    let length = u32::try_from(payload.len() / UNIT)?;
     put(&mut setup, PAYLOAD_LENGTH, &length.to_le_bytes())?;
     Ok(Image { setup, payload })
 }
@@ -157,12 +153,6 @@ fn patch(installer: &mut [u8]) -> Result<()> {
 fn append(to: &mut Vec<u8>, block: &[u8]) {
     to.extend(block);
     to.resize(to.len().next_multiple_of(ALIGN), 0);
-}
-
-fn put(to: &mut [u8], at: usize, bytes: &[u8]) -> Result<()> {
-    let place = to.get_mut(at..at + bytes.len());
-    place.context("an image cut short")?.copy_from_slice(bytes);
-    Ok(())
 }
 
 #[cfg(test)]
