@@ -302,6 +302,7 @@ impl Board {
                 slot.interrupts.push(new);
             }
         }
+        self.slots.set_roms(index, &wiring.roms);
         self.rewire_messages(index, wiring.messages);
     }
 

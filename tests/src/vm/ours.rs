@@ -11,7 +11,7 @@ use crate::{Lab, Station, cmd, station::Address};
 /// How long a guest may take from its start until it takes commands. Ten to twenty seconds are usual where KVM emulates
 /// ring 0, on a machine that does nothing else.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
-/// The same for one that boots from the network: iPXE takes half a minute there to unpack itself.
+/// The same for one that boots from the network, which takes a minute there.
 pub const NETWORK_BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// How long a machine may take to get into a state.
 pub const STATE_LIMIT: Duration = Duration::from_secs(20);
