@@ -129,7 +129,7 @@ fn machine(arguments: &Arguments) -> Result<Machine> {
         memory: GuestMemory::new(arguments.memory << 20)?,
         unix_nanos: i64::try_from(now.as_nanos())?,
         adapters: adapters.collect::<Result<_>>()?,
-        aml: Vec::new(),
+        hyperv: false,
         start,
         debug: arguments.debug,
     };

@@ -10,6 +10,7 @@ use crate::Error;
 use crate::bus::{Bus, Target};
 use crate::clock::Clock;
 use crate::device::{Device, Doorbell, Effect, Effects, Interrupt, Message, Space, State};
+use crate::hyperv::hypercall::{Input, Status};
 use crate::irq;
 use crate::kvm::Vm;
 use crate::slots::Slots;
@@ -177,6 +178,29 @@ impl Board {
             Access::Read(data) => device.read(region, offset, data, effects),
             Access::Write(data) => device.write(region, offset, data, effects),
         });
+    }
+
+    /// Processor `vp` reads a synthetic MSR.
+    pub(crate) fn read_msr(&mut self, vp: u32, register: u32) -> Option<u64> {
+        let mut devices = self.devices.iter_mut();
+        devices.find_map(|slot| slot.device.read_msr(vp, register))
+    }
+
+    /// Processor `vp` writes a synthetic MSR. False if nobody takes it.
+    pub(crate) fn write_msr(&mut self, vp: u32, register: u32, value: u64) -> bool {
+        (0..self.devices.len()).any(|index| {
+            self.call(index, |device, effects| {
+                device.write_msr(vp, register, value, effects)
+            })
+            .unwrap_or_default()
+        })
+    }
+
+    /// A call of Hyper-V's interface. `None` if nobody takes it.
+    pub(crate) fn hypercall(&mut self, call: Input) -> Option<Status> {
+        (0..self.devices.len()).find_map(|index| {
+            self.call(index, |device, effects| device.hypercall(call, effects))?
+        })
     }
 
     /// Calls device number `index` and carries out what it asks for.

@@ -2,10 +2,12 @@
 //!
 //! References: Intel SDM volume 2, "CPUID"; AMD APM volume 3, appendix E; KVM's leaves: Documentation/virt/kvm/x86/cpuid.rst.
 
+use std::ops::Range;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
-use crate::Error;
+use crate::{Error, hyperv};
 
 /// Most processors a machine can have.
 pub const MAX_VCPUS: u8 = 64;
@@ -19,23 +21,60 @@ const HTT: u32 = 1 << 28;
 /// Leaf 0x80000001, ECX: the legacy way to say that logical processors are cores.
 const CMP_LEGACY: u32 = 1 << 1;
 
+/// KVM's own leaves, and how far they move where Hyper-V's are in their place.
+const KVM_LEAVES: Range<u32> = 0x4000_0000..0x4000_0100;
+const KVM_MOVES: u32 = 0x100;
+
 /// Leaf 0x40000001, EAX: the paravirtual features that need no hypercall: clock (both numberings of its MSRs), no
 /// delays for port I/O, and a clock that is the same on all processors. A hypercall instruction would stop a processor
 /// for good on hosts whose KVM runs without the processor's help.
 const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
-/// What CPUID answers on processor `id` of `count`, all cores of one package.
+/// What CPUID answers on processor `id` of `count`, all cores of one package. With `hyperv`, the hypervisor is Hyper-V.
 ///
 /// # Errors
 /// What KVM refuses.
-pub fn cpuid(kvm: &Kvm, id: u8, count: u8) -> Result<CpuId, Error> {
+pub fn cpuid(kvm: &Kvm, id: u8, count: u8, hyperv: bool) -> Result<CpuId, Error> {
     let mut cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
     for entry in cpuid.as_mut_slice() {
         adjust(entry, u32::from(id), u32::from(count.max(1)));
     }
-    Ok(cpuid)
+    if !hyperv {
+        return Ok(cpuid);
+    }
+    let mut entries = cpuid.as_slice().to_vec();
+    offer_hyperv(&mut entries, count);
+    CpuId::from_entries(&entries).map_err(|_| Error::Config {
+        what: "number of CPUID leaves",
+        value: entries.len().to_string(),
+        allowed: "what KVM_SET_CPUID2 takes",
+    })
+}
+
+/// Puts Hyper-V's leaves in the place of KVM's, which move up, as guests look for several hypervisors.
+fn offer_hyperv(entries: &mut Vec<kvm_cpuid_entry2>, count: u8) {
+    for entry in entries.iter_mut() {
+        if KVM_LEAVES.contains(&entry.function) {
+            entry.function += KVM_MOVES;
+        }
+        if entry.function == KVM_LEAVES.start + KVM_MOVES {
+            entry.eax += KVM_MOVES;
+        }
+    }
+    let leaf = |leaf: hyperv::cpuid::Leaf| {
+        let [eax, ebx, ecx, edx] = leaf.registers;
+        kvm_cpuid_entry2 {
+            function: leaf.function,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
+    };
+    entries.extend(hyperv::cpuid::leaves(count.into()).map(leaf));
 }
 
 /// Puts topology and the hypervisor's presence into one entry.

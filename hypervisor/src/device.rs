@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::hyperv::hypercall::{Input, Status};
+
 /// A saved device: a JSON value whose form is the device's own. [`Device::restore`] treats it as hostile.
 pub type State = serde_json::Value;
 
@@ -48,6 +50,21 @@ pub trait Device: Any + Send {
     /// the answer true raises it again.
     fn wants_interrupt(&mut self, _id: u32) -> bool {
         false
+    }
+
+    /// Processor `vp` reads one of [`hyperv::msr`](crate::hyperv::msr)'s registers. `None`: it is not this device's.
+    fn read_msr(&mut self, _vp: u32, _register: u32) -> Option<u64> {
+        None
+    }
+
+    /// Processor `vp` writes such a register. False: it is not this device's, or does not take the value.
+    fn write_msr(&mut self, _vp: u32, _register: u32, _value: u64, _effects: &mut Effects) -> bool {
+        false
+    }
+
+    /// A processor makes a call of Hyper-V's interface. `None`: calls are not for this device.
+    fn hypercall(&mut self, _call: Input, _effects: &mut Effects) -> Option<Status> {
+        None
     }
 
     /// The machine is reset: the device is as after power-on. Its timers are already cancelled, its lines low, and its

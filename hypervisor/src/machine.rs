@@ -24,6 +24,7 @@ use crate::cpuid::{self, MAX_VCPUS};
 use crate::device::{Device, Effects};
 use crate::exits::{Counters, Exits};
 use crate::gate::Gate;
+use crate::hyperv::msr;
 use crate::kvm::{self, Chips, Kick, Vcpu, Vm};
 use crate::memory::{self, GuestMemory};
 use crate::sandbox::{self, Thread};
@@ -39,6 +40,9 @@ pub struct Config {
     pub memory: GuestMemory,
     /// What runs first.
     pub boot: Boot,
+    /// The guest finds Hyper-V's interface. A device answers [its registers](Device::write_msr) and
+    /// [its calls](Device::hypercall).
+    pub hyperv: bool,
     /// Where the guest's consoles go.
     pub output: Output,
 }
@@ -84,6 +88,8 @@ impl Phase {
 
 /// What threads share.
 pub(crate) struct Shared {
+    /// The guest makes calls of Hyper-V's interface.
+    pub(crate) hyperv: bool,
     pub(crate) vm: Arc<Vm>,
     pub(crate) memory: GuestMemory,
     pub(crate) vcpus: Vec<Mutex<Vcpu>>,
@@ -142,6 +148,9 @@ impl Machine {
         let kvm = kvm::open()?;
         let vm = Arc::new(Vm::new(&kvm)?);
         irq::wire(&vm, &[])?;
+        if config.hyperv {
+            vm.pass_on_msrs(msr::FIRST, msr::COUNT)?;
+        }
         let memory = config.memory;
         let firmware = config
             .boot
@@ -151,7 +160,7 @@ impl Machine {
         let vcpus = (0..config.vcpus)
             .map(|id| {
                 let vcpu = vm.create_vcpu(id)?;
-                vcpu.set_cpuid(&cpuid::cpuid(&kvm, id, config.vcpus)?)?;
+                vcpu.set_cpuid(&cpuid::cpuid(&kvm, id, config.vcpus, config.hyperv)?)?;
                 Ok(vcpu)
             })
             .collect::<Result<Vec<_>, Error>>()?;
@@ -159,7 +168,7 @@ impl Machine {
             return Err(Error::NoKvm("no processor".to_owned()));
         };
         let msrs = readable_msrs(&kvm, first)?;
-        let cpuid = cpuid::cpuid(&kvm, 0, config.vcpus)?.as_slice().to_vec();
+        let cpuid = cpuid::cpuid(&kvm, 0, config.vcpus, config.hyperv)?;
         let tsc_khz = first.fd().get_tsc_khz();
         let tsc_khz = tsc_khz.map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
         let power_on = PowerOn {
@@ -171,6 +180,7 @@ impl Machine {
         };
         let board = Board::new(Arc::clone(&vm), slots, devices, config.output)?;
         let shared = Shared {
+            hyperv: config.hyperv,
             vm,
             memory,
             kicks: vcpus.iter().map(Vcpu::kick).collect(),
@@ -182,7 +192,7 @@ impl Machine {
                 phase: Phase::Created,
                 boot: config.boot,
                 msrs,
-                cpuid,
+                cpuid: cpuid.as_slice().to_vec(),
                 tsc_khz,
                 power_on,
                 ending: false,
@@ -350,6 +360,11 @@ impl Machine {
     /// Its memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.shared.memory
+    }
+
+    /// Ticks of its processors' time-stamp counters in a second.
+    pub fn tsc_hz(&self) -> u64 {
+        u64::from(self.control().tsc_khz) * 1000
     }
 
     /// How often its processors came out of the guest.

@@ -7,6 +7,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::Error;
+use crate::hyperv::msr;
 use crate::kvm::Vcpu;
 
 /// The time at which the local APIC's timer fires, in ticks of the TSC: taken only once both are set.
@@ -38,7 +39,9 @@ pub(crate) fn readable_msrs(kvm: &Kvm, vcpu: &Vcpu) -> Result<Vec<u32>, Error> {
         .get_msr_index_list()
         .map_err(Error::kvm("KVM_GET_MSR_INDEX_LIST"))?;
     let mut readable = Vec::new();
-    for &index in list.as_slice() {
+    // Hyper-V's are not KVM's, even where it could offer them.
+    let own = list.as_slice().iter();
+    for &index in own.filter(|index| !(msr::FIRST..msr::FIRST + msr::COUNT).contains(index)) {
         // One at a time, as a call ends at the first that cannot be read.
         if read_msrs(vcpu.fd(), &[index])?.len() == 1 {
             readable.push(index);

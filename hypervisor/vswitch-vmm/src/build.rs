@@ -52,7 +52,7 @@ pub(crate) fn machine(
         memory: GuestMemory::new(configure.memory)?,
         unix_nanos: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
         adapters: functions,
-        aml: Vec::new(),
+        hyperv: false,
         start: start(configure, files)?,
         debug: false,
     };
