@@ -21,9 +21,8 @@ const HTT: u32 = 1 << 28;
 /// Leaf 0x80000001, ECX: the legacy way to say that logical processors are cores.
 const CMP_LEGACY: u32 = 1 << 1;
 
-/// KVM's own leaves, and how far they move where Hyper-V's are in their place.
-const KVM_LEAVES: Range<u32> = 0x4000_0000..0x4000_0100;
-const KVM_MOVES: u32 = 0x100;
+/// Where a hypervisor has its leaves.
+const HYPERVISOR_LEAVES: Range<u32> = 0x4000_0000..0x4001_0000;
 
 /// Leaf 0x40000001, EAX: the paravirtual features that need no hypercall: clock (both numberings of its MSRs), no
 /// delays for port I/O, and a clock that is the same on all processors. A hypercall instruction would stop a processor
@@ -53,16 +52,10 @@ pub fn cpuid(kvm: &Kvm, id: u8, count: u8, hyperv: bool) -> Result<CpuId, Error>
     })
 }
 
-/// Puts Hyper-V's leaves in the place of KVM's, which move up, as guests look for several hypervisors.
+/// Puts Hyper-V's leaves in the place of KVM's. These could be had beside them, further up; but Linux takes the hypervisor
+/// of the highest leaves, and no other.
 fn offer_hyperv(entries: &mut Vec<kvm_cpuid_entry2>, count: u8) {
-    for entry in entries.iter_mut() {
-        if KVM_LEAVES.contains(&entry.function) {
-            entry.function += KVM_MOVES;
-        }
-        if entry.function == KVM_LEAVES.start + KVM_MOVES {
-            entry.eax += KVM_MOVES;
-        }
-    }
+    entries.retain(|entry| !HYPERVISOR_LEAVES.contains(&entry.function));
     let leaf = |leaf: hyperv::cpuid::Leaf| {
         let [eax, ebx, ecx, edx] = leaf.registers;
         kvm_cpuid_entry2 {
@@ -149,6 +142,22 @@ mod tests {
         assert_eq!((end.eax, end.ebx, end.ecx), (0, 0, 2));
         assert_eq!(adjusted(0x8000_0008, 0, 0, 64).ecx & 0xf0ff, 6 << 12 | 63);
         assert_eq!(adjusted(4, 0, 0, 4).eax >> 26, 3);
+    }
+
+    #[test]
+    fn the_only_hypervisor_is_hyper_v() {
+        let mut entries = [0x1, 0x4000_0000, 0x4000_0001, 0x8000_0000]
+            .map(|function| adjusted(function, 0, 0, 2))
+            .to_vec();
+        offer_hyperv(&mut entries, 2);
+        let found = entries.iter().filter(|entry| entry.function == 0x4000_0000);
+        assert_eq!(
+            found
+                .map(|entry| (entry.eax, entry.ebx))
+                .collect::<Vec<_>>(),
+            [(0x4000_0006, u32::from_le_bytes(*b"Micr"))]
+        );
+        assert_eq!(entries.len(), 2 + 7);
     }
 
     #[test]

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, ensure};
-use hypervisor::Machine;
 use hypervisor::memory::GuestMemory;
 use hypervisor::pc::{Pc, Start};
+use hypervisor::{Machine, Named};
 use vswitch::attach::message::{Configure, FileRole};
 use vswitch::mac::Mac;
 
 use crate::attached::Files;
 use crate::console::Outbox;
 use crate::nic::{self, Shared};
+use crate::vmbus::{VMBUS, Vmbus};
 
 /// Bytes of a BIOS or an option ROM, at most.
 const MAX_IMAGE: u64 = 4 << 20;
@@ -44,21 +45,31 @@ pub(crate) fn machine(
         functions.push(made.0);
         shared.push(made.1);
     }
+    let vcpus = u8::try_from(configure.cpus).context("number of processors")?;
+    let memory = GuestMemory::new(configure.memory)?;
+    let hyperv = true;
+    let vmbus = hyperv
+        .then(|| Vmbus::new(memory.memory().clone(), vcpus.into()))
+        .transpose()?;
     let now = UNIX_EPOCH.elapsed().unwrap_or_default();
     let pc = Pc {
         name: name.to_owned(),
         uuid: configure.uuid,
-        vcpus: u8::try_from(configure.cpus).context("number of processors")?,
-        memory: GuestMemory::new(configure.memory)?,
+        vcpus,
+        memory,
         unix_nanos: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
         adapters: functions,
-        hyperv: false,
+        hyperv,
         start: start(configure, files)?,
         debug: false,
     };
     let output = Box::new(move |console: u32, bytes: &[u8]| outbox.say(console, bytes));
-    let (config, devices) = pc.assemble(output)?;
-    Ok((Machine::new(config, devices)?, shared))
+    let (config, mut devices) = pc.assemble(output)?;
+    devices.extend(vmbus.map(|vmbus| Named::new(VMBUS, vmbus)));
+    let machine = Machine::new(config, devices)?;
+    let tsc_hz = machine.tsc_hz();
+    machine.with(VMBUS, |vmbus: &mut Vmbus, _| vmbus.set_clock(tsc_hz));
+    Ok((machine, shared))
 }
 
 fn start(configure: &Configure, files: &mut Files) -> anyhow::Result<Start> {
