@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use hypervisor::Machine;
 use hypervisor::memory::GuestMemory;
 use hypervisor::pc::{Pc, Start};
+use vswitch::api::AdapterKind;
 use vswitch::attach::message::{Configure, FileRole};
 use vswitch::mac::Mac;
 
@@ -34,13 +35,13 @@ pub(crate) fn machine(
     let mut functions = Vec::new();
     let mut shared = Vec::new();
     for adapter in &configure.adapters {
-        let made = nic::adapter(
-            &adapter.name,
-            Mac(adapter.mac),
-            adapter.link,
-            rom.as_deref(),
-        )
-        .with_context(|| format!("adapter {}", adapter.name))?;
+        ensure!(
+            adapter.name.kind() == AdapterKind::Legacy,
+            "adapter {} is of a kind that is not implemented",
+            adapter.name
+        );
+        let made = nic::adapter(adapter.name, Mac(adapter.mac), adapter.link, rom.as_deref())
+            .with_context(|| format!("adapter {}", adapter.name))?;
         functions.push(made.0);
         shared.push(made.1);
     }

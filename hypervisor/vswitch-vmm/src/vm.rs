@@ -6,7 +6,7 @@ use std::io::{BufReader, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::UNIX_EPOCH;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use hypervisor::chipset::i440fx::HostBridge;
 use hypervisor::chipset::rtc::Rtc;
 use hypervisor::chipset::serial::ComPort;
@@ -16,6 +16,7 @@ use hypervisor::sandbox::{self, Thread};
 use hypervisor::{Event, Machine, Phase};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use vswitch::api::AdapterName;
 use vswitch::attach::message::{Command, Ended, FileRole, Region, RunState, Status, shortened};
 use vswitch::attach::{FromVmm, ToVmm};
 
@@ -107,7 +108,7 @@ impl Vm {
         });
         let ready = FromVmm::Ready {
             regions: regions.collect(),
-            adapters: self.adapters.len(),
+            adapters: self.adapters.iter().map(|adapter| adapter.name).collect(),
             state: self.state(),
         };
         let mut fds = vec![memory.fd().as_fd()];
@@ -219,8 +220,9 @@ impl Vm {
             tracing::error!("vswitchd says what it may not say to a machine that is made");
             return;
         };
+        let asks = command == Command::Status;
         let done = self.carry_out(command, fds);
-        let status = (command == Command::Status).then(|| self.status());
+        let status = asks.then(|| self.status());
         let error = done.err().map(|error| shortened(&format!("{error:#}")));
         self.attached
             .send(&FromVmm::Reply { id, error, status }, &[]);
@@ -256,11 +258,16 @@ impl Vm {
                 file.flush().context("cannot write the saved state")?;
             }
             Command::Link { adapter, up } => {
-                self.with_nic(adapter, |nic, _| nic.set_link(up));
+                self.with_nic(self.index(adapter)?, |nic, _| nic.set_link(up));
             }
             Command::Served { adapter, served } => {
-                self.with_nic(adapter, |nic, effects| nic.set_served(served, effects));
+                let index = self.index(adapter)?;
+                self.with_nic(index, |nic, effects| nic.set_served(served, effects));
             }
+            Command::SubChannels { .. }
+            | Command::Keep { .. }
+            | Command::AddAdapter { .. }
+            | Command::RemoveAdapter { .. } => bail!("synthetic adapters are not implemented"),
             Command::Status => {}
         }
         Ok(())
@@ -277,12 +284,25 @@ impl Vm {
             ("msr", 0),
             ("hlt", 0),
         ];
-        let driver = |adapter| self.with_nic(adapter, Nic::has_driver).unwrap_or_default();
+        let bound = |index| self.with_nic(index, Nic::has_driver).unwrap_or_default();
+        let adapters = self.adapters.iter().enumerate();
         Status {
             state: self.state(),
             exits: BTreeMap::from(kinds.map(|(kind, count)| (kind.to_owned(), count))),
-            drivers: (0..self.adapters.len()).map(driver).collect(),
+            drivers: adapters
+                .filter_map(|(index, adapter)| bound(index).then_some(adapter.name))
+                .collect(),
+            services: Vec::new(),
+            facts: BTreeMap::new(),
         }
+    }
+
+    fn index(&self, name: AdapterName) -> anyhow::Result<usize> {
+        let index = self
+            .adapters
+            .iter()
+            .position(|adapter| adapter.name == name);
+        index.with_context(|| format!("no adapter {name}"))
     }
 
     fn with_nic<T>(

@@ -29,8 +29,8 @@ pub use views::{
 
 pub use vm::{
     AdapterKind, AdapterName, AutoStart, AutoStop, Boot, CLASSIC_CPUS, CreateAdapter, CreateVm,
-    MAX_CPUS, MAX_LEGACY, MemorySize, PatchAdapter, PatchVm, Profile, StartWhen, VmAction,
-    VmConfig, VmName, VmState, VmVerb, choose_name,
+    MAX_CPUS, MAX_LEGACY, MAX_SYNTHETIC, MemorySize, PatchAdapter, PatchVm, Profile, Service,
+    StartWhen, VmAction, VmConfig, VmName, VmState, VmVerb, choose_name,
 };
 pub use vm_views::{AdapterView, ConsoleView, DriverState, VmGlance, VmList, VmView};
 

@@ -11,6 +11,8 @@ use super::values::{InvalidValue, NetworkName, PortName, VlanId};
 
 /// Legacy adapters of a VM, at most.
 pub const MAX_LEGACY: usize = 4;
+/// Synthetic adapters of a VM, at most.
+pub const MAX_SYNTHETIC: usize = 8;
 /// Processors of a VM, at most, unless its profile is `modern`.
 pub const CLASSIC_CPUS: u32 = 4;
 /// Processors of a VM, at most.
@@ -80,23 +82,43 @@ impl fmt::Display for VmName {
     }
 }
 
-/// The name of an adapter: `legacy0` to `legacy3`.
+/// The name of an adapter: `legacy0` to `legacy3`, `synthetic0` to `synthetic7`.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
 )]
 #[serde(try_from = "String", into = "String")]
 #[schema(value_type = String, example = "legacy0")]
-pub struct AdapterName(u8);
+pub struct AdapterName(
+    /// Legacy ones come first.
+    u8,
+);
 
 impl AdapterName {
-    /// All there are.
+    /// All there are, legacy ones first.
     pub fn all() -> impl Iterator<Item = AdapterName> {
-        (0..MAX_LEGACY as u8).map(AdapterName)
+        (0..(MAX_LEGACY + MAX_SYNTHETIC) as u8).map(AdapterName)
+    }
+
+    /// All of a kind.
+    pub fn of(kind: AdapterKind) -> impl Iterator<Item = AdapterName> {
+        AdapterName::all().filter(move |name| name.kind() == kind)
+    }
+
+    /// The kind of the adapter.
+    pub fn kind(self) -> AdapterKind {
+        if usize::from(self.0) < MAX_LEGACY {
+            AdapterKind::Legacy
+        } else {
+            AdapterKind::Synthetic
+        }
     }
 
     /// The number at its end.
     pub fn index(self) -> u8 {
-        self.0
+        match self.kind() {
+            AdapterKind::Legacy => self.0,
+            AdapterKind::Synthetic => self.0 - MAX_LEGACY as u8,
+        }
     }
 }
 
@@ -106,27 +128,98 @@ impl FromStr for AdapterName {
     fn from_str(text: &str) -> Result<AdapterName, InvalidValue> {
         AdapterName::all()
             .find(|name| name.to_string() == text)
-            .ok_or_else(|| InvalidValue::new("adapter name", text, "legacy0 to legacy3"))
+            .ok_or_else(|| {
+                let allowed = "legacy0 to legacy3, synthetic0 to synthetic7";
+                InvalidValue::new("adapter name", text, allowed)
+            })
     }
 }
 
 impl fmt::Display for AdapterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("legacy{}", self.0))
+        f.pad(&format!("{}{}", self.kind(), self.index()))
     }
 }
 
 /// The kind of an adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterKind {
     /// An emulated DEC 21140.
     Legacy,
+    /// NetVSP over VMBus, for guests with Hyper-V's network driver.
+    Synthetic,
+}
+
+impl AdapterKind {
+    /// Adapters of this kind in a VM, at most.
+    pub fn most(self) -> usize {
+        match self {
+            AdapterKind::Legacy => MAX_LEGACY,
+            AdapterKind::Synthetic => MAX_SYNTHETIC,
+        }
+    }
 }
 
 impl fmt::Display for AdapterKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad("legacy")
+        f.pad(match self {
+            AdapterKind::Legacy => "legacy",
+            AdapterKind::Synthetic => "synthetic",
+        })
+    }
+}
+
+/// An integration service: what a guest with Hyper-V's drivers does with its host, beside networking.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Service {
+    /// The guest switches itself off when it is asked to.
+    Shutdown,
+    /// It says that it is alive.
+    Heartbeat,
+    /// It takes its clock from the host.
+    TimeSync,
+    /// It tells the host of itself, as the name of its operating system.
+    KeyValue,
+}
+
+impl Service {
+    /// All there are.
+    pub const ALL: [Service; 4] = [
+        Service::Shutdown,
+        Service::Heartbeat,
+        Service::TimeSync,
+        Service::KeyValue,
+    ];
+}
+
+impl FromStr for Service {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Service, InvalidValue> {
+        Service::ALL
+            .into_iter()
+            .find(|service| service.to_string() == text)
+            .ok_or_else(|| {
+                let allowed = "shutdown, heartbeat, time-sync, key-value";
+                InvalidValue::new("integration service", text, allowed)
+            })
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Service::Shutdown => "shutdown",
+            Service::Heartbeat => "heartbeat",
+            Service::TimeSync => "time-sync",
+            Service::KeyValue => "key-value",
+        })
     }
 }
 
@@ -529,30 +622,34 @@ impl CreateVm {
         let mut adapters: Vec<(AdapterName, CreateAdapter)> = Vec::new();
         for adapter in self.legacy {
             let taken: Vec<AdapterName> = adapters.iter().map(|(name, _)| *name).collect();
-            let name = choose_name(&config.name, &taken, adapter.name)?;
+            let name = choose_name(&config.name, &taken, AdapterKind::Legacy, adapter.name)?;
             adapters.push((name, adapter));
         }
         Ok((config, adapters))
     }
 }
 
-/// The name of a new adapter: the one asked for, or the first that is free.
+/// The name of a new adapter: the one asked for, or the first of its kind that is free.
 pub fn choose_name(
     vm: &VmName,
     taken: &[AdapterName],
+    kind: AdapterKind,
     wanted: Option<AdapterName>,
 ) -> Result<AdapterName, Refusal> {
     match wanted {
         Some(name) if taken.contains(&name) => Err(Refusal::conflict(format!(
             "VM '{vm}' has an adapter '{name}' already; names are unique in a VM"
         ))),
+        Some(name) if name.kind() != kind => Err(Refusal::invalid(format!(
+            "'{name}' is no name of a {kind} adapter"
+        ))),
         Some(name) => Ok(name),
-        None => AdapterName::all()
+        None => AdapterName::of(kind)
             .find(|name| !taken.contains(name))
             .ok_or_else(|| {
+                let most = kind.most();
                 Refusal::conflict(format!(
-                    "VM '{vm}' has {} legacy adapters already; allowed: at most {MAX_LEGACY}",
-                    taken.len()
+                    "VM '{vm}' has {most} {kind} adapters already; allowed: at most {most}"
                 ))
             }),
     }
