@@ -47,7 +47,12 @@ const ATTACH: &[(u8, &str, &str)] = &[
     (
         2,
         "open",
-        r#"{"demand":{"id":5,"adapter":"synthetic7","demand":{"open":{"channel":1,"ring":{"offset":0,"len":8192,"pages":[1,2]},"downstream_page":1,"flags":[{"address":12800,"bit":3}],"state":null}}}}"#,
+        r#"{"demand":{"id":5,"adapter":"synthetic7","demand":{"open":{"channel":1,"ring":{"offset":0,"len":8192,"pages":[1,2]},"downstream_page":1,"flags":[{"address":12800,"bit":3}],"resumed":false}}}}"#,
+    ),
+    (
+        0,
+        "restore",
+        r#"{"demand":{"id":6,"adapter":"synthetic7","demand":{"restore":{"state":"{}"}}}}"#,
     ),
     (
         0,

@@ -15,7 +15,7 @@ pub const MAX_PAGES: usize = 8190;
 /// Pages of the rings of a channel, at most: 8 MiB in each direction.
 pub const MAX_RING_PAGES: usize = 4096;
 /// Bytes of what is kept for an adapter, at most.
-pub const MAX_STATE: usize = 16 * 1024;
+pub const MAX_STATE: usize = 48 * 1024;
 /// Bytes of the event flags of one interrupt, and of all interrupts in a page of the old kind.
 pub const FLAG_BYTES: u32 = 256;
 
@@ -74,9 +74,15 @@ pub enum Demand {
         downstream_page: u32,
         /// The flags of its interrupt.
         flags: Vec<Flag>,
-        /// A channel that was open before, under a vswitchd that is no more or before the VM was saved: what
-        /// [`Keep`](super::message::Command::Keep) said last. Absent where the guest opens it, and for sub-channels.
-        state: Option<String>,
+        /// Whether it was open before, under a vswitchd that is no more or before the VM was saved. It stands still then
+        /// until [`Demand::Restore`].
+        resumed: bool,
+    },
+    /// All that was shared and open has been demanded again: the adapter goes on from here.
+    Restore {
+        /// What [`Keep`](super::message::Command::Keep) said last since the primary channel was opened; empty if it said
+        /// nothing.
+        state: String,
     },
     /// Take a channel out of service. Nobody uses its rings once this is done, which it always is.
     Close {
@@ -151,16 +157,15 @@ impl Demand {
                 channel,
                 ring,
                 flags,
-                state,
                 ..
             } => {
                 check_channel(*channel)?;
                 at_most("number of pages of rings", ring.pages.len(), MAX_RING_PAGES)?;
                 ring.check()?;
                 check_flags(flags)?;
-                check_state(state.as_deref().unwrap_or_default())?;
                 return Ok(1);
             }
+            Demand::Restore { state } => check_state(state)?,
             Demand::Close { channel } => check_channel(*channel)?,
             Demand::Retarget { channel, flags } => {
                 check_channel(*channel)?;

@@ -167,7 +167,7 @@ pub enum Command {
         count: u8,
     },
     /// Keep this for a synthetic adapter, instead of what was kept before, as part of the machine's state: it comes back
-    /// with [`Demand::Open`].
+    /// with [`Demand::Restore`].
     Keep {
         /// The adapter.
         adapter: AdapterName,

@@ -25,7 +25,7 @@
 //!                                          ◄──  Done { id, ok }, for each
 //!                                          ◄──  Command SubChannels, Keep
 //! ```
-//! After `Ready` the process demands again what was shared and open already, with the state that was kept. While there is
+//! After `Ready` the process demands again what was shared and open already, and then `Restore` with what was kept. While there is
 //! no vswitchd it answers its guest itself, and nobody uses the memory.
 //!
 //! * [`message`] has the messages and what is checked about them; [`demand`] those about channels.

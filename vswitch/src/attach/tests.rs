@@ -303,7 +303,7 @@ fn open(change: impl FnOnce(&mut PageRange, &mut Vec<Flag>, &mut u8)) -> FromVmm
         ring,
         downstream_page: 1,
         flags,
-        state: None,
+        resumed: false,
     })
 }
 
@@ -441,11 +441,16 @@ fn the_longest_messages_fit_a_packet() {
             };
             2
         ],
-        state: Some("\"".repeat(MAX_STATE)),
+        resumed: true,
     });
     let event = event();
     a.send(&open, &[event.as_fd()], LIMIT).unwrap();
     assert_eq!(b.receive::<FromVmm>(LIMIT).unwrap().0, open);
+    let restore = demand(Demand::Restore {
+        state: "\"".repeat(MAX_STATE),
+    });
+    a.send(&restore, &[], LIMIT).unwrap();
+    assert_eq!(b.receive::<FromVmm>(LIMIT).unwrap().0, restore);
     let status = FromVmm::Reply {
         id: u64::MAX,
         error: Some("\u{1}".repeat(MAX_TEXT)),
