@@ -10,7 +10,7 @@ mod state;
 mod values;
 
 pub use adapter::{
-    AdapterKind, AdapterName, CreateAdapter, MAX_LEGACY, MAX_SYNTHETIC, PatchAdapter, choose_name,
+    AdapterKind, AdapterName, CreateAdapter, MAX_LEGACY, MAX_SYNTHETIC, PatchAdapter,
 };
 pub use state::{VmAction, VmState, VmVerb};
 use values::is_path;
@@ -52,6 +52,15 @@ pub struct CreateVm {
     /// Its legacy adapters, 4 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub legacy: Vec<CreateAdapter>,
+    /// Its synthetic adapters, 8 at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub synthetic: Vec<CreateAdapter>,
+    /// Whether its guest finds Hyper-V; it does unless given. Synthetic adapters and integration services need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hyperv: Option<bool>,
+    /// The integration services that its guest is offered; all unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<Vec<Service>>,
     /// When it starts by itself; `if-running` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "always,delay=30")]
@@ -84,6 +93,12 @@ pub struct VmConfig {
     pub cmdline: String,
     /// The option ROM that legacy adapters boot with, if it is not vswitchd's own.
     pub boot_rom: Option<String>,
+    /// Whether its guest finds Hyper-V.
+    #[serde(default = "yes")]
+    pub hyperv: bool,
+    /// The integration services that its guest is offered, where it finds Hyper-V; each once.
+    #[serde(default = "all_services")]
+    pub services: Vec<Service>,
     /// When it starts by itself.
     pub auto_start: AutoStart,
     /// What becomes of it when vswitchd ends.
@@ -97,7 +112,20 @@ const MAX_NOTES: usize = 4096;
 /// Bytes of a command line, at most: those of Linux on x86.
 const MAX_CMDLINE: usize = 2047;
 
+fn yes() -> bool {
+    true
+}
+
+fn all_services() -> Vec<Service> {
+    Service::ALL.to_vec()
+}
+
 impl VmConfig {
+    /// The integration services that its guest is offered.
+    pub fn offered_services(&self) -> &[Service] {
+        if self.hyperv { &self.services } else { &[] }
+    }
+
     fn checked(self) -> Result<VmConfig, Refusal> {
         let name = &self.name;
         let refuse = |what: String| Err(Refusal::invalid(format!("VM '{name}': {what}")));
@@ -139,6 +167,18 @@ impl VmConfig {
                 self.cmdline.len()
             ));
         }
+        for (at, service) in self.services.iter().enumerate() {
+            if self
+                .services
+                .iter()
+                .skip(at + 1)
+                .any(|other| other == service)
+            {
+                return refuse(format!(
+                    "integration service '{service}' is there twice; allowed: each once"
+                ));
+            }
+        }
         let notes = self.notes.chars().count();
         if notes > MAX_NOTES {
             return refuse(format!(
@@ -152,6 +192,13 @@ impl VmConfig {
 impl CreateVm {
     /// Checks the fields against each other. The second value are its adapters, each with its name.
     pub fn check(self) -> Result<(VmConfig, Vec<(AdapterName, CreateAdapter)>), Refusal> {
+        let hyperv = self.hyperv.unwrap_or(true);
+        if !hyperv && !self.synthetic.is_empty() {
+            return Err(no_hyperv(&self.name, "a synthetic adapter"));
+        }
+        if !hyperv && self.services.is_some() {
+            return Err(no_hyperv(&self.name, "an integration service"));
+        }
         let config = VmConfig {
             name: self.name,
             memory: self.memory.unwrap_or(MemorySize::DEFAULT),
@@ -161,19 +208,40 @@ impl CreateVm {
             initrd: self.initrd,
             cmdline: self.cmdline.unwrap_or_default(),
             boot_rom: self.boot_rom,
+            hyperv,
+            services: self.services.unwrap_or_else(all_services),
             auto_start: self.auto_start.unwrap_or_default(),
             auto_stop: self.auto_stop.unwrap_or_default(),
             notes: self.notes.unwrap_or_default(),
         }
         .checked()?;
         let mut adapters: Vec<(AdapterName, CreateAdapter)> = Vec::new();
-        for adapter in self.legacy {
-            let taken: Vec<AdapterName> = adapters.iter().map(|(name, _)| *name).collect();
-            let name = choose_name(&config.name, &taken, AdapterKind::Legacy, adapter.name)?;
-            adapters.push((name, adapter));
+        let lists = [
+            (AdapterKind::Legacy, self.legacy),
+            (AdapterKind::Synthetic, self.synthetic),
+        ];
+        for (kind, list) in lists {
+            for mut adapter in list {
+                if *adapter.kind.get_or_insert(kind) != kind {
+                    return Err(Refusal::invalid(format!(
+                        "VM '{}': an adapter of another kind in the list {kind}",
+                        config.name
+                    )));
+                }
+                let taken: Vec<AdapterName> = adapters.iter().map(|(name, _)| *name).collect();
+                let name = adapter.choose_name(&config.name, &taken)?;
+                adapters.push((name, adapter));
+            }
         }
         Ok((config, adapters))
     }
+}
+
+/// Refuses what a VM cannot have whose guest does not find Hyper-V.
+pub fn no_hyperv(vm: &VmName, what: &str) -> Refusal {
+    Refusal::conflict(format!(
+        "VM '{vm}' cannot have {what}: its guest does not find Hyper-V; allowed with hyperv on"
+    ))
 }
 
 /// Asks for changes to a VM. Absent keys change nothing. What the machine is made of changes only while it is off.
@@ -212,6 +280,12 @@ pub struct PatchVm {
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// Whether its guest finds Hyper-V.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hyperv: Option<bool>,
+    /// The integration services that its guest is offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<Vec<Service>>,
     /// When it starts by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "always,delay=30")]
@@ -234,15 +308,21 @@ impl PatchVm {
             || patch.boot.is_some()
             || patch.initrd.is_some()
             || patch.boot_rom.is_some()
-            || patch.cmdline.is_some();
+            || patch.cmdline.is_some()
+            || patch.hyperv.is_some()
+            || patch.services.is_some();
         let other =
             patch.auto_start.is_some() || patch.auto_stop.is_some() || patch.notes.is_some();
         if !machine && !other {
             return Err(Refusal::invalid(format!(
-                "VM '{}': nothing to change; allowed: memory, cpus, profile, boot, initrd, cmdline, boot_rom, auto_start, \
-                 auto_stop, notes",
+                "VM '{}': nothing to change; allowed: memory, cpus, profile, boot, initrd, cmdline, boot_rom, hyperv, \
+                 services, auto_start, auto_stop, notes",
                 config.name
             )));
+        }
+        let hyperv = patch.hyperv.unwrap_or(config.hyperv);
+        if !hyperv && patch.services.is_some() {
+            return Err(no_hyperv(&config.name, "an integration service"));
         }
         let new = VmConfig {
             name: config.name.clone(),
@@ -253,6 +333,8 @@ impl PatchVm {
             initrd: patch.initrd.unwrap_or_else(|| config.initrd.clone()),
             cmdline: patch.cmdline.unwrap_or_else(|| config.cmdline.clone()),
             boot_rom: patch.boot_rom.unwrap_or_else(|| config.boot_rom.clone()),
+            hyperv,
+            services: patch.services.unwrap_or_else(|| config.services.clone()),
             auto_start: patch.auto_start.unwrap_or(config.auto_start),
             auto_stop: patch.auto_stop.unwrap_or(config.auto_stop),
             notes: patch.notes.unwrap_or_else(|| config.notes.clone()),

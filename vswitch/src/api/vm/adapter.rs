@@ -98,6 +98,22 @@ impl AdapterKind {
     }
 }
 
+impl FromStr for AdapterKind {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<AdapterKind, InvalidValue> {
+        match text {
+            "legacy" => Ok(AdapterKind::Legacy),
+            "synthetic" => Ok(AdapterKind::Synthetic),
+            _ => Err(InvalidValue::new(
+                "kind of adapter",
+                text,
+                "legacy, synthetic",
+            )),
+        }
+    }
+}
+
 impl fmt::Display for AdapterKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -111,6 +127,9 @@ impl fmt::Display for AdapterKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateAdapter {
+    /// Its kind; that of its name unless given, or `legacy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AdapterKind>,
     /// Its name; the first that is free unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<AdapterName>,
@@ -125,29 +144,46 @@ pub struct CreateAdapter {
     pub vlan: Option<VlanId>,
 }
 
-/// The name of a new adapter: the one asked for, or the first of its kind that is free.
-pub fn choose_name(
-    vm: &VmName,
-    taken: &[AdapterName],
-    kind: AdapterKind,
-    wanted: Option<AdapterName>,
-) -> Result<AdapterName, Refusal> {
-    match wanted {
-        Some(name) if taken.contains(&name) => Err(Refusal::conflict(format!(
-            "VM '{vm}' has an adapter '{name}' already; names are unique in a VM"
-        ))),
-        Some(name) if name.kind() != kind => Err(Refusal::invalid(format!(
-            "'{name}' is no name of a {kind} adapter"
-        ))),
-        Some(name) => Ok(name),
-        None => AdapterName::of(kind)
-            .find(|name| !taken.contains(name))
-            .ok_or_else(|| {
-                let most = kind.most();
-                Refusal::conflict(format!(
-                    "VM '{vm}' has {most} {kind} adapters already; allowed: at most {most}"
-                ))
-            }),
+impl CreateAdapter {
+    /// The kind of the new adapter: the one asked for, or that of its name, or a legacy one.
+    ///
+    /// # Errors
+    /// The two do not agree.
+    pub fn kind(&self, vm: &VmName) -> Result<AdapterKind, Refusal> {
+        match (self.kind, self.name.map(AdapterName::kind)) {
+            (Some(kind), Some(other)) if kind != other => Err(Refusal::invalid(format!(
+                "VM '{vm}': a {kind} adapter with the name of a {other} one; allowed: {kind}0 to {kind}{}",
+                kind.most() - 1
+            ))),
+            (kind, other) => Ok(kind.or(other).unwrap_or(AdapterKind::Legacy)),
+        }
+    }
+
+    /// The name of the new adapter in a VM whose adapters are `taken`: the one asked for, or the first of its kind that is
+    /// free.
+    ///
+    /// # Errors
+    /// It is of another kind, it is taken, or all are.
+    pub fn choose_name(
+        &self,
+        vm: &VmName,
+        taken: &[AdapterName],
+    ) -> Result<AdapterName, Refusal> {
+        let kind = self.kind(vm)?;
+        match self.name {
+            Some(name) if taken.contains(&name) => Err(Refusal::conflict(format!(
+                "VM '{vm}' has an adapter '{name}' already; names are unique in a VM"
+            ))),
+            Some(name) => Ok(name),
+            None => AdapterName::of(kind)
+                .find(|name| !taken.contains(name))
+                .ok_or_else(|| {
+                    let most = kind.most();
+                    Refusal::conflict(format!(
+                        "VM '{vm}' has {most} {kind} adapters already; allowed: at most {most}"
+                    ))
+                }),
+        }
     }
 }
 
