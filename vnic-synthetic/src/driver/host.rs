@@ -11,11 +11,6 @@ use vswitch::port::TxSide;
 use crate::port::{Adapter, Config, Signal};
 use crate::vmbus::{Bus, Demand, Done, Effect, Offer, Target};
 
-/// Interface of network adapters, as on the wire.
-pub const NETWORK: [u8; 16] = [
-    0x63, 0x51, 0x61, 0xf8, 0x3e, 0xdf, 0xc5, 0x46, 0x91, 0x3f, 0xf2, 0xd2, 0xf9, 0x65, 0xed, 0x0e,
-];
-
 /// A bus with one adapter.
 pub struct Host {
     /// The bus.
@@ -56,10 +51,8 @@ impl Host {
 
     fn offer(&mut self, sub_channel: Option<(u16, u16)>) {
         let offer = Offer {
-            interface: NETWORK,
-            instance: [7; 16],
-            user_defined: [0; 120],
             sub_channel,
+            ..Offer::network([7; 16])
         };
         let mut effects = Vec::new();
         let relid = self.bus.offer(offer, &mut effects).expect("an offer");

@@ -197,6 +197,9 @@ impl Adapter {
             ring: outgoing,
             signal,
         });
+        // The last of the sub-channels that the driver asked for.
+        let open = tx.channels.iter().flatten().count() as u32;
+        tx.table_due = index > 0 && open == 1 + self.sub_channels();
         drop(rx);
         drop(tx);
         notify::signal(&*self.0.kick);

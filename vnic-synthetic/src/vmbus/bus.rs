@@ -16,6 +16,8 @@ const EVENT_CONNECTIONS: u32 = 0x1_0000;
 const LEGACY_EVENT_CONNECTION: u32 = 2;
 /// The connection that guests of version 5.0 and later are told to send messages to.
 const MESSAGE_CONNECTION: u32 = 4;
+/// The synthetic interrupt source that messages to the guest are posted to.
+const MESSAGE_SINT: u8 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -43,6 +45,14 @@ struct Connection {
     interrupt_page: u64,
     /// The guest asked for offers, and is told of new ones.
     offered: bool,
+}
+
+impl Connection {
+    /// Whether messages are to go where they do. From version 5.0 on the guest says so, in the place of the address that is
+    /// no longer needed.
+    fn has_our_sint(&self) -> bool {
+        self.version < Version::V5_0 || self.interrupt_page as u8 == MESSAGE_SINT
+    }
 }
 
 /// What is answered once everything is closed.
@@ -196,7 +206,7 @@ impl Bus {
                 ranges,
             } => {
                 let assembly = Assembly::new(range_count, ranges_len);
-                self.gpadl_header(relid, gpadl, assembly)?;
+                self.gpadl_header(relid, gpadl, assembly, effects)?;
                 self.gpadl_part(gpadl, ranges, effects)
             }
             FromGuest::GpadlBody { gpadl, ranges } => self.gpadl_part(gpadl, ranges, effects),
@@ -233,7 +243,7 @@ impl Bus {
     }
 
     fn contact(&mut self, connection: Connection, effects: &mut Vec<Effect>) {
-        if !connection.version.is_known() {
+        if !connection.version.is_known() || !connection.has_our_sint() {
             let message = message::version_response(false, 0);
             post(effects, connection.target_vp, message);
             return;
@@ -310,6 +320,7 @@ fn offer_message(relid: u16, channel: &Channel) -> Message {
         interface: &offer.interface,
         instance: &offer.instance,
         user_defined: &offer.user_defined,
+        pipe: offer.pipe,
         sub_channel: offer.sub_channel.map_or(0, |(_, index)| index),
         relid,
         connection: event_connection(relid),

@@ -25,7 +25,12 @@ impl Bus {
             return Ok(());
         };
         let gpadl = self.gpadls.get(&ring);
-        let Some((id, channel)) = channel_mut(&mut self.channels, relid) else {
+        // Drivers wait for the result, whatever it is.
+        let failed = message::open_result(relid, open_id, REFUSED);
+        let Some((id, channel)) = channel_mut(&mut self.channels, relid)
+            .filter(|(_, channel)| channel.state == State::Closed && !channel.rescinded)
+        else {
+            post(effects, connection.target_vp, failed);
             return refused("OPEN_CHANNEL", relid);
         };
         let list = match gpadl {
@@ -35,22 +40,10 @@ impl Bus {
                 ..
             }) if *relid == id => list.clone(),
             _ => {
-                post(
-                    effects,
-                    connection.target_vp,
-                    message::open_result(relid, open_id, REFUSED),
-                );
-                return Ok(());
+                post(effects, connection.target_vp, failed);
+                return refused("OPEN_CHANNEL", relid);
             }
         };
-        if channel.state != State::Closed || channel.rescinded {
-            post(
-                effects,
-                connection.target_vp,
-                message::open_result(relid, open_id, REFUSED),
-            );
-            return Ok(());
-        }
         channel.state = State::Opening { open_id };
         channel.ring = ring;
         let interrupts = if connection.version < Version::WIN8 {
@@ -182,7 +175,13 @@ impl Bus {
                 ask(effects, relid, Demand::Retarget { target_vp });
                 Ok(())
             }
-            _ => refused("MODIFY_CHANNEL", relid),
+            _ => {
+                if connection.version >= Version::V5_3 {
+                    let failed = message::modify_response(relid, REFUSED);
+                    post(effects, connection.target_vp, failed);
+                }
+                refused("MODIFY_CHANNEL", relid)
+            }
         }
     }
 }

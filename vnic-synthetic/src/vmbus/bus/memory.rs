@@ -31,16 +31,17 @@ impl Bus {
         relid: u32,
         gpadl: u32,
         assembly: Assembly,
+        effects: &mut Vec<Effect>,
     ) -> Result<(), Refused> {
         let known = u16::try_from(relid)
             .ok()
             .filter(|relid| self.channels.contains_key(relid));
-        let Some(relid) = known else {
-            return refused("GPADL_HEADER", relid);
-        };
-        if self.gpadls.contains_key(&gpadl) || self.gpadls.len() >= MAX_GPADLS {
+        let room = !self.gpadls.contains_key(&gpadl) && self.gpadls.len() < MAX_GPADLS;
+        let Some(relid) = known.filter(|_| room) else {
+            // Drivers wait for the result, whatever it is.
+            self.post(effects, message::gpadl_created(relid, gpadl, REFUSED));
             return refused("GPADL_HEADER", gpadl);
-        }
+        };
         let state = GpadlState::Building(assembly);
         let pages = 0;
         self.gpadls.insert(
