@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::gpadl::PageList;
 use super::message::Message;
 
@@ -14,13 +16,15 @@ pub const NETWORK: [u8; 16] = [
 ];
 
 /// A channel to offer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Offer {
     /// Class of the device, as on the wire.
     pub interface: [u8; 16],
     /// The device: what the guest knows it by across restarts. Sub-channels have their primary channel's.
     pub instance: [u8; 16],
     /// Data for the class's driver.
+    #[serde(with = "super::state::user_defined")]
     pub user_defined: [u8; 120],
     /// Packets have the header of a pipe, as those of integration services.
     pub pipe: bool,

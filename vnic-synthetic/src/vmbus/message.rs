@@ -1,5 +1,7 @@
 //! Messages of VMBus channel management. Each begins with its type and four bytes of padding.
 
+use serde::{Deserialize, Serialize};
+
 use crate::wire::{put, put32, u16_at, u32_at, u64_at};
 
 /// Bytes in front of the body.
@@ -32,7 +34,7 @@ pub(crate) mod kind {
 pub(crate) const REFUSED: u32 = 0xc000_000d;
 
 /// A version of the protocol: major in the high half, minor in the low.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version(pub u32);
 
 impl Version {

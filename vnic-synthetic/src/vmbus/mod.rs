@@ -13,6 +13,7 @@ mod gpadl;
 pub mod message;
 pub mod pages;
 pub mod ring;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -22,3 +23,4 @@ pub use effect::{
     Target,
 };
 pub use gpadl::{GpadlError, MAX_GPADL_PAGES, PageList, PageRange};
+pub use state::{BusState, StateError};

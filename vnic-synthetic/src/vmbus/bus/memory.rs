@@ -8,21 +8,21 @@ use crate::vmbus::gpadl::{Assembly, PageList};
 use crate::vmbus::message::{self, REFUSED};
 
 /// GPADLs a guest has at most.
-const MAX_GPADLS: usize = 512;
+pub(in crate::vmbus) const MAX_GPADLS: usize = 512;
 /// Pages of all GPADLs of a guest together, at most: 4 GiB.
-const MAX_PAGES: usize = 1 << 20;
+pub(in crate::vmbus) const MAX_PAGES: usize = 1 << 20;
 
-pub(super) enum GpadlState {
+pub(in crate::vmbus) enum GpadlState {
     Building(Assembly),
     Adding(Arc<PageList>),
     Ready(Arc<PageList>),
     Removing,
 }
 
-pub(super) struct Gpadl {
-    pub(super) relid: u16,
-    pub(super) pages: usize,
-    pub(super) state: GpadlState,
+pub(in crate::vmbus) struct Gpadl {
+    pub(in crate::vmbus) relid: u16,
+    pub(in crate::vmbus) pages: usize,
+    pub(in crate::vmbus) state: GpadlState,
 }
 
 impl Bus {
