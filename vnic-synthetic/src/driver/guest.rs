@@ -168,6 +168,11 @@ impl Guest {
         (guest, sides)
     }
 
+    /// Its adapter, as it was made.
+    pub fn config(&self) -> Config {
+        self.setup.config
+    }
+
     /// Its memory.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.heap.memory
@@ -232,11 +237,15 @@ impl Guest {
 
     /// Sends a control message, whatever it is.
     pub fn send_control(&mut self, request: &[u8]) -> u64 {
+        self.try_send_control(request).expect("room in the ring")
+    }
+
+    /// Sends a control message, if there is room.
+    pub fn try_send_control(&mut self, request: &[u8]) -> Option<u64> {
         let area = self.heap_page(request);
         let header = gpa_header(&area.pieces(0, request.len() as u32));
         let payload = rndis_packet(1, u32::MAX, 0);
         self.packet(9, true, &header, &payload, None)
-            .expect("room in the ring")
     }
 
     /// Asks for the value of an object: status and value.
@@ -396,9 +405,10 @@ impl Guest {
                 None => &mut self.to_host,
                 Some(sub) => &mut self.subs[sub].0,
             };
-            let sent = ring.send(11, 0, transaction, &[], &payload);
-            if sent.expect("room for the answer") {
-                self.host.signal(CONNECTION + channel as u32);
+            match ring.send(11, 0, transaction, &[], &payload) {
+                Some(true) => self.host.signal(CONNECTION + channel as u32),
+                Some(false) => {}
+                None => self.held.push((channel, transaction)),
             }
         }
     }

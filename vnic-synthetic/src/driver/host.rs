@@ -8,8 +8,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use vswitch::burst::Burst;
 use vswitch::port::TxSide;
 
-use crate::port::{Adapter, Config, Signal};
-use crate::vmbus::{Bus, Demand, Done, Effect, Offer, Target};
+use crate::port::{Adapter, Config, Signal, State};
+use crate::vmbus::{Bus, BusState, Demand, Done, Effect, Offer, Target};
 
 /// A bus with one adapter.
 pub struct Host {
@@ -46,6 +46,38 @@ impl Host {
             channels: Vec::new(),
         };
         host.offer(None);
+        host
+    }
+
+    /// The state of the bus and of the adapter, whose sides are detached.
+    pub fn save(&self) -> (BusState, State) {
+        (self.bus.save(), self.adapter.save())
+    }
+
+    /// A host that goes on where another was saved.
+    ///
+    /// # Panics
+    /// The state is refused.
+    pub fn restore(memory: Arc<Memory>, config: Config, state: &(BusState, State)) -> Host {
+        let (kick, attention) = (event(), event());
+        let adapter = Adapter::new(memory, config, kick.clone(), attention);
+        let mut effects = Vec::new();
+        let bus = Bus::restore(&state.0, &mut effects).expect("the state of a bus");
+        let index = |offer: &Offer| offer.sub_channel.map_or(0, |(_, index)| index.into());
+        let channels = bus.channels().map(|(relid, offer)| (relid, index(offer)));
+        let mut host = Host {
+            channels: channels.collect(),
+            bus,
+            adapter,
+            kick,
+            interrupt: event(),
+            messages: Vec::new(),
+        };
+        host.serve(effects);
+        assert!(host.messages.is_empty(), "the guest is not told");
+        host.adapter
+            .restore(&state.1)
+            .expect("the state of an adapter");
         host
     }
 

@@ -24,6 +24,9 @@ use crate::wire::u32_at;
 
 mod answer;
 mod negotiate;
+mod state;
+
+pub use state::State;
 
 /// Answers that wait to be written, at most.
 const MAX_PENDING: usize = 64;

@@ -13,7 +13,7 @@ use crate::vmbus::ring::kind;
 impl TxState {
     /// Writes answers, in order and as far as there is room, and gives back the room of the packets that were dealt with.
     /// True if a guest was told.
-    pub(super) fn flush(&mut self, shared: &Shared) -> Result<bool, PortFault> {
+    pub(in crate::port) fn flush(&mut self, shared: &Shared) -> Result<bool, PortFault> {
         let mut rx = lock(&shared.rx);
         let mut written = 0;
         for completion in &self.pending {
