@@ -125,6 +125,11 @@ impl Burst {
         self.count == BURST
     }
 
+    /// Frames that may still be pushed.
+    pub fn room(&self) -> usize {
+        BURST - self.count
+    }
+
     /// The frames, in the order they were taken.
     pub fn frames(&self) -> &[Frame] {
         self.frames.get(..self.count).unwrap_or(&[])

@@ -12,10 +12,10 @@ use vswitch::ports::vhost::notify;
 
 use super::receive::{RxChannel, RxState, SyntheticRx};
 use super::signal::Signal;
-use super::transmit::{SyntheticTx, TxChannel, TxState};
+use super::transmit::{State, SyntheticTx, TxChannel, TxState};
 use crate::vmbus::pages::{PageError, Pages};
 use crate::vmbus::ring::{self, RingError};
-use crate::vmbus::{PageList, PageRange};
+use crate::vmbus::{PageList, PageRange, StateError};
 
 /// Channels of an adapter, at most: its primary channel and sub-channels.
 pub const MAX_CHANNELS: usize = 8;
@@ -197,6 +197,9 @@ impl Adapter {
             ring: outgoing,
             signal,
         });
+        // The last of the sub-channels that the driver asked for.
+        let open = tx.channels.iter().flatten().count() as u32;
+        tx.table_due = index > 0 && open == 1 + self.sub_channels();
         drop(rx);
         drop(tx);
         notify::signal(&*self.0.kick);
@@ -232,6 +235,24 @@ impl Adapter {
     pub fn set_link(&self, up: bool) {
         self.0.link_up.store(up, Ordering::Relaxed);
         notify::signal(&*self.0.kick);
+    }
+
+    /// What the driver negotiated, and what is on its way to it; to be taken while the sides are detached, and before the
+    /// guest's memory is saved.
+    pub fn save(&self) -> State {
+        let mut tx = lock(&self.0.tx);
+        // What finds room goes out now. A ring that lies is found to lie again.
+        let _ = tx.flush(&self.0);
+        tx.save(&self.0)
+    }
+
+    /// Goes on where `state` was saved: over the same memory, which has been added, and the same channels, which have been
+    /// opened. Nothing is changed if it is refused.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn restore(&self, state: &State) -> Result<(), StateError> {
+        lock(&self.0.tx).restore(&self.0, state)
     }
 
     /// Sub-channels that the driver asked for and waits to be offered.

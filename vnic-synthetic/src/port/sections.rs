@@ -55,6 +55,46 @@ impl Sections {
         self.free.extend((0..count).rev());
     }
 
+    /// The packets that the guest holds: sections of each, the first of which is its transaction.
+    pub(super) fn held(&self) -> Vec<Vec<u16>> {
+        let firsts = self.sections.iter().enumerate();
+        let firsts = firsts.filter(|(_, section)| section.state == Use::First);
+        firsts
+            .map(|(first, _)| self.chain(first as u16).collect())
+            .collect()
+    }
+
+    /// `count` sections, of which the guest holds those of `packets`. `Err` names a section that is not there, or is in two
+    /// places.
+    pub(super) fn restore(&mut self, count: u32, packets: &[Vec<u16>]) -> Result<(), u16> {
+        self.reset(count);
+        for section in packets.iter().flatten() {
+            match self.sections.get_mut(usize::from(*section)) {
+                Some(at) if at.state == Use::Free => at.state = Use::Taken,
+                _ => return Err(*section),
+            }
+        }
+        let sections = &self.sections;
+        let taken = |section: &u16| {
+            let at = sections.get(usize::from(*section));
+            at.is_some_and(|at| at.state == Use::Taken)
+        };
+        self.free.retain(|section| !taken(section));
+        for packet in packets {
+            self.show(packet);
+        }
+        Ok(())
+    }
+
+    /// `first`, and the sections that are chained to it.
+    fn chain(&self, first: u16) -> impl Iterator<Item = u16> {
+        let next = |at: &u16| {
+            let section = self.sections.get(usize::from(*at))?;
+            Some(section.next).filter(|next| *next != NONE)
+        };
+        std::iter::successors(Some(first), next)
+    }
+
     /// Takes a section for a frame.
     #[inline]
     pub(super) fn take(&mut self) -> Option<u16> {
@@ -141,6 +181,26 @@ mod tests {
             while sections.take().is_some() {}
             assert_eq!(sections.take_reserved().is_some(), count > 1, "{count}");
         }
+    }
+
+    #[test]
+    fn what_the_guest_holds_is_kept() {
+        let mut sections = Sections::new();
+        sections.reset(32);
+        let chain = [(); 3].map(|()| sections.take().unwrap());
+        sections.show(&chain);
+        let single = sections.take().unwrap();
+        sections.show(&[single]);
+        let held = sections.held();
+        assert_eq!(held, [chain.to_vec(), vec![single]]);
+        let mut again = Sections::new();
+        again.restore(32, &held).unwrap();
+        assert_eq!(again.held(), held);
+        assert_eq!(again.free.len(), 28);
+        assert!(again.answered(chain[0].into()) && again.answered(single.into()));
+        assert_eq!(again.free.len(), 32);
+        assert_eq!(again.restore(32, &[vec![32]]), Err(32));
+        assert_eq!(again.restore(32, &[vec![1, 2], vec![2]]), Err(2));
     }
 
     #[test]

@@ -10,3 +10,4 @@
 mod offload;
 mod port;
 mod rig;
+mod saved;

@@ -1,160 +1,172 @@
-//! The adapters on the bus: their channels, and what of them vswitchd is asked for.
+//! The adapters on the bus, and their channels.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use hypervisor::device::{Effect, Effects};
+use anyhow::{Context, ensure};
+use hypervisor::device::Effects;
 use hypervisor::irq;
-use vnic_synthetic::vmbus::{Demand, Done, Interrupts, Offer, PageList};
+use vnic_synthetic::vmbus::{Interrupts, Offer, PageList};
+use vswitch::api::AdapterName;
+use vswitch::attach::demand::MAX_CHANNELS;
 
 use super::Vmbus;
 
-/// Class of network adapters: f8615163-df3e-46c5-913f-f2d2f965ed0e, as on the wire.
-const NETWORK: [u8; 16] = [
-    0x63, 0x51, 0x61, 0xf8, 0x3e, 0xdf, 0xc5, 0x46, 0x91, 0x3f, 0xf2, 0xd2, 0xf9, 0x65, 0xed, 0x0e,
-];
-
 /// A synthetic adapter.
 pub(super) struct Adapter {
-    pub(super) name: String,
+    pub(super) name: AdapterName,
     pub(super) instance: [u8; 16],
     /// Wakes the worker that serves it.
     pub(super) kick: Arc<OwnedFd>,
-    /// The primary channel, and its sub-channels in their order.
+    /// Those that are offered, or that the guest has not let go of yet.
     pub(super) channels: Vec<Channel>,
     /// Memory that the guest shares with it.
-    gpadls: BTreeMap<u32, Arc<PageList>>,
+    pub(super) gpadls: BTreeMap<u32, Arc<PageList>>,
+    /// What vswitchd wants to be kept.
+    pub(super) kept: String,
+    /// It is unplugged, and gone once the guest has let go of it.
+    pub(super) leaving: bool,
 }
 
 /// A channel that is offered.
 pub(super) struct Channel {
-    relid: u16,
+    pub(super) relid: u16,
+    /// 0 for the primary channel, else that of the sub-channel.
+    pub(super) index: u8,
     /// Raises its interrupt.
     pub(super) interrupt: Arc<OwnedFd>,
     pub(super) opened: Option<Opened>,
 }
 
 /// How a channel was opened.
-#[derive(Clone)]
 pub(super) struct Opened {
-    ring: Arc<PageList>,
-    downstream_page: u32,
+    pub(super) ring: Arc<PageList>,
+    pub(super) downstream_page: u32,
     pub(super) target_vp: u32,
     pub(super) interrupts: Interrupts,
 }
 
-/// What vswitchd is asked for. It answers with the number.
-pub(crate) struct Demanded {
-    /// Number.
-    pub(crate) id: u64,
-    /// Name of the adapter.
-    pub(crate) adapter: String,
-    /// What is wanted.
-    pub(crate) what: Wanted,
-}
-
-/// What is wanted of an adapter; a channel is named by its index.
-pub(crate) enum Wanted {
-    Add {
-        gpadl: u32,
-        list: Arc<PageList>,
-    },
-    Remove {
-        gpadl: u32,
-    },
-    Open {
-        channel: u32,
-        ring: Arc<PageList>,
-        downstream_page: u32,
-        flags: Vec<(u64, u32)>,
-        interrupt: Arc<OwnedFd>,
-    },
-    Close {
-        channel: u32,
-    },
-    Retarget {
-        channel: u32,
-        flags: Vec<(u64, u32)>,
-    },
-}
-
-/// Which answer the bus waits for.
-#[derive(Clone, Copy)]
-pub(super) enum Kind {
-    Add(u32),
-    Remove(u32),
-    Open,
-    Close,
-    Retarget,
-    /// None: it was asked on behalf of nobody.
-    Nothing,
-}
-
-impl Kind {
-    fn of(demand: &Demand) -> Kind {
-        match demand {
-            Demand::Add { gpadl, .. } => Kind::Add(*gpadl),
-            Demand::Remove { gpadl } => Kind::Remove(*gpadl),
-            Demand::Open(_) => Kind::Open,
-            Demand::Close => Kind::Close,
-            Demand::Retarget { .. } => Kind::Retarget,
-        }
+impl Adapter {
+    pub(super) fn primary(&self) -> Option<&Channel> {
+        self.channels.iter().find(|channel| channel.index == 0)
     }
 
-    fn done(self, ok: bool) -> Option<Done> {
-        Some(match self {
-            Kind::Add(gpadl) => Done::Added { gpadl, ok },
-            Kind::Remove(gpadl) => Done::Removed { gpadl },
-            Kind::Open => Done::Opened { ok },
-            Kind::Close => Done::Closed,
-            Kind::Retarget => Done::Retargeted { ok },
-            Kind::Nothing => return None,
-        })
+    fn is_open(&self) -> bool {
+        self.primary()
+            .is_some_and(|channel| channel.opened.is_some())
     }
 }
 
 impl Vmbus {
     /// Offers an adapter to the guest. Gives the event by which its guest wakes the worker.
+    ///
+    /// # Errors
+    /// There is one of this name, or the bus is full.
     pub(crate) fn add_adapter(
         &mut self,
-        name: &str,
+        name: AdapterName,
         instance: [u8; 16],
         effects: &mut Effects,
     ) -> anyhow::Result<Arc<OwnedFd>> {
+        let known = self.adapters.iter().find(|adapter| adapter.name == name);
+        ensure!(known.is_none(), "the guest still has an adapter {name}");
         let kick = Arc::new(irq::eventfd()?);
         self.adapters.push(Adapter {
-            name: name.to_owned(),
+            name,
             instance,
             kick: kick.clone(),
             channels: Vec::new(),
             gpadls: BTreeMap::new(),
+            kept: String::new(),
+            leaving: false,
         });
-        let index = self.adapters.len() - 1;
-        self.offer(index, None, effects)?;
-        Ok(kick)
+        let offered = self.offer(name, Offer::network(instance), 0, effects);
+        if offered.is_err() {
+            self.adapters.pop();
+        }
+        offered.map(|()| kick)
+    }
+
+    /// Takes an adapter back; the guest lets go of it when it likes.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub(crate) fn remove_adapter(
+        &mut self,
+        name: AdapterName,
+        effects: &mut Effects,
+    ) -> anyhow::Result<()> {
+        let adapter = self.adapter(name)?;
+        adapter.leaving = true;
+        let relids: Vec<_> = adapter
+            .channels
+            .iter()
+            .map(|channel| channel.relid)
+            .collect();
+        let mut wanted = Vec::new();
+        for relid in relids {
+            // One that is gone already is what is wanted.
+            let _ = self.bus.rescind(relid, &mut wanted);
+        }
+        self.carry_out(wanted, effects);
+        Ok(())
+    }
+
+    /// Offers sub-channels until there are `count`.
+    ///
+    /// # Errors
+    /// There is no such adapter, or the bus is full.
+    pub(crate) fn offer_sub_channels(
+        &mut self,
+        name: AdapterName,
+        count: u8,
+        effects: &mut Effects,
+    ) -> anyhow::Result<()> {
+        for index in 1..=count.min(MAX_CHANNELS - 1) {
+            let adapter = self.adapter(name)?;
+            let Some(primary) = adapter.primary().filter(|channel| channel.opened.is_some()) else {
+                // Its driver has gone meanwhile.
+                return Ok(());
+            };
+            if adapter
+                .channels
+                .iter()
+                .any(|channel| channel.index == index)
+            {
+                continue;
+            }
+            let offer = Offer::network(adapter.instance).sub_channel(primary.relid, index.into());
+            self.offer(name, offer, index, effects)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps something of an adapter that a driver uses.
+    ///
+    /// # Errors
+    /// There is no such adapter.
+    pub(crate) fn keep(&mut self, name: AdapterName, state: String) -> anyhow::Result<()> {
+        let adapter = self.adapter(name)?;
+        if adapter.is_open() {
+            adapter.kept = state;
+        }
+        Ok(())
     }
 
     fn offer(
         &mut self,
-        adapter: usize,
-        sub_channel: Option<(u16, u16)>,
+        name: AdapterName,
+        offer: Offer,
+        index: u8,
         effects: &mut Effects,
     ) -> anyhow::Result<()> {
         let interrupt = Arc::new(irq::eventfd()?);
-        let Some(adapter) = self.adapters.get_mut(adapter) else {
-            return Ok(());
-        };
-        let offer = Offer {
-            interface: NETWORK,
-            instance: adapter.instance,
-            user_defined: [0; 120],
-            sub_channel,
-        };
         let mut wanted = Vec::new();
         let relid = self.bus.offer(offer, &mut wanted)?;
-        adapter.channels.push(Channel {
+        self.adapter(name)?.channels.push(Channel {
             relid,
+            index,
             interrupt,
             opened: None,
         });
@@ -162,238 +174,82 @@ impl Vmbus {
         Ok(())
     }
 
-    /// Whether a driver has opened an adapter.
-    pub(crate) fn has_driver(&self, name: &str) -> bool {
-        let adapter = self.adapters.iter().find(|adapter| adapter.name == name);
-        let primary = adapter.and_then(|adapter| adapter.channels.first());
-        primary.is_some_and(|channel| channel.opened.is_some())
+    fn adapter(&mut self, name: AdapterName) -> anyhow::Result<&mut Adapter> {
+        let mut adapters = self.adapters.iter_mut();
+        let adapter = adapters.find(|adapter| adapter.name == name && !adapter.leaving);
+        adapter.with_context(|| format!("no adapter {name}"))
     }
 
-    /// The adapter of a channel, and the channel's index there.
-    pub(super) fn find(&self, relid: u16) -> Option<(&Adapter, usize)> {
-        self.adapters.iter().find_map(|adapter| {
+    /// Each adapter and the event by which its guest wakes the worker.
+    pub(crate) fn adapters(&self) -> Vec<(AdapterName, Arc<OwnedFd>)> {
+        let adapters = self.adapters.iter().filter(|adapter| !adapter.leaving);
+        adapters
+            .map(|adapter| (adapter.name, adapter.kick.clone()))
+            .collect()
+    }
+
+    /// The adapters that a driver has opened.
+    pub(crate) fn drivers(&self) -> Vec<AdapterName> {
+        let open = self.adapters.iter().filter(|adapter| adapter.is_open());
+        open.map(|adapter| adapter.name).collect()
+    }
+
+    /// The places of a channel: its adapter's, and its own there.
+    pub(super) fn find(&self, relid: u16) -> Option<(usize, usize)> {
+        let adapters = self.adapters.iter().enumerate();
+        adapters.into_iter().find_map(|(at, adapter)| {
             let mut channels = adapter.channels.iter();
-            let index = channels.position(|channel| channel.relid == relid)?;
-            Some((adapter, index))
+            Some((at, channels.position(|channel| channel.relid == relid)?))
         })
     }
 
-    /// Asks vswitchd to meet a demand of the bus. The answer, where it is known at once: nobody uses what belongs to no
-    /// adapter, or to one that nobody serves.
-    pub(super) fn ask(
-        &mut self,
-        relid: u16,
-        demand: Demand,
-        effects: &mut Effects,
-    ) -> Option<Done> {
-        let kind = Kind::of(&demand);
-        let Some(adapter) = self.adapters.iter().position(|adapter| {
+    /// Forgets what the guest has let go of.
+    pub(super) fn forget(&mut self) {
+        let offered: Vec<u16> = self.bus.channels().map(|(relid, _)| relid).collect();
+        for adapter in &mut self.adapters {
             adapter
                 .channels
-                .iter()
-                .any(|channel| channel.relid == relid)
-        }) else {
-            let gives_back = matches!(kind, Kind::Remove(_) | Kind::Close);
-            return kind.done(gives_back);
-        };
-        let what = match self.note(adapter, relid, demand, effects) {
-            Ok(what) => what,
-            Err(()) => return kind.done(false),
-        };
-        if !self.served {
-            return kind.done(true);
+                .retain(|channel| offered.contains(&channel.relid));
         }
-        self.demand(adapter, relid, what, kind);
-        None
+        self.adapters
+            .retain(|adapter| !(adapter.leaving && adapter.channels.is_empty()));
     }
 
-    fn demand(&mut self, adapter: usize, relid: u16, what: Wanted, kind: Kind) {
-        let Some(adapter) = self.adapters.get(adapter) else {
-            return;
-        };
-        let id = self.next;
-        self.next += 1;
-        self.asked.insert(id, (relid, kind));
-        self.queue.push_back(Demanded {
-            id,
-            adapter: adapter.name.clone(),
-            what,
-        });
-        irq::signal(&self.wake);
-    }
-
-    /// Notes what a demand makes of an adapter, and puts it in vswitchd's words. An error: it cannot be met.
-    fn note(
-        &mut self,
-        adapter: usize,
-        relid: u16,
-        demand: Demand,
-        effects: &mut Effects,
-    ) -> Result<Wanted, ()> {
-        let owner = self.adapters.get_mut(adapter).ok_or(())?;
-        let mut channels = owner.channels.iter_mut().enumerate();
-        let (index, channel) = channels
-            .find(|(_, channel)| channel.relid == relid)
-            .ok_or(())?;
-        let index = index as u32;
-        match demand {
-            Demand::Add { gpadl, list } => {
-                owner.gpadls.insert(gpadl, list.clone());
-                return Ok(Wanted::Add { gpadl, list });
-            }
-            Demand::Remove { gpadl } => {
-                owner.gpadls.remove(&gpadl);
-                return Ok(Wanted::Remove { gpadl });
-            }
-            Demand::Open(open) => {
-                if open.target_vp >= self.processors {
-                    return Err(());
-                }
-                channel.opened = Some(Opened {
-                    ring: open.ring,
-                    downstream_page: open.downstream_page,
-                    target_vp: open.target_vp,
-                    interrupts: open.interrupts,
-                });
-            }
-            Demand::Close => {
-                channel.opened = None;
-                effects.push(Effect::Rewire);
-                return Ok(Wanted::Close { channel: index });
-            }
-            Demand::Retarget { target_vp } => {
-                let opened = channel.opened.as_mut();
-                let opened = opened.filter(|_| target_vp < self.processors).ok_or(())?;
-                opened.target_vp = target_vp;
-                effects.push(Effect::Rewire);
-                return self.retarget(adapter, index).ok_or(());
-            }
-        }
-        effects.push(Effect::Rewire);
-        self.open(adapter, index).ok_or(())
-    }
-
-    fn open(&self, adapter: usize, index: u32) -> Option<Wanted> {
-        let channel = self.adapters.get(adapter)?.channels.get(index as usize)?;
-        let opened = channel.opened.as_ref()?;
-        Some(Wanted::Open {
-            channel: index,
-            ring: opened.ring.clone(),
-            downstream_page: opened.downstream_page,
-            flags: self.flags(channel.relid, opened),
-            interrupt: channel.interrupt.clone(),
-        })
-    }
-
-    fn retarget(&self, adapter: usize, index: u32) -> Option<Wanted> {
-        let channel = self.adapters.get(adapter)?.channels.get(index as usize)?;
-        Some(Wanted::Retarget {
-            channel: index,
-            flags: self.flags(channel.relid, channel.opened.as_ref()?),
-        })
-    }
-
-    /// Where processor `vp` is interrupted, or its flags are, has changed.
-    pub(super) fn rerouted(&mut self, vp: u32, effects: &mut Effects) {
-        let mut moved = Vec::new();
-        for (adapter, owner) in self.adapters.iter().enumerate() {
-            for (index, channel) in owner.channels.iter().enumerate() {
-                if channel
-                    .opened
-                    .as_ref()
-                    .is_some_and(|opened| opened.target_vp == vp)
-                {
-                    moved.push((adapter, index as u32, channel.relid));
-                }
-            }
-        }
-        for (adapter, index, relid) in moved {
-            effects.push(Effect::Rewire);
-            let wanted = self.retarget(adapter, index).filter(|_| self.served);
-            if let Some(what) = wanted {
-                self.demand(adapter, relid, what, Kind::Nothing);
-            }
-        }
-    }
-
-    /// What vswitchd is to be asked for.
-    pub(crate) fn take_demands(&mut self) -> Vec<Demanded> {
-        self.queue.drain(..).collect()
-    }
-
-    /// vswitchd has met a demand, or could not.
-    pub(crate) fn done(&mut self, id: u64, ok: bool, effects: &mut Effects) {
-        let Some((relid, kind)) = self.asked.remove(&id) else {
-            return;
-        };
-        if !ok {
-            self.undo(relid, kind, effects);
-        }
-        if let Some(done) = kind.done(ok) {
-            let mut wanted = Vec::new();
-            self.bus.done(relid, done, &mut wanted);
-            self.carry_out(wanted, effects);
-        }
-    }
-
-    /// What was noted of a demand did not come about.
-    fn undo(&mut self, relid: u16, kind: Kind, effects: &mut Effects) {
+    /// Finds the adapters' channels on a bus that was restored. Adapters that were plugged in meanwhile are offered, and
+    /// those that are not there any more are taken back.
+    pub(super) fn adopt(&mut self, effects: &mut Effects) -> anyhow::Result<()> {
         for adapter in &mut self.adapters {
-            let mut channels = adapter.channels.iter_mut();
-            let Some(channel) = channels.find(|channel| channel.relid == relid) else {
-                continue;
-            };
-            match kind {
-                Kind::Add(gpadl) => {
-                    adapter.gpadls.remove(&gpadl);
-                }
-                Kind::Open => {
-                    channel.opened = None;
-                    effects.push(Effect::Rewire);
-                }
-                Kind::Remove(_) | Kind::Close | Kind::Retarget | Kind::Nothing => {}
+            adapter.channels.clear();
+        }
+        let channels: Vec<_> = self
+            .bus
+            .channels()
+            .map(|(relid, offer)| (relid, offer.clone()))
+            .collect();
+        let mut wanted = Vec::new();
+        for (relid, offer) in channels {
+            let mut adapters = self.adapters.iter_mut();
+            match adapters.find(|adapter| adapter.instance == offer.instance) {
+                Some(adapter) => adapter.channels.push(Channel {
+                    relid,
+                    index: offer.sub_channel.map_or(0, |(_, index)| index as u8),
+                    interrupt: Arc::new(irq::eventfd()?),
+                    opened: None,
+                }),
+                None => self.bus.rescind(relid, &mut wanted)?,
             }
         }
-    }
-
-    /// vswitchd is there, or has gone. One that comes is asked for everything that the guest has set up; what one that
-    /// goes has not answered, nobody uses any more.
-    pub(crate) fn set_served(&mut self, served: bool, effects: &mut Effects) {
-        self.served = served;
-        self.queue.clear();
-        for (relid, kind) in std::mem::take(&mut self.asked).into_values() {
-            if let Some(done) = kind.done(true) {
-                let mut wanted = Vec::new();
-                self.bus.done(relid, done, &mut wanted);
-                self.carry_out(wanted, effects);
-            }
+        self.carry_out(wanted, effects);
+        let new = self
+            .adapters
+            .iter()
+            .filter(|adapter| adapter.channels.is_empty());
+        let new: Vec<_> = new
+            .map(|adapter| (adapter.name, adapter.instance))
+            .collect();
+        for (name, instance) in new {
+            self.offer(name, Offer::network(instance), 0, effects)?;
         }
-        if !served {
-            return;
-        }
-        for adapter in 0..self.adapters.len() {
-            for (relid, what) in self.all_of(adapter) {
-                self.demand(adapter, relid, what, Kind::Nothing);
-            }
-        }
-    }
-
-    /// Everything that the guest has set up of an adapter.
-    fn all_of(&self, adapter: usize) -> Vec<(u16, Wanted)> {
-        let Some(owner) = self.adapters.get(adapter) else {
-            return Vec::new();
-        };
-        let Some(primary) = owner.channels.first() else {
-            return Vec::new();
-        };
-        let memory = owner.gpadls.iter().map(|(&gpadl, list)| {
-            let list = list.clone();
-            (primary.relid, Wanted::Add { gpadl, list })
-        });
-        let channels = owner.channels.iter().enumerate();
-        let open = channels.filter_map(|(index, channel)| {
-            Some((channel.relid, self.open(adapter, index as u32)?))
-        });
-        memory.chain(open).collect()
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! come back by [`Vmbus::done`].
 
 mod adapters;
+mod demands;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -15,11 +16,14 @@ use hypervisor::device::{Device, Effect, Effects, Message, RestoreError, State, 
 use hypervisor::hyperv::hypercall::{Call, Input, Status};
 use hypervisor::hyperv::{self, Clocks, Hyperv};
 use hypervisor::irq;
+use serde::{Deserialize, Serialize};
 use tracing::warn;
-use vnic_synthetic::vmbus::{self, Bus, Interrupts, Target};
+use vnic_synthetic::vmbus::{self, Bus, BusState, Target};
+use vswitch::api::AdapterName;
 
-pub(crate) use adapters::Demanded;
-use adapters::{Adapter, Channel, Opened};
+use adapters::{Adapter, Channel};
+pub(crate) use demands::Demanded;
+use demands::Kind;
 
 /// The device's name in the machine.
 pub(crate) const VMBUS: &str = "vmbus";
@@ -34,8 +38,15 @@ const MSI_ADDRESS: u64 = 0xfee0_0000;
 const APIC_HZ: u64 = 1_000_000_000;
 /// Demands that wait for vswitchd before the guest has to wait.
 const MAX_DEMANDS: usize = 256;
-/// Bytes of an interrupt source's event flags, and of as many channels' bits in an old guest's interrupt page.
-const FLAGS_LEN: u64 = 256;
+
+/// What is saved.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    interface: State,
+    bus: BusState,
+    kept: BTreeMap<AdapterName, String>,
+}
 
 /// The interface and its bus.
 pub(crate) struct Vmbus {
@@ -47,7 +58,7 @@ pub(crate) struct Vmbus {
     served: bool,
     queue: VecDeque<Demanded>,
     /// Asked and not yet answered, by number.
-    asked: BTreeMap<u64, (u16, adapters::Kind)>,
+    asked: BTreeMap<u64, (u16, Kind)>,
     next: u64,
     /// Signalled when there is something to be taken.
     wake: Arc<OwnedFd>,
@@ -116,7 +127,8 @@ impl Vmbus {
     fn signal_event(&mut self, connection: u32) -> Status {
         match self.bus.signal(connection) {
             Some(Target::Channel(relid)) => {
-                if let Some((adapter, _)) = self.find(relid) {
+                let adapter = self.find(relid).and_then(|(at, _)| self.adapters.get(at));
+                if let Some(adapter) = adapter {
                     irq::signal(&adapter.kick);
                 }
             }
@@ -152,6 +164,7 @@ impl Vmbus {
                 }
             }
         }
+        self.forget();
         self.pass_on(interrupts, effects);
     }
 
@@ -169,17 +182,6 @@ impl Vmbus {
                     irq::signal(&self.wake);
                 }
             }
-        }
-    }
-
-    /// Where the flags are that tell the guest of a channel, each with its bit.
-    fn flags(&self, relid: u16, opened: &Opened) -> Vec<(u64, u32)> {
-        let Some(route) = self.hyperv.event_route(opened.target_vp, SINT) else {
-            return Vec::new();
-        };
-        match opened.interrupts {
-            Interrupts::Flag => vec![(route.flags, relid.into())],
-            Interrupts::Page(page) => vec![(page, relid.into()), (route.flags, 0)],
         }
     }
 
@@ -243,11 +245,32 @@ impl Device for Vmbus {
     }
 
     fn save(&self) -> State {
-        self.hyperv.save()
+        let kept = |adapter: &Adapter| (adapter.name, adapter.kept.clone());
+        let saved = Saved {
+            interface: self.hyperv.save(),
+            bus: self.bus.save(),
+            kept: self.adapters.iter().map(kept).collect(),
+        };
+        // Numbers, texts and lists of them always have a form in JSON.
+        serde_json::to_value(saved).unwrap_or_default()
     }
 
-    fn restore(&mut self, state: &State, _effects: &mut Effects) -> Result<(), RestoreError> {
-        self.hyperv.restore(state)?;
+    fn restore(&mut self, state: &State, effects: &mut Effects) -> Result<(), RestoreError> {
+        let mut saved: Saved = serde_json::from_value(state.clone())?;
+        let refused = |why: &dyn std::fmt::Display| RestoreError::Value {
+            what: "the virtual machine bus",
+            value: why.to_string(),
+            allowed: "what a bus can be",
+        };
+        let mut wanted = Vec::new();
+        let bus = Bus::restore(&saved.bus, &mut wanted).map_err(|error| refused(&error))?;
+        self.hyperv.restore(&saved.interface)?;
+        self.bus = bus;
+        self.adopt(effects).map_err(|error| refused(&error))?;
+        self.carry_out(wanted, effects);
+        for adapter in &mut self.adapters {
+            adapter.kept = saved.kept.remove(&adapter.name).unwrap_or_default();
+        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::vmbus::ring::kind;
 impl TxState {
     /// Writes answers, in order and as far as there is room, and gives back the room of the packets that were dealt with.
     /// True if a guest was told.
-    pub(super) fn flush(&mut self, shared: &Shared) -> Result<bool, PortFault> {
+    pub(in crate::port) fn flush(&mut self, shared: &Shared) -> Result<bool, PortFault> {
         let mut rx = lock(&shared.rx);
         let mut written = 0;
         for completion in &self.pending {
@@ -41,22 +41,26 @@ impl TxState {
             }
             self.replies.remove(0);
         }
+        if self.table_due
+            && let Some(Some(channel)) = rx.channels.first_mut()
+        {
+            let table = nvsp::send_table(self.open_channels());
+            self.table_due = !channel.ring.push(kind::IN_BAND, 0, &[], &table)?;
+        }
         self.publish(&mut rx)
+    }
+
+    fn open_channels(&self) -> u32 {
+        self.channels.iter().flatten().count() as u32
     }
 
     fn publish(&mut self, rx: &mut RxState) -> Result<bool, PortFault> {
         let mut told = false;
-        let open = self.current.as_ref().map(|current| current.channel);
-        let rings = self.channels.iter_mut().zip(&mut rx.channels);
-        for (index, (incoming, outgoing)) in rings.enumerate() {
+        for (incoming, outgoing) in self.channels.iter_mut().zip(&mut rx.channels) {
             let (Some(incoming), Some(outgoing)) = (incoming, outgoing) else {
                 continue;
             };
-            let mut wanted = outgoing.ring.publish()?;
-            // A packet that is not answered yet would be taken again by who takes the ring up.
-            if open.map(usize::from) != Some(index) {
-                wanted |= incoming.ring.publish()?;
-            }
+            let wanted = outgoing.ring.publish()? | incoming.ring.publish()?;
             told |= wanted && outgoing.signal.raise();
         }
         Ok(told)

@@ -77,7 +77,12 @@ impl TxState {
                 }
                 return Some(nvsp::sub_channels_complete(allowed.then_some(granted)));
             }
-            Message::RndisPacket { .. } | Message::RndisPacketComplete => {}
+            Message::SwitchDataPath {
+                virtual_function: true,
+            } => return Some(nvsp::refused()),
+            Message::SwitchDataPath { .. }
+            | Message::RndisPacket { .. }
+            | Message::RndisPacketComplete => {}
         }
         None
     }

@@ -34,6 +34,8 @@ pub struct Packet<'a> {
 pub struct Incoming {
     ring: Ring,
     read: u32,
+    /// Where the packet taken last starts.
+    last: u32,
     /// The guest's index as last loaded.
     write: u32,
     /// The read index that the guest knows.
@@ -48,6 +50,7 @@ impl Incoming {
         Ok(Incoming {
             ring,
             read,
+            last: read,
             write,
             published: read,
         })
@@ -82,6 +85,7 @@ impl Incoming {
             return fault("length of a packet in a VMBus ring", len as u32);
         }
         let start = self.read;
+        self.last = start;
         self.read = self.ring.advance(start, len as u32 + TRAILER);
         let mut packet = Packet {
             kind,
@@ -102,6 +106,11 @@ impl Incoming {
         packet.header = to.get(DESCRIPTOR..header_len).unwrap_or(&[]);
         packet.payload = to.get(header_len..len).unwrap_or(&[]);
         Ok(Some(packet))
+    }
+
+    /// The packet taken last stays in the ring, as if it had not been taken.
+    pub fn put_back(&mut self) {
+        self.read = self.last;
     }
 
     /// Whether nothing was taken since the room was last given back.
@@ -130,8 +139,8 @@ impl Incoming {
             .ring
             .index(WRITE_INDEX, "write index of a VMBus ring")?;
         let free = self.ring.size - self.ring.used(self.read, write);
-        // If there was enough before, the guest has been told or has seen it.
-        Ok(free > wanted && free - given.min(free) <= wanted)
+        // If there was enough before, the guest has been told or has seen it. Drivers differ in whether just as much is enough.
+        Ok(free >= wanted && free - given.min(free) <= wanted)
     }
 
     /// Asks for a signal on the next packet. True if there is one already.

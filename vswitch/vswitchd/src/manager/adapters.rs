@@ -2,8 +2,8 @@
 
 use tracing::{info, warn};
 use vswitch::api::{
-    AdapterName, CreateAdapter, ErrorCode, Mtu, NetworkName, PatchAdapter, PatchPort, PortBackend,
-    PortConfig, Refusal, StationMac, VlanSpec, VmName, choose_name,
+    AdapterKind, AdapterName, CreateAdapter, ErrorCode, Mtu, NetworkName, PatchAdapter, PatchPort,
+    PortBackend, PortConfig, Refusal, StationMac, VlanSpec, VmName, choose_name,
 };
 use vswitch::mac::Mac;
 
@@ -22,7 +22,7 @@ impl Manager {
         self.settle_vms();
         let home = self.vm(vm)?;
         let taken: Vec<AdapterName> = home.adapters.keys().copied().collect();
-        let name = choose_name(vm, &taken, request.name)?;
+        let name = choose_name(vm, &taken, AdapterKind::Legacy, request.name)?;
         home.must_be_off("cannot add an adapter")?;
         self.add_adapter_named(vm, name, request)?;
         Ok(name)

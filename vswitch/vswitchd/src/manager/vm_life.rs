@@ -10,7 +10,7 @@ use vswitch::attach::message::{AdapterConfig, Configure};
 use super::vms::{Vm, no_vm};
 use super::{Manager, failed};
 use crate::store::{SavedVm, StoredState};
-use crate::vm::{Birth, Files, Live};
+use crate::vm::{Birth, BySeat, Files, Live};
 
 impl Manager {
     /// Brings the stored VMs back: processes that run are adopted, and automatic starts planned.
@@ -231,16 +231,17 @@ impl Manager {
         Ok(change.commit()?)
     }
 
-    fn seats_of(&self, vm: &Vm) -> Vec<Arc<crate::vm::Seat>> {
-        let seat = |name| self.plant.seats.seat(&vm.config.name, name);
+    fn seats_of(&self, vm: &Vm) -> BySeat {
+        let seat = |name| (name, self.plant.seats.seat(&vm.config.name, name));
         vm.adapters.keys().copied().map(seat).collect()
     }
 
     fn configure(&self, vm: &Vm) -> Configure {
         let adapter = |adapter: &crate::store::SavedAdapter| AdapterConfig {
-            name: adapter.name.to_string(),
+            name: adapter.name,
             mac: adapter.mac.mac().0,
             link: self.plant.seats.seat(&vm.config.name, adapter.name).link() == Link::Up,
+            instance: [0; 16],
         };
         Configure {
             memory: vm.config.memory.bytes(),
@@ -248,6 +249,8 @@ impl Manager {
             cmdline: vm.config.cmdline.clone(),
             uuid: vm.uuid,
             adapters: vm.adapters.values().map(adapter).collect(),
+            hyperv: true,
+            services: Vec::new(),
             files: Vec::new(),
         }
     }

@@ -1,7 +1,7 @@
 //! What the API shows of VMs.
 
 use vswitch::api::{
-    AdapterKind, AdapterView, ConsoleView, DriverState, Refusal, VmGlance, VmList, VmName, VmView,
+    AdapterView, ConsoleView, DriverState, Refusal, VmGlance, VmList, VmName, VmView,
 };
 
 use super::Manager;
@@ -65,11 +65,10 @@ impl Manager {
     fn vm_view(&self, vm: &Vm) -> VmView {
         let config = &vm.config;
         let status = vm.live.as_ref().and_then(|live| live.status());
-        let bound = |index: usize| {
+        let bound = |adapter| {
             let drivers = status.as_ref().map(|status| &status.drivers);
-            drivers.and_then(|drivers| drivers.get(index)) == Some(&true)
+            drivers.is_some_and(|drivers| drivers.contains(&adapter))
         };
-        let views = vm.adapters.values().enumerate();
         VmView {
             name: config.name.clone(),
             state: vm.state(),
@@ -85,8 +84,10 @@ impl Manager {
             auto_start: config.auto_start,
             auto_stop: config.auto_stop,
             notes: config.notes.clone(),
-            adapters: views
-                .map(|(index, adapter)| self.adapter_view(&config.name, adapter, bound(index)))
+            adapters: vm
+                .adapters
+                .values()
+                .map(|adapter| self.adapter_view(&config.name, adapter, bound(adapter.name)))
                 .collect(),
             warnings: self.warnings(vm),
             exits: status.map(|status| status.exits).unwrap_or_default(),
@@ -97,7 +98,7 @@ impl Manager {
         let place = self.port_of(vm, adapter.name);
         AdapterView {
             name: adapter.name,
-            kind: AdapterKind::Legacy,
+            kind: adapter.name.kind(),
             mac: adapter.mac,
             static_mac: adapter.static_mac,
             network: place

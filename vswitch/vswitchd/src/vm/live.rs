@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use vswitch::api::{VmName, VmState};
+use vswitch::api::{AdapterName, VmName, VmState};
 use vswitch::attach::message::{Command, Configure, FileRole, Status};
 use vswitch::attach::{Connection, ToVmm};
 
@@ -23,6 +23,9 @@ pub(super) const SEND_LIMIT: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
+
+/// Seats by adapter.
+pub(crate) type BySeat = BTreeMap<AdapterName, Arc<Seat>>;
 
 /// What a process that is started is given.
 pub(crate) struct Birth {
@@ -40,8 +43,8 @@ pub(crate) struct Live {
     pub(super) process: OwnedFd,
     /// Wakes the thread that watches.
     pub(super) wake: OwnedFd,
-    /// Those of its adapters, in the order of their indices.
-    pub(super) seats: Vec<Arc<Seat>>,
+    /// Those of its adapters.
+    pub(super) seats: BySeat,
     /// Held by whoever changes the VM's state, so that changes follow each other.
     pub(super) operation: Mutex<()>,
     inner: Mutex<Inner>,
@@ -75,7 +78,7 @@ impl Live {
         name: &VmName,
         launcher: &dyn Launcher,
         socket: &Path,
-        seats: Vec<Arc<Seat>>,
+        seats: BySeat,
         birth: Birth,
     ) -> anyhow::Result<Arc<Live>> {
         use std::os::unix::process::CommandExt;
@@ -99,7 +102,7 @@ impl Live {
     pub(crate) fn adopt(
         name: &VmName,
         (pid, started): (i32, i64),
-        seats: Vec<Arc<Seat>>,
+        seats: BySeat,
     ) -> anyhow::Result<Option<Arc<Live>>> {
         if start_time(pid) != Some(started) {
             return Ok(None);
@@ -116,7 +119,7 @@ impl Live {
     fn new(
         name: &VmName,
         pid: i32,
-        seats: Vec<Arc<Seat>>,
+        seats: BySeat,
         birth: Option<Birth>,
     ) -> anyhow::Result<Arc<Live>> {
         let raw = Pid::from_raw(pid).context("no process")?;

@@ -20,8 +20,8 @@ pub(crate) mod verbs;
 pub(crate) use door::Door;
 pub(crate) use files::Files;
 pub(crate) use launch::{Launcher, VmmProgram};
-pub(crate) use live::{Birth, Live};
-pub(crate) use seat::{Seat, Seats};
+pub(crate) use live::{Birth, BySeat, Live};
+pub(crate) use seat::Seats;
 
 /// How long a process may take for what is done at once.
 const PROMPT: std::time::Duration = std::time::Duration::from_secs(5);

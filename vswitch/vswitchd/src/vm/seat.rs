@@ -65,8 +65,8 @@ pub(super) struct Rings {
     pub(super) interrupt: OwnedFd,
     /// The process whose they are.
     pub(super) live: Weak<Live>,
-    /// The adapter's index in that process.
-    pub(super) index: usize,
+    /// The adapter's name in that process.
+    pub(super) name: AdapterName,
 }
 
 /// Where one adapter and its port meet.
@@ -154,11 +154,11 @@ impl State {
         });
     }
 
-    fn tell(&self, command: impl FnOnce(usize) -> Command) {
+    fn tell(&self, command: impl FnOnce(AdapterName) -> Command) {
         if let Some(rings) = &self.rings
             && let Some(live) = rings.live.upgrade()
         {
-            live.post(command(rings.index));
+            live.post(command(rings.name));
         }
     }
 

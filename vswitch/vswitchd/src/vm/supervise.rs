@@ -47,7 +47,7 @@ pub(super) fn run(live: &Arc<Live>, child: Option<Child>) {
     if let Some(connection) = live.lock().connection.clone() {
         let _ = take_messages(live, &connection);
     }
-    live.seats.iter().for_each(|seat| seat.take_away());
+    live.seats.values().for_each(|seat| seat.take_away());
     let status = child.and_then(|mut child| child.wait().ok());
     let end = live.update(|inner| {
         let said = inner.intent.take().or_else(|| inner.said.take());
@@ -91,7 +91,7 @@ fn wait(live: &Live, connection: Option<&Connection>) -> Woken {
 /// The connection is of no use any more: its memory is let go of at once. A process that has closed it is about to end,
 /// or to be told that it must.
 fn disconnect(live: &Live, error: &anyhow::Error) {
-    live.seats.iter().for_each(|seat| seat.take_away());
+    live.seats.values().for_each(|seat| seat.take_away());
     live.update(|inner| inner.connection = None);
     if !matches!(error.downcast_ref(), Some(AttachError::Closed)) {
         warn!(vm = %live.name, "its process breaks the protocol: {error:#}");
@@ -120,9 +120,9 @@ fn take(
             state,
         } => {
             ensure!(
-                adapters == live.seats.len(),
-                "{adapters} adapters, where {} were configured",
-                live.seats.len()
+                adapters.iter().eq(live.seats.keys()),
+                "adapters {adapters:?}, where {:?} were configured",
+                live.seats.keys()
             );
             bring(live, &regions, fds, state == RunState::Paused)?;
             match state {
@@ -149,9 +149,12 @@ fn take(
         FromVmm::Reply { id, error, status } => {
             live.answered(id, error.map_or(Ok(status), Err));
         }
+        FromVmm::Added { .. } | FromVmm::Demand { .. } | FromVmm::Crashed(_) => {
+            bail!("a message for synthetic adapters, which it has none of")
+        }
         FromVmm::WasReset {} => {
             info!(vm = %live.name, "VM was reset");
-            live.seats.iter().for_each(|seat| seat.renew());
+            live.seats.values().for_each(|seat| seat.renew());
         }
         FromVmm::Ended(ended) => {
             let said = match ended {
@@ -184,7 +187,7 @@ fn bring(
     });
     let specs = specs.collect::<anyhow::Result<_>>()?;
     let memory = Arc::new(Memory::map(specs).context("its RAM cannot be mapped")?);
-    for (index, seat) in live.seats.iter().enumerate() {
+    for (&name, seat) in &live.seats {
         let (Some(page), Some(kick), Some(interrupt)) = (fds.next(), fds.next(), fds.next()) else {
             bail!("files of an adapter are missing");
         };
@@ -194,7 +197,7 @@ fn bring(
             kick,
             interrupt,
             live: Arc::downgrade(live),
-            index,
+            name,
         };
         seat.bring(rings, paused);
     }

@@ -124,7 +124,7 @@ fn resynchronise(live: &Live) {
         return;
     };
     let paused = status.state == RunState::Paused;
-    live.seats.iter().for_each(|seat| seat.pause(paused));
+    live.seats.values().for_each(|seat| seat.pause(paused));
     live.set_state(if paused {
         VmState::Paused
     } else {
@@ -134,16 +134,16 @@ fn resynchronise(live: &Live) {
 
 fn pause(live: &Live) -> anyhow::Result<()> {
     live.request(Command::Pause, None, PROMPT)?;
-    live.seats.iter().for_each(|seat| seat.pause(true));
+    live.seats.values().for_each(|seat| seat.pause(true));
     live.set_state(VmState::Paused);
     Ok(())
 }
 
 fn resume(live: &Live) -> anyhow::Result<()> {
-    live.seats.iter().for_each(|seat| seat.pause(false));
+    live.seats.values().for_each(|seat| seat.pause(false));
     let resumed = live.request(Command::Resume, None, PROMPT);
     if resumed.is_err() {
-        live.seats.iter().for_each(|seat| seat.pause(true));
+        live.seats.values().for_each(|seat| seat.pause(true));
     } else {
         live.set_state(VmState::Running);
     }

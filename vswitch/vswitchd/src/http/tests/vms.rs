@@ -1,5 +1,6 @@
 //! VMs through the API, with processes that only speak the protocol.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use serde_json::{Value, json};
+use vswitch::api::AdapterName;
 use vswitch::attach::message::{Command, FileRole, Region, RunState, Status};
 use vswitch::attach::{AttachError, Connection, FromVmm, ToVmm, VERSION};
 
@@ -36,8 +38,7 @@ fn fake_vmm() {
 #[derive(Default)]
 struct Fake {
     state: Option<RunState>,
-    adapters: usize,
-    links: Vec<bool>,
+    links: BTreeMap<AdapterName, bool>,
 }
 
 const LIMIT: Timespec = Timespec {
@@ -67,8 +68,11 @@ impl Fake {
         match message {
             ToVmm::Configure(configure) => {
                 self.state = Some(RunState::Ready);
-                self.adapters = configure.adapters.len();
-                self.links = configure.adapters.iter().map(|a| a.link).collect();
+                self.links = configure
+                    .adapters
+                    .iter()
+                    .map(|a| (a.name, a.link))
+                    .collect();
                 if configure.cmdline.contains("die") {
                     panic!("as the command line says");
                 }
@@ -88,18 +92,23 @@ impl Fake {
                         let mut file = std::fs::File::from(fds.remove(0));
                         std::io::Write::write_all(&mut file, b"all of it").unwrap();
                     }
-                    Command::Link { adapter, up } => self.links[adapter] = up,
+                    Command::Link { adapter, up } => {
+                        self.links.insert(adapter, up).unwrap();
+                    }
                     Command::Status => {
-                        let links = self.links.iter().enumerate();
+                        let links = self.links.values().enumerate();
                         status = Some(Status {
                             state: self.state.unwrap(),
                             exits: links
                                 .map(|(i, up)| (format!("link{i}"), u64::from(*up)))
                                 .collect(),
-                            drivers: vec![true; self.adapters],
+                            drivers: self.links.keys().copied().collect(),
+                            services: Vec::new(),
+                            facts: BTreeMap::new(),
                         });
                     }
                     Command::PowerButton | Command::Reset | Command::Served { .. } => {}
+                    other => panic!("{other:?}"),
                 }
                 let reply = FromVmm::Reply {
                     id,
@@ -108,6 +117,7 @@ impl Fake {
                 };
                 connection.send(&reply, &[], LIMIT).unwrap();
             }
+            ToVmm::Done { .. } => panic!("nothing was demanded"),
         }
     }
 
@@ -116,7 +126,7 @@ impl Fake {
         ftruncate(&ram, 1 << 20).unwrap();
         fcntl_add_seals(&ram, SealFlags::SHRINK | SealFlags::GROW).unwrap();
         let mut files = vec![ram];
-        for _ in 0..self.adapters {
+        for _ in &self.links {
             let (_, page) = vnic_legacy::page::SharedPage::create().unwrap();
             files.push(page);
             files.push(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
@@ -129,7 +139,7 @@ impl Fake {
                 len: 1 << 20,
                 offset: 0,
             }],
-            adapters: self.adapters,
+            adapters: self.links.keys().copied().collect(),
             state: self.state.unwrap(),
         };
         connection.send(&ready, &fds, LIMIT).unwrap();
