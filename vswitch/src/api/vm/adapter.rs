@@ -164,11 +164,7 @@ impl CreateAdapter {
     ///
     /// # Errors
     /// It is of another kind, it is taken, or all are.
-    pub fn choose_name(
-        &self,
-        vm: &VmName,
-        taken: &[AdapterName],
-    ) -> Result<AdapterName, Refusal> {
+    pub fn choose_name(&self, vm: &VmName, taken: &[AdapterName]) -> Result<AdapterName, Refusal> {
         let kind = self.kind(vm)?;
         match self.name {
             Some(name) if taken.contains(&name) => Err(Refusal::conflict(format!(
