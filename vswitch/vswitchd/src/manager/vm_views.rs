@@ -1,8 +1,10 @@
 //! What the API shows of VMs.
 
 use vswitch::api::{
-    AdapterView, ConsoleView, DriverState, Refusal, VmGlance, VmList, VmName, VmView,
+    AdapterView, ConsoleView, CrashView, DriverState, Refusal, Service, ServiceView, VmConfig,
+    VmGlance, VmList, VmName, VmView,
 };
+use vswitch::attach::message::Status;
 
 use super::Manager;
 use super::vms::Vm;
@@ -90,6 +92,20 @@ impl Manager {
                 .map(|adapter| self.adapter_view(&config.name, adapter, bound(adapter.name)))
                 .collect(),
             warnings: self.warnings(vm),
+            hyperv: config.hyperv,
+            services: services(config, status.as_ref()),
+            facts: status
+                .as_ref()
+                .map(|status| status.facts.clone())
+                .unwrap_or_default(),
+            crash: vm
+                .live
+                .as_ref()
+                .map_or(vm.crash.clone(), |live| live.crash())
+                .map(|report| CrashView {
+                    parameters: report.parameters,
+                    message: report.message,
+                }),
             exits: status.map(|status| status.exits).unwrap_or_default(),
         }
     }
@@ -109,11 +125,7 @@ impl Manager {
                 None => adapter.vlan,
             },
             link: self.plant.seats.seat(vm, adapter.name).link(),
-            driver: if bound {
-                DriverState::Bound
-            } else {
-                DriverState::None
-            },
+            driver: driver(bound),
         }
     }
 
@@ -128,5 +140,22 @@ impl Manager {
             self.twins(name, own).into_iter().map(line)
         };
         vm.adapters.values().flat_map(of).collect()
+    }
+}
+
+fn services(config: &VmConfig, status: Option<&Status>) -> Vec<ServiceView> {
+    let in_use = |service| status.is_some_and(|status| status.services.contains(&service));
+    let view = |&name: &Service| ServiceView {
+        name,
+        driver: driver(in_use(name)),
+    };
+    config.offered_services().iter().map(view).collect()
+}
+
+fn driver(bound: bool) -> DriverState {
+    if bound {
+        DriverState::Bound
+    } else {
+        DriverState::None
     }
 }
