@@ -23,7 +23,7 @@ use crate::wire::{put, put32};
 /// Frames that one packet names, at most.
 const MAX_RANGES: usize = 32;
 /// Bytes in front of the ranges: identifier of the buffer, and their number.
-const RANGES_AT: usize = 8;
+pub(super) const RANGES_AT: usize = 8;
 
 /// The ring of a channel that the guest reads, and how it is told.
 pub(super) struct RxChannel {
@@ -79,7 +79,7 @@ impl RxState {
         let at = u32::from(section) * buffer.section;
         let written = buffer.pages.write(at, message).is_ok();
         let range = [(message.len() as u32, at)];
-        let transaction = section.into();
+        let transaction = self.sections.transaction(section);
         if !written || !announce(channel, buffer.id, Channel::Control, transaction, &range)? {
             self.sections.put_back(section);
             return Ok(!written);

@@ -113,6 +113,16 @@ impl Incoming {
         self.read = self.last;
     }
 
+    /// Where the packet taken last starts.
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// Where the next packet starts.
+    pub fn position(&self) -> u32 {
+        self.read
+    }
+
     /// Whether nothing was taken since the room was last given back.
     pub fn is_published(&self) -> bool {
         self.read == self.published
@@ -123,12 +133,20 @@ impl Incoming {
     /// # Errors
     /// The ring lies.
     pub fn publish(&mut self) -> Result<bool, PortFault> {
-        if self.is_published() {
+        self.publish_to(self.read)
+    }
+
+    /// The same for the packets taken before the one that starts at `index`.
+    ///
+    /// # Errors
+    /// The ring lies.
+    pub fn publish_to(&mut self, index: u32) -> Result<bool, PortFault> {
+        if index == self.published {
             return Ok(false);
         }
-        let given = self.ring.used(self.published, self.read);
-        self.ring.store(READ_INDEX, self.read)?;
-        self.published = self.read;
+        let given = self.ring.used(self.published, index);
+        self.ring.store(READ_INDEX, index)?;
+        self.published = index;
         // The guest stores what it waits for and then looks at the read index.
         fence(Ordering::SeqCst);
         let wanted = self.ring.load(PENDING_SEND)?;
@@ -138,7 +156,7 @@ impl Incoming {
         let write = self
             .ring
             .index(WRITE_INDEX, "write index of a VMBus ring")?;
-        let free = self.ring.size - self.ring.used(self.read, write);
+        let free = self.ring.size - self.ring.used(index, write);
         // If there was enough before, the guest has been told or has seen it. Drivers differ in whether just as much is enough.
         Ok(free >= wanted && free - given.min(free) <= wanted)
     }

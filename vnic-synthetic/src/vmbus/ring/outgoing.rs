@@ -5,8 +5,8 @@ use std::sync::atomic::{Ordering, fence};
 use vswitch::port::PortFault;
 
 use super::{
-    COMPLETION_REQUESTED, DESCRIPTOR, FEATURE_PENDING_SEND, FEATURES, INTERRUPT_MASK, PENDING_SEND,
-    READ_INDEX, Ring, TRAILER, WRITE_INDEX, kind,
+    COMPLETION_REQUESTED, DESCRIPTOR, FEATURE_PENDING_SEND, FEATURES, INTERRUPT_MASK, Incoming,
+    PENDING_SEND, READ_INDEX, Ring, TRAILER, WRITE_INDEX, kind,
 };
 use crate::wire::put;
 
@@ -115,6 +115,15 @@ impl Outgoing {
         }
         self.read = self.ring.index(READ_INDEX, "read index of a VMBus ring")?;
         Ok(self.read == before)
+    }
+
+    /// A reader of what the guest has been shown and has not read yet, for who knows no longer; it takes nothing away as long
+    /// as it is not published.
+    ///
+    /// # Errors
+    /// The ring lies.
+    pub fn unread(&self) -> Result<Incoming, PortFault> {
+        Incoming::new(self.ring.clone())
     }
 
     /// Asks the guest for a signal once a packet of the longest kind fits; with `false`, for none.
