@@ -67,14 +67,15 @@ impl RxState {
         }
     }
 
-    /// A control message to the driver. False if there is no room for it now.
+    /// A control message to the driver. False if there is no room in its ring now. To wait for a section would be to wait for
+    /// good: it comes back by the ring that waits for this answer. There is one, unless a driver keeps all of them.
     pub(super) fn send_control(&mut self, message: &[u8]) -> Result<bool, PortFault> {
         let (Some(Some(channel)), Some(buffer)) = (self.channels.first_mut(), &self.buffer) else {
             // Nobody can be told.
             return Ok(true);
         };
         let Some(section) = self.sections.take_reserved() else {
-            return Ok(false);
+            return Ok(true);
         };
         let at = u32::from(section) * buffer.section;
         let written = buffer.pages.write(at, message).is_ok();
