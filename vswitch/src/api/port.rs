@@ -319,7 +319,7 @@ impl PatchPort {
                 return refuse("its MTU is that of its network; change the network's".to_owned());
             }
         }
-        if config.backend.adapter().is_some() && self.mtu.is_some() {
+        if matches!(config.backend, PortBackend::Legacy { .. }) && self.mtu.is_some() {
             return refuse(
                 "a legacy adapter is a 10/100 Mb/s card of its time, which has MTU 1500".to_owned(),
             );
