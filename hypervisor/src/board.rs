@@ -210,6 +210,7 @@ impl Board {
         call: impl FnOnce(&mut dyn Device, &mut Effects) -> R,
     ) -> Option<R> {
         let mut effects = Effects::new(self.clock.now());
+        effects.reference = self.clock.reference();
         let result = call(self.devices.get_mut(index)?.device.as_mut(), &mut effects);
         for effect in effects.take() {
             if let Err(error) = self.carry_out(index, effect) {

@@ -231,6 +231,8 @@ pub const DEBUG_CONSOLE: u32 = 0x402;
 pub struct Effects {
     /// Nanoseconds that the machine has run: it stands still in pause, and goes on after restore.
     pub now: u64,
+    /// Hyper-V's reference time as the guest knows it by its time-stamp counter, in units of 100 ns.
+    pub reference: u64,
     list: Vec<Effect>,
 }
 
@@ -239,6 +241,7 @@ impl Effects {
     pub fn new(now: u64) -> Self {
         Self {
             now,
+            reference: now / 100,
             list: Vec::new(),
         }
     }

@@ -510,8 +510,9 @@ impl Shared {
             }
         }
         control.phase = Phase::Running;
+        let reference = self.reference(control);
         let mut board = self.board();
-        board.clock.start();
+        board.clock.start(reference);
         board.ended_interrupts();
         drop(board);
         self.wake_service();
@@ -519,6 +520,16 @@ impl Shared {
         if lock(&self.requests).is_empty() {
             self.gate.open();
         }
+    }
+
+    /// The guest's reference time, in units of 100 ns: that of its first processor's time-stamp counter. No processor
+    /// runs.
+    fn reference(&self, control: &Control) -> u64 {
+        let first = self.vcpus.first().map(lock);
+        // One that cannot be read is no reason to stand still: only services of the guest look at it.
+        let tsc = first.and_then(|first| state::time_stamp(&first).ok());
+        let ticks = u128::from(tsc.unwrap_or_default());
+        (ticks * 10_000 / u128::from(control.tsc_khz.max(1))) as u64
     }
 
     /// Everything as after power-on, and the first program in place. No processor runs.

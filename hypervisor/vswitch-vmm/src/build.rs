@@ -67,7 +67,7 @@ pub(crate) fn machine(
     Ok((machine, shared))
 }
 
-/// Hyper-V's interface, if the guest is to find it, with its synthetic adapters.
+/// Hyper-V's interface, if the guest is to find it, with its synthetic adapters and services.
 fn vmbus(configure: &Configure, memory: &GuestMemory) -> anyhow::Result<Option<Vmbus>> {
     let adapters = configure.adapters.iter();
     let mut synthetic = adapters.filter(|adapter| adapter.name.kind() == AdapterKind::Synthetic);
@@ -86,6 +86,9 @@ fn vmbus(configure: &Configure, memory: &GuestMemory) -> anyhow::Result<Option<V
         vmbus
             .add_adapter(adapter.name, adapter.instance, &mut Effects::default())
             .with_context(|| format!("adapter {}", adapter.name))?;
+    }
+    for service in &configure.services {
+        vmbus.add_service(*service, &mut Effects::default())?;
     }
     Ok(Some(vmbus))
 }

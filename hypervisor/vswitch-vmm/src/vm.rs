@@ -296,20 +296,18 @@ impl Vm {
     fn carry_out(&mut self, command: Command, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
         match command {
             Command::Start if self.restored => {
-                set_clock(&self.machine);
-                self.machine.resume()?;
+                self.resume()?;
                 self.restored = false;
             }
             Command::Start => self.machine.start()?,
             Command::Pause => self.machine.pause()?,
-            Command::Resume => {
-                set_clock(&self.machine);
-                self.machine.resume()?;
-            }
+            Command::Resume => self.resume()?,
             Command::Reset => {
                 self.machine.reset()?;
                 self.was_reset();
             }
+            Command::PowerButton
+                if self.with_vmbus(|vmbus, effects| vmbus.shut_down(effects)) == Some(true) => {}
             Command::PowerButton => {
                 let press = |bridge: &mut HostBridge, effects: &mut Effects| {
                     bridge.press_power_button(effects);
@@ -350,6 +348,14 @@ impl Vm {
         Ok(())
     }
 
+    /// Goes on, and tells the guest what time it is.
+    fn resume(&self) -> anyhow::Result<()> {
+        set_clock(&self.machine);
+        self.machine.resume()?;
+        self.with_vmbus(|vmbus, effects| vmbus.set_time(effects));
+        Ok(())
+    }
+
     fn was_reset(&mut self) {
         self.crash = None;
         self.attached.send(&FromVmm::WasReset {}, &[]);
@@ -370,6 +376,8 @@ impl Vm {
         let bound = |index| self.with_nic(index, Nic::has_driver).unwrap_or_default();
         let adapters = self.adapters.iter().enumerate();
         let synthetic = self.with_vmbus(|vmbus, _| vmbus.drivers());
+        let services = self.with_vmbus(|vmbus, _| vmbus.services_in_use());
+        let facts = self.with_vmbus(|vmbus, effects| vmbus.facts(effects));
         Status {
             state: self.state(),
             exits: BTreeMap::from(kinds.map(|(kind, count)| (kind.to_owned(), count))),
@@ -377,8 +385,8 @@ impl Vm {
                 .filter_map(|(index, adapter)| bound(index).then_some(adapter.name))
                 .chain(synthetic.unwrap_or_default())
                 .collect(),
-            services: Vec::new(),
-            facts: BTreeMap::new(),
+            services: services.unwrap_or_default(),
+            facts: facts.unwrap_or_default(),
         }
     }
 
@@ -425,7 +433,7 @@ fn with_nic<T>(
         .flatten()
 }
 
-/// Puts the guest's clock right after it stood still.
+/// Puts the machine's clock right after it stood still.
 fn set_clock(machine: &Machine) {
     let now = UNIX_EPOCH.elapsed().unwrap_or_default();
     let nanos = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);

@@ -215,8 +215,8 @@ impl Vmbus {
             .retain(|adapter| !(adapter.leaving && adapter.channels.is_empty()));
     }
 
-    /// Finds the adapters' channels on a bus that was restored. Adapters that were plugged in meanwhile are offered, and
-    /// those that are not there any more are taken back.
+    /// Finds the channels of adapters and services on a bus that was restored. Adapters that were plugged in meanwhile are
+    /// offered, and what is not there any more is taken back.
     pub(super) fn adopt(&mut self, effects: &mut Effects) -> anyhow::Result<()> {
         for adapter in &mut self.adapters {
             adapter.channels.clear();
@@ -228,6 +228,9 @@ impl Vmbus {
             .collect();
         let mut wanted = Vec::new();
         for (relid, offer) in channels {
+            if self.adopt_service(relid, &offer).is_some() {
+                continue;
+            }
             let mut adapters = self.adapters.iter_mut();
             match adapters.find(|adapter| adapter.instance == offer.instance) {
                 Some(adapter) => adapter.channels.push(Channel {

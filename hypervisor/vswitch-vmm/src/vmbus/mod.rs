@@ -6,6 +6,7 @@
 
 mod adapters;
 mod demands;
+mod services;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ use vswitch::api::AdapterName;
 use adapters::{Adapter, Channel};
 pub(crate) use demands::Demanded;
 use demands::Kind;
+use services::Offered;
 
 /// The device's name in the machine.
 pub(crate) const VMBUS: &str = "vmbus";
@@ -50,10 +52,14 @@ struct Saved {
 
 /// The interface and its bus.
 pub(crate) struct Vmbus {
+    memory: Arc<Memory>,
     hyperv: Hyperv,
     processors: u32,
     bus: Bus,
     adapters: Vec<Adapter>,
+    services: Vec<Offered>,
+    /// What the guest says of itself.
+    facts: BTreeMap<String, String>,
     /// vswitchd is there to be asked.
     served: bool,
     queue: VecDeque<Demanded>,
@@ -72,10 +78,13 @@ impl Vmbus {
     /// The interface of a machine of `processors` with `memory`. The clocks are set once they are known.
     pub(crate) fn new(memory: Arc<Memory>, processors: u32) -> anyhow::Result<Vmbus> {
         Ok(Vmbus {
-            hyperv: Hyperv::new(memory, clocks(0), processors),
+            hyperv: Hyperv::new(memory.clone(), clocks(0), processors),
+            memory,
             processors,
             bus: Bus::new(),
             adapters: Vec::new(),
+            services: Vec::new(),
+            facts: BTreeMap::new(),
             served: false,
             queue: VecDeque::new(),
             asked: BTreeMap::new(),
@@ -124,8 +133,9 @@ impl Vmbus {
         Status::Success
     }
 
-    fn signal_event(&mut self, connection: u32) -> Status {
+    fn signal_event(&mut self, connection: u32, effects: &mut Effects) -> Status {
         match self.bus.signal(connection) {
+            Some(Target::Channel(relid)) if self.run_service(relid, effects) => {}
             Some(Target::Channel(relid)) => {
                 let adapter = self.find(relid).and_then(|(at, _)| self.adapters.get(at));
                 if let Some(adapter) = adapter {
@@ -136,6 +146,7 @@ impl Vmbus {
                 for adapter in &self.adapters {
                     irq::signal(&adapter.kick);
                 }
+                self.run_services(effects);
             }
             None => return Status::InvalidConnection,
         }
@@ -156,7 +167,11 @@ impl Vmbus {
                         .post(to, CHANNEL_MESSAGE, &message, &mut interrupts);
                 }
                 vmbus::Effect::Ask { relid, demand } => {
-                    if let Some(done) = self.ask(relid, demand, effects) {
+                    let done = match self.serve(relid, &demand, effects) {
+                        None => self.ask(relid, demand, effects),
+                        done => done,
+                    };
+                    if let Some(done) = done {
                         let mut more = Vec::new();
                         self.bus.done(relid, done, &mut more);
                         wanted.extend(more);
@@ -231,9 +246,13 @@ impl Device for Vmbus {
                 connection,
                 payload,
             } => self.post_message(connection, &payload, effects),
-            Call::SignalEvent { connection } => self.signal_event(connection),
+            Call::SignalEvent { connection } => self.signal_event(connection, effects),
             Call::Fails(status) => status,
         })
+    }
+
+    fn timer(&mut self, _id: u32, effects: &mut Effects) {
+        self.run_services(effects);
     }
 
     fn reset(&mut self, effects: &mut Effects) {
@@ -242,6 +261,7 @@ impl Device for Vmbus {
         self.bus.reset(&mut wanted);
         self.carry_out(wanted, effects);
         self.warned = false;
+        self.facts.clear();
     }
 
     fn save(&self) -> State {
