@@ -99,7 +99,8 @@ pub struct Adapter(Arc<Shared>);
 
 impl Adapter {
     /// An adapter of a guest with the memory `memory`. `kick` becomes readable when the guest signals any of its channels
-    /// and is written to for changes; `attention` is written to when the driver asks for sub-channels.
+    /// and is written to for changes; `attention` is written to when the driver negotiated something: it may want
+    /// [`Adapter::sub_channels`], and [`Adapter::negotiated`] may be another.
     pub fn new(
         memory: Arc<Memory>,
         config: Config,
@@ -237,17 +238,23 @@ impl Adapter {
         notify::signal(&*self.0.kick);
     }
 
-    /// What the driver negotiated, and what is on its way to it; to be taken while the sides are detached, and before the
-    /// guest's memory is saved.
+    /// All there is to know besides the guest's memory: what the driver negotiated, what it holds, and what is on its way to
+    /// it. To be taken while the sides are detached, and before the guest's memory is saved.
     pub fn save(&self) -> State {
-        let mut tx = lock(&self.0.tx);
-        // What finds room goes out now. A ring that lies is found to lie again.
-        let _ = tx.flush(&self.0);
-        tx.save(&self.0)
+        lock(&self.0.tx).save(&self.0)
     }
 
-    /// Goes on where `state` was saved: over the same memory, which has been added, and the same channels, which have been
+    /// What the driver negotiated: what is needed to go on if this process ends without a word. It may have changed whenever
+    /// `attention` was written to.
+    pub fn negotiated(&self) -> State {
+        lock(&self.0.tx).negotiated(&self.0)
+    }
+
+    /// Goes on where `state` was taken: over the same memory, which has been added, and the same channels, which have been
     /// opened. Nothing is changed if it is refused.
+    ///
+    /// After [`Adapter::save`] nothing is lost and nothing comes twice. After [`Adapter::negotiated`], frames that were on
+    /// their way when the process ended may be, and what the driver set last may be missing.
     ///
     /// # Errors
     /// [`StateError`].

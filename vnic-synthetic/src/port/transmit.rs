@@ -55,6 +55,8 @@ impl TxChannel {
 /// An answer to a packet.
 struct Completion {
     channel: u8,
+    /// Where the packet starts in the channel's ring.
+    start: u32,
     transaction: u64,
     payload: Payload,
 }
@@ -391,8 +393,10 @@ impl TxState {
 
     fn answer(&mut self, packet: &Packet<'_>, payload: Payload) {
         if packet.wants_completion {
+            let channel = self.channels.get(self.start).and_then(Option::as_ref);
             self.pending.push(Completion {
                 channel: self.start as u8,
+                start: channel.map_or(0, |channel| channel.ring.last()),
                 transaction: packet.transaction,
                 payload,
             });

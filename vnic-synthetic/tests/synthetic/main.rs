@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod integration;
 mod offload;
 mod port;
 mod rig;

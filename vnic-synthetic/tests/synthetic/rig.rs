@@ -102,6 +102,16 @@ impl Rig {
         self.port.attach(self.guest.host.adapter.sides());
     }
 
+    /// The switch's process ends without a word, and another goes on with what the driver is known to have negotiated.
+    pub(crate) fn kill_and_restore(&mut self) {
+        drop(self.port.detach());
+        let host = &self.guest.host;
+        let state = (host.bus.save(), host.adapter.negotiated());
+        let memory = self.guest.memory().clone();
+        self.guest.host = Host::restore(memory, self.guest.config(), &state);
+        self.port.attach(self.guest.host.adapter.sides());
+    }
+
     /// Some turns of the worker and of the driver.
     pub(crate) fn turn(&mut self) {
         for _ in 0..4 {

@@ -28,9 +28,10 @@ enum Step {
     Returns(bool),
     Query,
     Save,
+    Kill,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps(end: Step) -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0u8..3, 1u8..9).prop_map(|(carry, count)| Step::Up(carry, count)),
         4 => (1u8..20).prop_map(Step::Down),
@@ -38,7 +39,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Guest),
         1 => any::<bool>().prop_map(Step::Returns),
         1 => Just(Step::Query),
-        2 => Just(Step::Save),
+        2 => Just(end),
     ];
     prop::collection::vec(step, 1..150)
 }
@@ -48,50 +49,65 @@ proptest! {
 
     /// Every frame that the guest sent arrives once and in order, and so does every frame that was delivered to it.
     #[test]
-    fn nothing_is_lost_or_comes_twice(steps in steps()) {
+    fn nothing_is_lost_or_comes_twice(steps in steps(Step::Save)) {
+        let run = Run::of(steps);
+        prop_assert_eq!(run.got_up, run.sent_up);
+    }
+
+    /// The process of the switch is killed, and what the driver negotiated is all that is known: what it sent may come
+    /// twice, but nothing is lost that was delivered, and the driver gets every answer it waits for.
+    #[test]
+    fn a_driver_survives_the_switch(steps in steps(Step::Kill)) {
+        let mut run = Run::of(steps);
+        run.got_up.sort_unstable();
+        run.got_up.dedup();
+        prop_assert_eq!(run.got_up, run.sent_up);
+    }
+}
+
+/// Frames that the guest sent, and that arrived; what must hold of the other direction is asserted.
+struct Run {
+    sent_up: Vec<u32>,
+    got_up: Vec<u32>,
+}
+
+impl Run {
+    fn of(steps: Vec<Step>) -> Run {
         // Small rings, so that answers pile up.
-        let mut rig = Rig::new(Setup { ring: 2, receive: 24, ..Setup::linux() });
-        let (mut up, mut down, mut expected_up) = (0, 0, Vec::new());
-        let (mut got_up, mut got_down) = (Vec::new(), Vec::new());
+        let mut rig = Rig::new(Setup {
+            ring: 2,
+            receive: 24,
+            ..Setup::linux()
+        });
+        let mut run = Run {
+            sent_up: Vec::new(),
+            got_up: Vec::new(),
+        };
+        let mut down = 0;
         for step in steps {
-            match step {
-                Step::Up(carry, count) => {
-                    let carry = [Carry::SendBuffer, Carry::Pages, Carry::Mixed][usize::from(carry)];
-                    let count = if carry == Carry::SendBuffer { u32::from(count.min(5)) } else { 1 };
-                    let frames: Vec<Frame> = (up..up + count)
-                        .map(|n| Frame::plain(&numbered(PEER, GUEST, n)))
-                        .collect();
-                    if rig.guest.send(carry, &frames).is_some() {
-                        expected_up.extend(up..up + count);
-                        up += count;
-                    }
-                }
-                Step::Down(count) => for _ in 0..count {
-                    rig.station.send(&numbered(GUEST, PEER, down));
-                    down += 1;
-                },
-                Step::Worker => rig.worker_turn(),
-                Step::Guest => rig.guest.poll(),
-                Step::Returns(returns) => rig.guest.returns = returns,
-                Step::Query => {
-                    let words = [4u32, 28, 9, 0x0001_0114, 0, 20, 0];
-                    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                    rig.guest.try_send_control(&bytes);
-                }
-                Step::Save => rig.save_and_restore(),
-            }
-            got_up.extend(rig.received().iter().map(|frame| number(frame)));
+            run.step(&mut rig, step, &mut down);
+            run.got_up
+                .extend(rig.received().iter().map(|frame| number(frame)));
         }
         rig.guest.returns = true;
-        rig.guest.give_back();
         for _ in 0..40 {
+            rig.guest.give_back();
             rig.turn();
-            got_up.extend(rig.received().iter().map(|frame| number(frame)));
+            run.got_up
+                .extend(rig.received().iter().map(|frame| number(frame)));
         }
-        got_down.extend(rig.guest.received.drain(..).map(|received| number(&received.bytes)));
-        prop_assert_eq!(got_up, expected_up);
-        prop_assert_eq!(got_down.len() as u64, rig.port.counters().rx.frames);
-        prop_assert!(got_down.is_sorted_by(|before, after| before < after));
+        let got_down: Vec<u32> = rig
+            .guest
+            .received
+            .drain(..)
+            .map(|received| {
+                let number = number(&received.bytes);
+                assert_eq!(received.bytes, numbered(GUEST, PEER, number));
+                number
+            })
+            .collect();
+        assert_eq!(got_down.len() as u64, rig.port.counters().rx.frames);
+        assert!(got_down.is_sorted_by(|before, after| before < after));
         rig.balanced();
         // Every section came back: as many frames fit as in the beginning.
         rig.guest.returns = false;
@@ -100,7 +116,43 @@ proptest! {
             rig.station.send(&numbered(GUEST, PEER, n));
             rig.turn();
         }
-        prop_assert_eq!(rig.port.counters().rx.frames - before, 24 * 4096 / 1728 - 8);
+        assert_eq!(rig.port.counters().rx.frames - before, 24 * 4096 / 1728 - 8);
+        run
+    }
+
+    fn step(&mut self, rig: &mut Rig, step: Step, down: &mut u32) {
+        match step {
+            Step::Up(carry, count) => {
+                let carry = [Carry::SendBuffer, Carry::Pages, Carry::Mixed][usize::from(carry)];
+                let count = match carry {
+                    Carry::SendBuffer => u32::from(count.min(5)),
+                    _ => 1,
+                };
+                let first = self.sent_up.len() as u32;
+                let frames: Vec<Frame> = (first..first + count)
+                    .map(|n| Frame::plain(&numbered(PEER, GUEST, n)))
+                    .collect();
+                if rig.guest.send(carry, &frames).is_some() {
+                    self.sent_up.extend(first..first + count);
+                }
+            }
+            Step::Down(count) => {
+                for _ in 0..count {
+                    rig.station.send(&numbered(GUEST, PEER, *down));
+                    *down += 1;
+                }
+            }
+            Step::Worker => rig.worker_turn(),
+            Step::Guest => rig.guest.poll(),
+            Step::Returns(returns) => rig.guest.returns = returns,
+            Step::Query => {
+                let words = [4u32, 28, 9, 0x0001_0114, 0, 20, 0];
+                let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                rig.guest.try_send_control(&bytes);
+            }
+            Step::Save => rig.save_and_restore(),
+            Step::Kill => rig.kill_and_restore(),
+        }
     }
 }
 
@@ -149,7 +201,7 @@ fn a_state_that_no_adapter_was_ever_in_is_refused() {
     let good = serde_json::to_value(adapter.save()).unwrap();
     let scaling =
         |table: &[u8], key: usize| json!({"table": table, "key": vec![0; key], "hash": 257});
-    let cases: [(&str, Value); 22] = [
+    let cases: [(&str, Value); 24] = [
         ("/form", json!(2)),
         ("/version", json!(5)),
         ("/revision", json!(0)),
@@ -161,9 +213,11 @@ fn a_state_that_no_adapter_was_ever_in_is_refused() {
         ("/receive_buffer/section", json!(u32::MAX)),
         ("/receive_buffer", Value::Null),
         ("/send_buffer", json!(1)),
-        ("/held", json!([[]])),
-        ("/held", json!([[1], [1]])),
-        ("/held", json!([[60_000]])),
+        ("/held", json!([[0, []]])),
+        ("/held", json!([[0, [1]], [0, [1]]])),
+        ("/held", json!([[0, [1, 1]]])),
+        ("/held", json!([[0, [60_000]]])),
+        ("/completions", json!([[1, 1, [1]]])),
         ("/driver/filter", json!(0x40)),
         ("/driver/multicast", json!(vec![[0; 6]; 65])),
         ("/driver/scaling", scaling(&[0, 0, 0], 40)),

@@ -2,6 +2,7 @@
 //!
 //! Where the rings stand is in the guest's memory. A saved state is checked as hostile input before anything of it is used.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
@@ -11,13 +12,16 @@ use vswitch::mac::Mac;
 use super::{Completion, MAX_PENDING, Payload, SendBuffer, TxState};
 use crate::nvsp::{self, Version};
 use crate::port::adapter::{Shared, lock};
-use crate::port::receive::Buffer;
-use crate::port::sections::{MAX_SECTIONS, Sections};
+use crate::port::receive::{Buffer, RANGES_AT, RxChannel};
+use crate::port::sections::{Held, MAX_SECTIONS, Sections};
 use crate::rndis::control::{self, MAX_REPLY, Reply};
 use crate::rndis::filter::{Filter, MAX_MULTICAST, bit};
 use crate::rndis::offload::Receive;
 use crate::rndis::rss::{MAX_TABLE, Scaling};
 use crate::vmbus::StateError;
+use crate::vmbus::pages::Pages;
+use crate::vmbus::ring::{MAX_PACKET, kind};
+use crate::wire::u32_at;
 
 /// Version of the form of a saved adapter.
 const FORM: u32 = 1;
@@ -35,8 +39,10 @@ pub struct State {
     receive_buffer: Option<ReceiveBuffer>,
     /// GPADL of the send buffer.
     send_buffer: Option<u32>,
-    /// Packets that the guest holds, by their sections.
-    held: Vec<Vec<u16>>,
+    /// Epoch of packets to the guest.
+    epoch: u16,
+    /// Packets that the guest holds, by their epochs and sections; `None`: it has to be found out.
+    held: Option<Vec<Held>>,
     driver: Driver,
     /// The link as the driver knows it.
     link_up: bool,
@@ -142,7 +148,28 @@ impl SavedScaling {
 }
 
 impl TxState {
-    pub(in crate::port) fn save(&self, shared: &Shared) -> State {
+    pub(in crate::port) fn save(&mut self, shared: &Shared) -> State {
+        // Packets whose answers are in the state must not be taken again. A ring that lies is found to lie again.
+        for channel in self.channels.iter_mut().flatten() {
+            let _ = channel.ring.publish();
+        }
+        for completion in &mut self.pending {
+            if let Some(Some(channel)) = self.channels.get(usize::from(completion.channel)) {
+                completion.start = channel.ring.position();
+            }
+        }
+        let negotiated = self.negotiated(shared);
+        let rx = lock(&shared.rx);
+        State {
+            held: Some(rx.sections.held()),
+            completions: self.pending.iter().map(saved_completion).collect(),
+            replies: self.replies.iter().map(|reply| reply.to_vec()).collect(),
+            counters: [self.sent, self.errors, rx.received, rx.no_buffer],
+            ..negotiated
+        }
+    }
+
+    pub(in crate::port) fn negotiated(&self, shared: &Shared) -> State {
         let rx = lock(&shared.rx);
         State {
             form: FORM,
@@ -155,14 +182,15 @@ impl TxState {
                 section: buffer.section,
             }),
             send_buffer: self.send_buffer.as_ref().map(|buffer| buffer.gpadl),
-            held: rx.sections.held(),
+            epoch: rx.sections.epoch(),
+            held: None,
             driver: Driver::save(&self.adapter),
             link_up: self.link_up,
             sub_channels: shared.sub_channels.load(Ordering::Relaxed),
             table_due: self.table_due,
-            completions: self.pending.iter().map(saved_completion).collect(),
-            replies: self.replies.iter().map(|reply| reply.to_vec()).collect(),
-            counters: [self.sent, self.errors, rx.received, rx.no_buffer],
+            completions: Vec::new(),
+            replies: Vec::new(),
+            counters: [0; 4],
         }
     }
 
@@ -197,10 +225,10 @@ impl TxState {
                 pages: self.shared_memory(gpadl)?,
             }),
         };
-        let (buffer, sections) = self.restore_sections(state)?;
-        let (pending, replies) = state.on_their_way()?;
+        let (pending, replies) = self.on_their_way(state)?;
 
         let mut rx = lock(&shared.rx);
+        let (buffer, sections) = self.restore_sections(state, &rx.channels)?;
         rx.filter.clone_from(&adapter.filter);
         rx.scaling.clone_from(&adapter.scaling);
         (rx.buffer, rx.sections) = (buffer, sections);
@@ -215,10 +243,7 @@ impl TxState {
         Ok(())
     }
 
-    fn shared_memory(
-        &self,
-        gpadl: u32,
-    ) -> Result<std::sync::Arc<crate::vmbus::pages::Pages>, StateError> {
+    fn shared_memory(&self, gpadl: u32) -> Result<Arc<Pages>, StateError> {
         self.gpadls.get(&gpadl).cloned().ok_or_else(|| StateError {
             what: "GPADL of a buffer",
             value: gpadl.to_string(),
@@ -226,11 +251,17 @@ impl TxState {
         })
     }
 
-    fn restore_sections(&self, state: &State) -> Result<(Option<Buffer>, Sections), StateError> {
+    fn restore_sections(
+        &self,
+        state: &State,
+        channels: &[Option<RxChannel>],
+    ) -> Result<(Option<Buffer>, Sections), StateError> {
         let mut sections = Sections::new();
+        let held = state.held.as_deref();
         let Some(saved) = &state.receive_buffer else {
-            let held = state.held.len();
+            let held = held.map_or(0, <[Held]>::len);
             StateError::unless(held == 0, "packets of no receive buffer", held, "none")?;
+            sections.restart(0, state.epoch);
             return Ok((None, sections));
         };
         let pages = self.shared_memory(saved.gpadl)?;
@@ -245,15 +276,19 @@ impl TxState {
             section,
             "what the buffer holds",
         )?;
-        let empty = state.held.iter().any(Vec::is_empty);
-        StateError::unless(!empty, "packet of the guest", "empty", "sections of it")?;
-        sections
-            .restore(count.min(MAX_SECTIONS), &state.held)
-            .map_err(|section| StateError {
-                what: "receive section of the guest",
-                value: section.to_string(),
-                allowed: "one of the buffer, once",
-            })?;
+        let count = count.min(MAX_SECTIONS);
+        match held {
+            Some(held) => {
+                sections.restart(count, state.epoch);
+                hold(&mut sections, held)?;
+            }
+            None => {
+                sections.restart(count, state.epoch.wrapping_add(1));
+                for channel in channels.iter().flatten() {
+                    hold_unread(&mut sections, channel, section);
+                }
+            }
+        }
         let buffer = Buffer {
             gpadl: saved.gpadl,
             id: saved.id,
@@ -264,21 +299,52 @@ impl TxState {
     }
 }
 
+fn hold(sections: &mut Sections, held: &[Held]) -> Result<(), StateError> {
+    for packet in held {
+        let empty = packet.1.is_empty();
+        StateError::unless(!empty, "packet of the guest", "empty", "sections of it")?;
+        sections.hold(packet).map_err(|section| StateError {
+            what: "receive section of the guest",
+            value: section.to_string(),
+            allowed: "one of the buffer, once",
+        })?;
+    }
+    Ok(())
+}
+
+/// Holds the sections of packets that the guest has not read yet: the others it has copied, and its answers to them come too
+/// late to mean anything. A guest that rewrites its own ring only loses its own frames.
+fn hold_unread(sections: &mut Sections, channel: &RxChannel, section: u32) {
+    let mut buffer = [0; MAX_PACKET];
+    let Ok(mut unread) = channel.ring.unread() else {
+        return;
+    };
+    while let Ok(Some(packet)) = unread.next(&mut buffer) {
+        if packet.kind != kind::TRANSFER_PAGES {
+            continue;
+        }
+        let ranges = packet
+            .header
+            .get(RANGES_AT..)
+            .unwrap_or(&[])
+            .chunks_exact(8);
+        let numbers =
+            ranges.map(|range| u16::try_from(u32_at(range, 4)?.checked_div(section)?).ok());
+        let (first, epoch) = (packet.transaction as u16, (packet.transaction >> 16) as u16);
+        if let Some(chain) = numbers.collect::<Option<Vec<u16>>>()
+            && chain.first() == Some(&first)
+        {
+            let _ = sections.hold(&(epoch, chain));
+        }
+    }
+}
+
 /// Answers and control messages that are still to be written.
 type OnTheirWay = (ArrayVec<Completion, MAX_PENDING>, ArrayVec<Reply, 2>);
 
-impl State {
-    fn version(&self) -> Result<Option<Version>, StateError> {
-        let version = self.version.map(Version);
-        let known =
-            version.is_none_or(|version| Version::negotiate(version.0, version.0) == Some(version));
-        let value = self.version.unwrap_or(0);
-        StateError::unless(known, "version of NVSP", value, "one that the host speaks")?;
-        Ok(version)
-    }
-
-    fn on_their_way(&self) -> Result<OnTheirWay, StateError> {
-        let (count, replies) = (self.completions.len(), self.replies.len());
+impl TxState {
+    fn on_their_way(&self, state: &State) -> Result<OnTheirWay, StateError> {
+        let (count, replies) = (state.completions.len(), state.replies.len());
         StateError::unless(
             count <= MAX_PENDING,
             "number of answers",
@@ -291,37 +357,54 @@ impl State {
             replies,
             "2 at most",
         )?;
-        let longest = self.replies.iter().map(Vec::len).max().unwrap_or(0);
+        let longest = state.replies.iter().map(Vec::len).max().unwrap_or(0);
         StateError::unless(
             longest <= MAX_REPLY,
             "length of a control message",
             longest,
-            "408",
+            "408 at most",
         )?;
-        let completions = self
+        let completions = state
             .completions
             .iter()
-            .map(|(channel, transaction, payload)| {
-                Some(Completion {
-                    channel: *channel,
-                    transaction: *transaction,
-                    payload: restored_payload(payload)?,
-                })
-            });
+            .map(|saved| self.restored_completion(saved));
         let completions = completions
             .collect::<Option<_>>()
             .ok_or_else(|| StateError {
                 what: "answer to a packet",
-                value: "of another length".to_owned(),
-                allowed: "one status or a message of NVSP",
+                value: "malformed".to_owned(),
+                allowed: "a status or a message of NVSP, for an open channel",
             })?;
-        let replies = self.replies.iter();
+        let replies = state.replies.iter();
         Ok((
             completions,
             replies
                 .map(|reply| reply.iter().copied().collect())
                 .collect(),
         ))
+    }
+
+    fn restored_completion(&self, saved: &(u8, u64, Vec<u8>)) -> Option<Completion> {
+        let (channel, transaction, payload) = saved;
+        let ring = &self.channels.get(usize::from(*channel))?.as_ref()?.ring;
+        Some(Completion {
+            channel: *channel,
+            // Its packet has left the ring.
+            start: ring.position(),
+            transaction: *transaction,
+            payload: restored_payload(payload)?,
+        })
+    }
+}
+
+impl State {
+    fn version(&self) -> Result<Option<Version>, StateError> {
+        let version = self.version.map(Version);
+        let known =
+            version.is_none_or(|version| Version::negotiate(version.0, version.0) == Some(version));
+        let value = self.version.unwrap_or(0);
+        StateError::unless(known, "version of NVSP", value, "one that the host speaks")?;
+        Ok(version)
     }
 }
 
