@@ -82,7 +82,9 @@ pub(crate) fn vm(vm: &VmView) -> String {
         let numbers = crash.parameters.map(|number| format!("{number:#x}"));
         text += &format!("\nthe guest crashed: {}\n", numbers.join(" "));
         if let Some(message) = &crash.message {
-            text += &format!("{}\n", printable(message));
+            for line in message.lines() {
+                text += &format!("{}\n", printable(line));
+            }
         }
     }
     if !vm.exits.is_empty() {
@@ -101,13 +103,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
 
 /// What a guest said, without what would drive a terminal.
 fn printable(text: &str) -> String {
-    let shown = |c: char| {
-        if c.is_control() && c != '\n' {
-            '\u{fffd}'
-        } else {
-            c
-        }
-    };
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().map(shown).collect()
 }
 
