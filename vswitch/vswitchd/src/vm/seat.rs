@@ -168,7 +168,10 @@ impl Seat {
         let Some(name) = state.rings.as_ref().map(|rings| rings.name) else {
             return;
         };
-        let news = state.synthetic().map(|synthetic| synthetic.news(name));
+        let paused = state.paused;
+        let news = state
+            .synthetic()
+            .map(|synthetic| synthetic.news(name, paused));
         for command in news.unwrap_or_default() {
             state.tell(|_| command);
         }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use guestmem::Memory;
-use vnic_synthetic::port::{Adapter, Config, EventFlag, Signal};
+use vnic_synthetic::port::{Adapter, Config, EventFlag, Signal, State};
 use vnic_synthetic::vmbus::{self, PageList};
 use vswitch::api::AdapterName;
-use vswitch::attach::demand::{Demand, FLAG_BYTES, Flag, PageRange};
+use vswitch::attach::demand::{Demand, FLAG_BYTES, Flag, MAX_STATE, PageRange};
 use vswitch::attach::message::Command;
 use vswitch::port::Sides;
 
@@ -161,8 +161,9 @@ impl Synthetic {
         self.adapter.sub_channels().try_into().unwrap_or(u8::MAX)
     }
 
-    /// What its process has not been told yet.
-    pub(super) fn news(&mut self, adapter: AdapterName) -> Vec<Command> {
+    /// What its process has not been told yet. While its sides are `detached` what is kept is exact, so that it can be saved
+    /// with the machine.
+    pub(super) fn news(&mut self, adapter: AdapterName, detached: bool) -> Vec<Command> {
         let mut news = Vec::new();
         if self.phase != Phase::Open {
             return news;
@@ -172,13 +173,21 @@ impl Synthetic {
             self.sub_channels = count;
             news.push(Command::SubChannels { adapter, count });
         }
-        let state = serde_json::to_string(&self.adapter.save()).unwrap_or_default();
+        let exact = detached
+            .then(|| text(&self.adapter.save()))
+            .filter(|state| state.len() <= MAX_STATE);
+        let state = exact.unwrap_or_else(|| text(&self.adapter.negotiated()));
         if state != self.kept {
             self.kept.clone_from(&state);
             news.push(Command::Keep { adapter, state });
         }
         news
     }
+}
+
+/// A state as text; it is plain data.
+fn text(state: &State) -> String {
+    serde_json::to_string(state).unwrap_or_default()
 }
 
 fn list(range: PageRange) -> PageList {
