@@ -290,7 +290,7 @@ impl Board {
         let wiring = slot.device.wiring();
         self.bus.set(index, &wiring.regions);
         let same = |a: &Doorbell, b: &Doorbell| {
-            (a.space, a.address, a.len) == (b.space, b.address, b.len)
+            (a.space, a.address, a.len, a.value) == (b.space, b.address, b.len, b.value)
                 && Arc::ptr_eq(&a.event, &b.event)
         };
         slot.doorbells.retain(|old| {
@@ -440,6 +440,11 @@ impl Board {
         }
         self.wire();
         Ok(())
+    }
+
+    /// Whether nobody outside acts for a device as it stood before a reset.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.devices.iter().all(|slot| slot.device.is_settled())
     }
 
     fn lower_lines(&mut self) -> Result<(), Error> {

@@ -71,6 +71,12 @@ pub trait Device: Any + Send {
     /// wiring is asked for anew.
     fn reset(&mut self, effects: &mut Effects);
 
+    /// False while another process may still write to the guest's memory on the device's behalf, as it stood before a
+    /// reset. The machine goes on after a reset once this is true, or after a while.
+    fn is_settled(&self) -> bool {
+        true
+    }
+
     /// The state as a value that [`restore`](Self::restore) takes.
     fn save(&self) -> State;
 
@@ -116,6 +122,8 @@ pub struct Doorbell {
     pub address: u64,
     /// Size of the writes in bytes that ring: 1, 2, 4 or 8. Writes of another size go to the device.
     pub len: u32,
+    /// The only value that rings, if not any does; others go to the device.
+    pub value: Option<u64>,
     /// The eventfd.
     pub event: Arc<OwnedFd>,
 }

@@ -10,9 +10,9 @@ use guestmem::Memory;
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
-    kvm_clock_data, kvm_enable_cap, kvm_ioeventfd, kvm_ioeventfd_flag_nr_deassign,
-    kvm_ioeventfd_flag_nr_pio, kvm_irq_routing_entry, kvm_irqchip, kvm_irqfd, kvm_msi,
-    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    kvm_clock_data, kvm_enable_cap, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irq_routing_entry, kvm_irqchip,
+    kvm_irqfd, kvm_msi, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{
     Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
@@ -264,11 +264,16 @@ impl Vm {
             Space::Port => 1 << kvm_ioeventfd_flag_nr_pio,
             Space::Memory => 0,
         };
+        let matched = doorbell
+            .value
+            .map_or(0, |_| 1 << kvm_ioeventfd_flag_nr_datamatch);
         let request = kvm_ioeventfd {
+            datamatch: doorbell.value.unwrap_or_default(),
             addr: doorbell.address,
             len: doorbell.len,
             fd: doorbell.event.as_raw_fd(),
             flags: space
+                | matched
                 | if on {
                     0
                 } else {

@@ -179,6 +179,7 @@ impl Function {
                 space,
                 address: start + bell.offset,
                 len: bell.len,
+                value: None,
                 event: Arc::clone(&bell.event),
             })
     }

@@ -1,17 +1,17 @@
 //! The VM: waits for vswitchd, for the machine and for its consoles, and does what they ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::Context;
 use hypervisor::chipset::i440fx::HostBridge;
 use hypervisor::chipset::rtc::Rtc;
 use hypervisor::chipset::serial::ComPort;
-use hypervisor::device::Effects;
+use hypervisor::device::{Device, Effects};
 use hypervisor::pc::{self, Pc};
 use hypervisor::sandbox::{self, Thread};
 use hypervisor::{Event, Machine, Phase};
@@ -31,6 +31,8 @@ use crate::vmbus::{VMBUS, Vmbus};
 
 /// How often vswitchd is looked for, where it is not there.
 const RETRY: Timespec = millis(200);
+/// How long vswitchd is waited for before a reset.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How often a guest is offered what it had no room for.
 const OFFER: Timespec = millis(10);
 
@@ -48,6 +50,8 @@ struct Vm {
     adapters: Vec<Shared>,
     /// Signalled when the virtual machine bus has something for us, if there is one.
     vmbus: Option<Arc<OwnedFd>>,
+    /// What came while answers were waited for.
+    later: VecDeque<(ToVmm, Vec<OwnedFd>)>,
     /// What the guest said when it crashed, until it is reset.
     crash: Option<CrashReport>,
     consoles: Consoles,
@@ -62,6 +66,7 @@ pub(crate) fn run(mut attached: Attached) -> anyhow::Result<()> {
             let mut vm = Vm {
                 attached,
                 vmbus: machine.with(VMBUS, |vmbus: &mut Vmbus, _| vmbus.wake()),
+                later: VecDeque::new(),
                 crash: None,
                 machine,
                 adapters,
@@ -162,7 +167,7 @@ impl Vm {
             }
             self.wait(typed);
             self.ask_for_vmbus();
-            while let Some((message, fds)) = self.attached.next() {
+            while let Some((message, fds)) = self.next() {
                 self.obey(message, fds);
             }
             if let Some(ended) = self.take_events() {
@@ -178,6 +183,10 @@ impl Vm {
                     .unwrap_or(bytes.len())
             });
         }
+    }
+
+    fn next(&mut self) -> Option<(ToVmm, Vec<OwnedFd>)> {
+        self.later.pop_front().or_else(|| self.attached.next())
     }
 
     /// Looks for vswitchd. False if there is nothing to come back with.
@@ -303,7 +312,12 @@ impl Vm {
             Command::Pause => self.machine.pause()?,
             Command::Resume => self.resume()?,
             Command::Reset => {
+                let runs = self.machine.pause().is_ok();
+                self.let_go();
                 self.machine.reset()?;
+                if runs {
+                    self.machine.resume()?;
+                }
                 self.was_reset();
             }
             Command::PowerButton
@@ -346,6 +360,30 @@ impl Vm {
             Command::Status => {}
         }
         Ok(())
+    }
+
+    /// Lets vswitchd let go of what the guest of the paused machine has set up. Its answers are heard by this thread, which
+    /// cannot wait for them while it resets the machine.
+    fn let_go(&mut self) {
+        self.with_vmbus(|vmbus, effects| vmbus.reset(effects));
+        let begin = Instant::now();
+        let settled = |vm: &Vm| vm.with_vmbus(|vmbus, _| vmbus.is_settled()) != Some(false);
+        while !settled(self) && begin.elapsed() < ANSWER_LIMIT && self.attached.fd().is_some() {
+            self.ask_for_vmbus();
+            if let Some(fd) = self.attached.fd() {
+                // What cannot be waited for is looked at.
+                let _ = poll(
+                    &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
+                    Some(&OFFER),
+                );
+            }
+            while let Some((message, fds)) = self.attached.next() {
+                match message {
+                    ToVmm::Done { .. } => self.obey(message, fds),
+                    other => self.later.push_back((other, fds)),
+                }
+            }
+        }
     }
 
     /// Goes on, and tells the guest what time it is.

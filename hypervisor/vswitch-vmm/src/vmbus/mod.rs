@@ -13,13 +13,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use guestmem::Memory;
-use hypervisor::device::{Device, Effect, Effects, Message, RestoreError, State, Wiring};
-use hypervisor::hyperv::hypercall::{Call, Input, Status};
+use hypervisor::device::{
+    Device, Doorbell, Effect, Effects, Message, Region, RestoreError, Space, State, Wiring,
+};
+use hypervisor::hyperv::hypercall::{Call, Input, SIGNAL_PORT, Status};
 use hypervisor::hyperv::{self, Clocks, Hyperv};
 use hypervisor::irq;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
-use vnic_synthetic::vmbus::{self, Bus, BusState, Target};
+use vnic_synthetic::vmbus::{self, Bus, BusState, Target, event_connection};
 use vswitch::api::AdapterName;
 
 use adapters::{Adapter, Channel};
@@ -212,6 +214,22 @@ impl Vmbus {
     }
 }
 
+/// By these the guest wakes the worker of an adapter without us.
+fn doorbells(adapter: &Adapter) -> impl Iterator<Item = Doorbell> {
+    let open = |channel: &&Channel| channel.opened.is_some();
+    adapter
+        .channels
+        .iter()
+        .filter(open)
+        .map(|channel| Doorbell {
+            space: Space::Port,
+            address: SIGNAL_PORT.into(),
+            len: 4,
+            value: Some(event_connection(channel.relid).into()),
+            event: adapter.kick.clone(),
+        })
+}
+
 fn clocks(tsc_hz: u64) -> Clocks {
     Clocks {
         tsc_hz,
@@ -227,7 +245,12 @@ fn apic(vp: u32) -> u64 {
 impl Device for Vmbus {
     fn read(&mut self, _region: usize, _offset: u64, _data: &mut [u8], _effects: &mut Effects) {}
 
-    fn write(&mut self, _region: usize, _offset: u64, _data: &[u8], _effects: &mut Effects) {}
+    /// The guest signals a connection that has no doorbell.
+    fn write(&mut self, _region: usize, _offset: u64, data: &[u8], effects: &mut Effects) {
+        if let Ok(connection) = data.try_into() {
+            self.signal_event(u32::from_le_bytes(connection), effects);
+        }
+    }
 
     fn read_msr(&mut self, vp: u32, register: u32) -> Option<u64> {
         self.hyperv.read_msr(vp, register)
@@ -264,6 +287,10 @@ impl Device for Vmbus {
         self.facts.clear();
     }
 
+    fn is_settled(&self) -> bool {
+        self.asked.is_empty()
+    }
+
     fn save(&self) -> State {
         let kept = |adapter: &Adapter| (adapter.name, adapter.kept.clone());
         let saved = Saved {
@@ -297,6 +324,13 @@ impl Device for Vmbus {
     fn wiring(&self) -> Wiring {
         let channels = self.adapters.iter().flat_map(|adapter| &adapter.channels);
         Wiring {
+            regions: vec![Region {
+                number: 0,
+                space: Space::Port,
+                start: SIGNAL_PORT.into(),
+                len: 4,
+            }],
+            doorbells: self.adapters.iter().flat_map(doorbells).collect(),
             messages: channels
                 .filter_map(|channel| self.interrupt(channel))
                 .collect(),
