@@ -132,6 +132,11 @@ impl Burst {
         self.count == BURST || self.bytes >= BURST_BYTES
     }
 
+    /// Frames that may still be pushed.
+    pub fn room(&self) -> usize {
+        BURST - self.count
+    }
+
     /// The frames, in the order they were taken.
     pub fn frames(&self) -> &[Frame] {
         self.frames.get(..self.count).unwrap_or(&[])

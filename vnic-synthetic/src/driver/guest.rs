@@ -98,6 +98,8 @@ pub struct Guest {
     pub(super) next: u64,
     /// Answers to packets: transaction, payload.
     pub answers: VecDeque<(u64, Vec<u8>)>,
+    /// Messages that the host sent by itself.
+    pub notices: VecDeque<Vec<u8>>,
     /// Control messages of the adapter.
     pub controls: VecDeque<Vec<u8>>,
     /// Frames received.
@@ -121,7 +123,9 @@ impl Guest {
         let receive = heap.take(setup.receive);
         let send = (setup.send > 0).then(|| heap.take(setup.send));
         let sections = (0..setup.send as u32 * 4096 / SECTION).collect();
-        host.message(&message(14, &[setup.bus, 0, 0x2000, 0, 0, 0, 0, 0]));
+        // From version 5.0 on, the SINT for messages instead of an interrupt page.
+        let page = if setup.bus < 0x5_0000 { 0x2000 } else { 2 };
+        host.message(&message(14, &[setup.bus, 0, page, 0, 0, 0, 0, 0]));
         host.message(&message(3, &[]));
         share(&mut host, 1, RING, &rings);
         let (to_host, from_host) = guest_rings(&heap.memory, &rings, setup.ring);
@@ -143,6 +147,7 @@ impl Guest {
             outstanding: BTreeMap::new(),
             next: 1,
             answers: VecDeque::new(),
+            notices: VecDeque::new(),
             controls: VecDeque::new(),
             received: VecDeque::new(),
             returns: true,
@@ -161,6 +166,11 @@ impl Guest {
             poll(tx);
         });
         (guest, sides)
+    }
+
+    /// Its adapter, as it was made.
+    pub fn config(&self) -> Config {
+        self.setup.config
     }
 
     /// Its memory.
@@ -227,11 +237,15 @@ impl Guest {
 
     /// Sends a control message, whatever it is.
     pub fn send_control(&mut self, request: &[u8]) -> u64 {
+        self.try_send_control(request).expect("room in the ring")
+    }
+
+    /// Sends a control message, if there is room.
+    pub fn try_send_control(&mut self, request: &[u8]) -> Option<u64> {
         let area = self.heap_page(request);
         let header = gpa_header(&area.pieces(0, request.len() as u32));
         let payload = rndis_packet(1, u32::MAX, 0);
         self.packet(9, true, &header, &payload, None)
-            .expect("room in the ring")
     }
 
     /// Asks for the value of an object: status and value.
@@ -367,6 +381,7 @@ impl Guest {
                 self.sections.extend(section);
                 self.answers.push_back((transaction, payload.to_vec()));
             }
+            6 => self.notices.push_back(payload.to_vec()),
             7 => {
                 assert_eq!(word(payload, 0), 107);
                 let control = word(payload, 4) == 1;
@@ -390,9 +405,10 @@ impl Guest {
                 None => &mut self.to_host,
                 Some(sub) => &mut self.subs[sub].0,
             };
-            let sent = ring.send(11, 0, transaction, &[], &payload);
-            if sent.expect("room for the answer") {
-                self.host.signal(CONNECTION + channel as u32);
+            match ring.send(11, 0, transaction, &[], &payload) {
+                Some(true) => self.host.signal(CONNECTION + channel as u32),
+                Some(false) => {}
+                None => self.held.push((channel, transaction)),
             }
         }
     }

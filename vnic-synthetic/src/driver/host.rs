@@ -8,13 +8,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use vswitch::burst::Burst;
 use vswitch::port::TxSide;
 
-use crate::port::{Adapter, Config, Signal};
-use crate::vmbus::{Bus, Demand, Done, Effect, Offer, Target};
-
-/// Interface of network adapters, as on the wire.
-pub const NETWORK: [u8; 16] = [
-    0x63, 0x51, 0x61, 0xf8, 0x3e, 0xdf, 0xc5, 0x46, 0x91, 0x3f, 0xf2, 0xd2, 0xf9, 0x65, 0xed, 0x0e,
-];
+use crate::port::{Adapter, Config, Signal, State};
+use crate::vmbus::{Bus, BusState, Demand, Done, Effect, Offer, Target};
 
 /// A bus with one adapter.
 pub struct Host {
@@ -54,12 +49,42 @@ impl Host {
         host
     }
 
+    /// The state of the bus and of the adapter, whose sides are detached.
+    pub fn save(&self) -> (BusState, State) {
+        (self.bus.save(), self.adapter.save())
+    }
+
+    /// A host that goes on where another was saved.
+    ///
+    /// # Panics
+    /// The state is refused.
+    pub fn restore(memory: Arc<Memory>, config: Config, state: &(BusState, State)) -> Host {
+        let (kick, attention) = (event(), event());
+        let adapter = Adapter::new(memory, config, kick.clone(), attention);
+        let mut effects = Vec::new();
+        let bus = Bus::restore(&state.0, &mut effects).expect("the state of a bus");
+        let index = |offer: &Offer| offer.sub_channel.map_or(0, |(_, index)| index.into());
+        let channels = bus.channels().map(|(relid, offer)| (relid, index(offer)));
+        let mut host = Host {
+            channels: channels.collect(),
+            bus,
+            adapter,
+            kick,
+            interrupt: event(),
+            messages: Vec::new(),
+        };
+        host.serve(effects);
+        assert!(host.messages.is_empty(), "the guest is not told");
+        host.adapter
+            .restore(&state.1)
+            .expect("the state of an adapter");
+        host
+    }
+
     fn offer(&mut self, sub_channel: Option<(u16, u16)>) {
         let offer = Offer {
-            interface: NETWORK,
-            instance: [7; 16],
-            user_defined: [0; 120],
             sub_channel,
+            ..Offer::network([7; 16])
         };
         let mut effects = Vec::new();
         let relid = self.bus.offer(offer, &mut effects).expect("an offer");

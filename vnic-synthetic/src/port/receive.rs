@@ -23,7 +23,7 @@ use crate::wire::{put, put32};
 /// Frames that one packet names, at most.
 const MAX_RANGES: usize = 32;
 /// Bytes in front of the ranges: identifier of the buffer, and their number.
-const RANGES_AT: usize = 8;
+pub(super) const RANGES_AT: usize = 8;
 
 /// The ring of a channel that the guest reads, and how it is told.
 pub(super) struct RxChannel {
@@ -67,19 +67,20 @@ impl RxState {
         }
     }
 
-    /// A control message to the driver. False if there is no room for it now.
+    /// A control message to the driver. False if there is no room in its ring now. To wait for a section would be to wait for
+    /// good: it comes back by the ring that waits for this answer. There is one, unless a driver keeps all of them.
     pub(super) fn send_control(&mut self, message: &[u8]) -> Result<bool, PortFault> {
         let (Some(Some(channel)), Some(buffer)) = (self.channels.first_mut(), &self.buffer) else {
             // Nobody can be told.
             return Ok(true);
         };
         let Some(section) = self.sections.take_reserved() else {
-            return Ok(false);
+            return Ok(true);
         };
         let at = u32::from(section) * buffer.section;
         let written = buffer.pages.write(at, message).is_ok();
         let range = [(message.len() as u32, at)];
-        let transaction = section.into();
+        let transaction = self.sections.transaction(section);
         if !written || !announce(channel, buffer.id, Channel::Control, transaction, &range)? {
             self.sections.put_back(section);
             return Ok(!written);

@@ -20,14 +20,20 @@ use crate::rndis::control::{self, Reply};
 use crate::rndis::packet::{HEADER, Layout, MAX_INFO, Sent};
 use crate::vmbus::pages::Pages;
 use crate::vmbus::ring::{Incoming, MAX_PACKET, Packet, kind};
+use crate::wire::u32_at;
 
 mod answer;
 mod negotiate;
+mod state;
+
+pub use state::State;
 
 /// Answers that wait to be written, at most.
 const MAX_PENDING: usize = 64;
 /// Packets looked at in one gathering, at most: some bear no frame and want no answer.
 const MAX_LOOKS: usize = 256;
+/// Data messages of one packet, at most, as the driver was told.
+const MAX_MESSAGES: usize = control::MAX_PACKETS as usize;
 /// Bytes of a data message that are read at once: header, information and the start of the frame.
 const FRONT: usize = 256;
 /// Bytes of the two addresses, behind which a tag goes.
@@ -49,6 +55,8 @@ impl TxChannel {
 /// An answer to a packet.
 struct Completion {
     channel: u8,
+    /// Where the packet starts in the channel's ring.
+    start: u32,
     transaction: u64,
     payload: Payload,
 }
@@ -57,16 +65,6 @@ enum Payload {
     /// The data messages of a packet were dealt with.
     Packet(bool),
     Message(nvsp::Bytes),
-}
-
-/// A packet with data messages, of which some may still have to be taken.
-struct Current {
-    channel: u8,
-    wants_completion: bool,
-    transaction: u64,
-    /// Where its next message starts.
-    at: u32,
-    ok: bool,
 }
 
 struct SendBuffer {
@@ -88,10 +86,11 @@ pub(super) struct TxState {
     /// The link as the driver knows it.
     link_up: bool,
     scatter: Scatter,
-    current: Option<Current>,
     pending: ArrayVec<Completion, MAX_PENDING>,
     /// Control messages to the driver that found no room yet.
     replies: ArrayVec<Reply, 2>,
+    /// The driver is to be told to spread what it sends.
+    pub(super) table_due: bool,
     /// Packets that the guest gave back and that are not yet booked.
     returned: ArrayVec<u64, MAX_PENDING>,
     /// Channel that is looked at first.
@@ -113,9 +112,9 @@ impl TxState {
             adapter: control::Adapter::new(config.mac),
             link_up: config.link_up,
             scatter: Scatter::default(),
-            current: None,
             pending: ArrayVec::new(),
             replies: ArrayVec::new(),
+            table_due: false,
             returned: ArrayVec::new(),
             start: 0,
             sent: 0,
@@ -141,13 +140,6 @@ impl TxState {
         let of_this = |channel: u8| usize::from(channel) == index;
         self.pending
             .retain(|completion| !of_this(completion.channel));
-        if self
-            .current
-            .as_ref()
-            .is_some_and(|current| of_this(current.channel))
-        {
-            self.current = None;
-        }
     }
 
     /// Whether the driver must first make room or give sections back.
@@ -167,10 +159,6 @@ impl TxState {
         }
         let (mut looks, mut idle) = (0, 0);
         while !burst.is_full() && !self.is_stuck() && looks < MAX_LOOKS && idle < MAX_CHANNELS {
-            if self.current.is_some() {
-                self.take_frames(&shared.memory, burst);
-                continue;
-            }
             let next = match self.channels.get_mut(self.start) {
                 Some(Some(channel)) => channel.ring.next(buffer)?,
                 _ => None,
@@ -178,7 +166,13 @@ impl TxState {
             match next {
                 Some(packet) => {
                     (idle, looks) = (0, looks + 1);
-                    self.take(shared, &packet);
+                    if !self.take(shared, &packet, burst) {
+                        // It is looked at again in the next turn: between turns no packet is half taken.
+                        if let Some(Some(channel)) = self.channels.get_mut(self.start) {
+                            channel.ring.put_back();
+                        }
+                        break;
+                    }
                 }
                 None => {
                     idle += 1;
@@ -190,10 +184,10 @@ impl TxState {
         Ok(())
     }
 
-    /// Deals with a packet of channel `start`.
-    fn take(&mut self, shared: &Shared, packet: &Packet<'_>) {
+    /// Deals with a packet of channel `start`. False if it has more frames than the burst has room for: nothing is done.
+    fn take(&mut self, shared: &Shared, packet: &Packet<'_>, burst: &mut Burst) -> bool {
         match packet.kind {
-            kind::IN_BAND | kind::GPA_DIRECT => self.take_message(shared, packet),
+            kind::IN_BAND | kind::GPA_DIRECT => return self.take_message(shared, packet, burst),
             // Anything else than the answer to a packet that the guest holds means nothing.
             kind::COMPLETION => {
                 if self.returned.is_full() {
@@ -203,12 +197,13 @@ impl TxState {
             }
             _ => self.refuse(packet),
         }
+        true
     }
 
-    fn take_message(&mut self, shared: &Shared, packet: &Packet<'_>) {
+    fn take_message(&mut self, shared: &Shared, packet: &Packet<'_>, burst: &mut Burst) -> bool {
         let Some(message) = Message::parse(packet.payload) else {
             self.refuse(packet);
-            return;
+            return true;
         };
         let Message::RndisPacket {
             channel,
@@ -221,7 +216,7 @@ impl TxState {
                 packet,
                 answer.map_or(Payload::Packet(true), Payload::Message),
             );
-            return;
+            return true;
         };
         if self
             .find_bytes(&shared.memory, packet, section, len)
@@ -229,24 +224,26 @@ impl TxState {
         {
             self.errors += 1;
             self.refuse(packet);
-            return;
+            return true;
         }
-        match channel {
-            Channel::Control => {
-                let ok = self.control(shared);
-                self.answer(packet, Payload::Packet(ok));
-            }
+        let ok = match channel {
+            Channel::Control => self.control(shared),
             Channel::Data => {
-                self.scatter.prefetch(&shared.memory);
-                self.current = Some(Current {
-                    channel: self.start as u8,
-                    wants_completion: packet.wants_completion,
-                    transaction: packet.transaction,
-                    at: 0,
-                    ok: true,
-                });
+                if burst.room() <= MAX_MESSAGES && !self.is_single(&shared.memory) {
+                    return false;
+                }
+                self.take_frames(&shared.memory, burst)
             }
-        }
+        };
+        self.answer(packet, Payload::Packet(ok));
+        true
+    }
+
+    /// Whether the packet seems to be one message.
+    fn is_single(&self, memory: &Memory) -> bool {
+        let mut front = [0; 8];
+        let read = self.scatter.read(memory, 0, &mut front);
+        read == Ok(front.len()) && u32_at(&front, 4) == Some(self.scatter.len())
     }
 
     /// Finds the bytes that a packet is about: `len` bytes of a section of the send buffer, then the pages it names.
@@ -272,42 +269,32 @@ impl TxState {
         Ok(())
     }
 
-    /// Takes frames of the packet that was begun, until it ends or the burst is full.
-    fn take_frames(&mut self, memory: &Memory, burst: &mut Burst) {
-        let Some(mut current) = self.current.take() else {
-            return;
-        };
-        while current.at < self.scatter.len() {
-            if burst.is_full() {
-                self.current = Some(current);
-                return;
-            }
+    /// Takes the frames of a packet. False if something is wrong with it.
+    fn take_frames(&mut self, memory: &Memory, burst: &mut Burst) -> bool {
+        let mut at = 0;
+        for _ in 0..MAX_MESSAGES {
             let mut front = [0; FRONT];
-            match self.scatter.read(memory, current.at, &mut front) {
-                Ok(read) => match self.take_frame(memory, burst, &front, read, current.at) {
-                    Some(len) => current.at += len,
-                    None => {
-                        // Where a message does not say where it ends, the rest of the packet is lost.
-                        self.errors += 1;
-                        burst.push_refused(DropReason::Malformed);
-                        current.ok = false;
-                        break;
-                    }
-                },
-                Err(_) => {
-                    burst.push_refused(DropReason::SourceFault);
-                    current.ok = false;
-                    break;
+            let Ok(read) = self.scatter.read(memory, at, &mut front) else {
+                burst.push_refused(DropReason::SourceFault);
+                return false;
+            };
+            match self.take_frame(memory, burst, &front, read, at) {
+                Some(len) => at += len,
+                None => {
+                    // Where a message does not say where it ends, the rest of the packet is lost.
+                    self.errors += 1;
+                    burst.push_refused(DropReason::Malformed);
+                    return false;
                 }
             }
+            if at >= self.scatter.len() {
+                return true;
+            }
         }
-        if current.wants_completion {
-            self.pending.push(Completion {
-                channel: current.channel,
-                transaction: current.transaction,
-                payload: Payload::Packet(current.ok),
-            });
-        }
+        // More than a driver is allowed.
+        self.errors += 1;
+        burst.push_refused(DropReason::Malformed);
+        false
     }
 
     /// Takes the frame of the data message at `at`, of which `front` has the first `read` bytes; gives the message's length.
@@ -406,8 +393,10 @@ impl TxState {
 
     fn answer(&mut self, packet: &Packet<'_>, payload: Payload) {
         if packet.wants_completion {
+            let channel = self.channels.get(self.start).and_then(Option::as_ref);
             self.pending.push(Completion {
                 channel: self.start as u8,
+                start: channel.map_or(0, |channel| channel.ring.last()),
                 transaction: packet.transaction,
                 payload,
             });

@@ -125,7 +125,7 @@ impl Adapter {
             oid::OFFLOAD_ENCAPSULATION => status::SUCCESS,
             oid::GEN_CURRENT_LOOKAHEAD => status::SUCCESS,
             oid::GEN_RECEIVE_SCALE_PARAMETERS if facts.channels > 1 => {
-                match Scaling::parse(value, facts.channels) {
+                match Scaling::parse(value, facts.channels, self.scaling.as_ref()) {
                     Some(scaling) => {
                         self.scaling = scaling;
                         status::SUCCESS

@@ -1,5 +1,7 @@
 //! Offloads: what the adapter offers, and what a driver switched on (NDIS 6 offload structures).
 
+use serde::{Deserialize, Serialize};
+
 use crate::wire::{put, put32, u16_at};
 
 /// Type of a structure of offload capabilities (`NDIS_OBJECT_TYPE_OFFLOAD`).
@@ -85,7 +87,8 @@ pub fn capabilities(asked: &[u8], default: u8) -> ([u8; CAPABILITIES], usize) {
 }
 
 /// Receive offloads that a driver switched on. Transmit offloads are asked for packet by packet and always done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Receive {
     /// Verdicts on checksums of IPv4 headers.
     pub ip4: bool,

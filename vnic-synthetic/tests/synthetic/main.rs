@@ -7,6 +7,8 @@
     reason = "tests"
 )]
 
+mod integration;
 mod offload;
 mod port;
 mod rig;
+mod saved;

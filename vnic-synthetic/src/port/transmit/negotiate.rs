@@ -42,11 +42,18 @@ impl TxState {
         rx.filter.clone_from(&self.adapter.filter);
         rx.scaling.clone_from(&self.adapter.scaling);
         self.replies.extend(reply);
+        notify::signal(&*shared.attention);
         true
     }
 
     /// Deals with a message of NVSP; gives the answer, if it has one of its own.
     pub(super) fn negotiate(&mut self, shared: &Shared, message: Message) -> Option<nvsp::Bytes> {
+        let answer = self.agree(shared, message);
+        notify::signal(&*shared.attention);
+        answer
+    }
+
+    fn agree(&mut self, shared: &Shared, message: Message) -> Option<nvsp::Bytes> {
         match message {
             Message::Init { min, max } => {
                 self.version = Version::negotiate(min, max);
@@ -73,11 +80,15 @@ impl TxState {
                 let allowed = operation == 1 && self.version >= Some(Version::V5);
                 if allowed {
                     shared.sub_channels.store(granted, Ordering::Relaxed);
-                    notify::signal(&*shared.attention);
                 }
                 return Some(nvsp::sub_channels_complete(allowed.then_some(granted)));
             }
-            Message::RndisPacket { .. } | Message::RndisPacketComplete => {}
+            Message::SwitchDataPath {
+                virtual_function: true,
+            } => return Some(nvsp::refused()),
+            Message::SwitchDataPath { .. }
+            | Message::RndisPacket { .. }
+            | Message::RndisPacketComplete => {}
         }
         None
     }
