@@ -81,6 +81,8 @@ pub(super) struct TxState {
     send_buffer: Option<SendBuffer>,
     version: Option<Version>,
     revision: u8,
+    /// The driver knows of coalescing on receive.
+    coalescing: bool,
     mtu: u16,
     adapter: control::Adapter,
     /// The link as the driver knows it.
@@ -108,6 +110,7 @@ impl TxState {
             send_buffer: None,
             version: None,
             revision: 1,
+            coalescing: false,
             mtu: nvsp::DEFAULT_MTU,
             adapter: control::Adapter::new(config.mac),
             link_up: config.link_up,
