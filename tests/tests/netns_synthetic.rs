@@ -72,10 +72,10 @@ fn a_driver_answers_and_is_served_again_after_sigkill() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let vmm = program(dir.path())?;
     let mut lab = Lab::start_with_vmm(&vmm)?;
-    for network in ["lab", "other"] {
-        lab.ctl(&format!("network create {network} --type private"))?;
-    }
-    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    lab.ctl("network create lab --type internal")?;
+    lab.ctl("network create other --type private")?;
+    // A host NIC outlives the daemon.
+    let mut alice = lab.host_station("lab", at(1))?;
     let mut bob = lab.tap_station("other", "bob", None, at(1))?;
     let (kernel, mac) = (vmm.display(), at(2).mac());
     lab.ctl(&format!(
