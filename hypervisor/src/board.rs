@@ -302,6 +302,7 @@ impl Board {
                 slot.interrupts.push(new);
             }
         }
+        self.slots.set_roms(index, &wiring.roms);
         self.rewire_messages(index, wiring.messages);
     }
 
@@ -415,6 +416,11 @@ impl Board {
         }
         self.wire();
         Ok(())
+    }
+
+    /// Whether nobody outside acts for a device as it stood before a reset.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.devices.iter().all(|slot| slot.device.is_settled())
     }
 
     fn lower_lines(&mut self) -> Result<(), Error> {

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use guestmem::Memory;
+
 /// A saved device: a JSON value whose form is the device's own. [`Device::restore`] treats it as hostile.
 pub type State = serde_json::Value;
 
@@ -53,6 +55,12 @@ pub trait Device: Any + Send {
     /// The machine is reset: the device is as after power-on. Its timers are already cancelled, its lines low, and its
     /// wiring is asked for anew.
     fn reset(&mut self, effects: &mut Effects);
+
+    /// False while another process may still write to the guest's memory on the device's behalf, as it stood before a
+    /// reset. The machine goes on after a reset once this is true, or after a while.
+    fn is_settled(&self) -> bool {
+        true
+    }
 
     /// The state as a value that [`restore`](Self::restore) takes.
     fn save(&self) -> State;
@@ -127,6 +135,17 @@ pub struct Message {
     pub event: Arc<OwnedFd>,
 }
 
+/// An image that the guest reads as memory, without the device's doing. Writes come to the device's region there.
+#[derive(Clone, Debug)]
+pub struct Rom {
+    /// Guest physical address, a multiple of 4 KiB.
+    pub start: u64,
+    /// The image, from its address 0 on.
+    pub image: Arc<Memory>,
+    /// Length in bytes, a multiple of 4 KiB: all of the image.
+    pub len: u64,
+}
+
 /// Where a device is to be reached.
 #[derive(Clone, Debug, Default)]
 pub struct Wiring {
@@ -138,6 +157,8 @@ pub struct Wiring {
     pub interrupts: Vec<Interrupt>,
     /// Its message-signalled interrupts from other processes.
     pub messages: Vec<Message>,
+    /// Its images.
+    pub roms: Vec<Rom>,
 }
 
 /// How the memory at 0xc0000 to 0xfffff answers, where the chipset can put the firmware's ROM over it.

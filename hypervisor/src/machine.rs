@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_cpuid_entry2;
 
@@ -30,6 +31,11 @@ use crate::sandbox::{self, Thread};
 use crate::slots::Slots;
 use crate::state::{self, Document, VcpuState, readable_msrs};
 use crate::{Error, chipset, irq, service, vcpu};
+
+/// How long a reset waits for other processes.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+/// How often it looks.
+const SETTLE_STEP: Duration = Duration::from_millis(1);
 
 /// What a machine is made of.
 pub struct Config {
@@ -514,6 +520,7 @@ impl Shared {
             self.vm.set_level_lines(chipset::LEVEL_LINES)?;
         }
         self.board().reset()?;
+        self.settle();
         for (vcpu, state) in self.vcpus.iter().zip(&control.power_on.vcpus) {
             state.write(&lock(vcpu))?;
         }
@@ -522,6 +529,15 @@ impl Shared {
             control.boot.load(&self.memory, &first)?;
         }
         Ok(())
+    }
+
+    /// Waits until nobody outside writes to the guest's memory any more for what was before a reset. One who does not
+    /// answer is not waited for: a guest that is reset is not to be stopped by it.
+    fn settle(&self) {
+        let begin = Instant::now();
+        while !self.board().is_settled() && begin.elapsed() < SETTLE_LIMIT {
+            std::thread::sleep(SETTLE_STEP);
+        }
     }
 
     /// Tells the world outside.

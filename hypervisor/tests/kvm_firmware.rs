@@ -195,4 +195,6 @@ fn option_roms_boot_in_the_order_of_adapters_and_take_keys_from_the_console() {
     pc.expect("#");
     pc.expect_event(&Event::PoweredOff);
     assert!(!pc.said.contains('$'));
+    // The ROMs are mapped.
+    assert_eq!(pc.machine.exits().memory_reads, 0);
 }

@@ -69,6 +69,16 @@ impl Lab {
         self.daemon.ctl(args)
     }
 
+    /// Checks that the counters of every port add up.
+    ///
+    /// # Errors
+    /// When they do not; the error shows them.
+    pub fn counters_add_up(&self) -> Result<()> {
+        let stats = self.daemon.stats()?;
+        ensure!(stats.wrong().is_empty(), "{:?}", stats.wrong());
+        Ok(())
+    }
+
     /// Adds a TAP port and gives its device, as eth0, to a new namespace.
     ///
     /// # Errors

@@ -214,6 +214,10 @@ impl Device for Nic {
         self.call(effects, |registers, _, wanted| registers.reset(wanted));
     }
 
+    fn is_settled(&self) -> bool {
+        self.registers.settled()
+    }
+
     fn save(&self) -> State {
         serde_json::to_value(self.registers.save(self.now)).unwrap_or_default()
     }

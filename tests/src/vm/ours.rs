@@ -6,12 +6,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{COMMAND_LINE, Console, image};
-use crate::{Lab, cmd};
+use crate::{Lab, Station, cmd, station::Address};
 
 /// How long a guest may take from its start until it takes commands. Ten to twenty seconds are usual where KVM emulates
 /// ring 0, on a machine that does nothing else.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
-/// The same for one that boots from the network: iPXE takes half a minute there to unpack itself.
+/// The same for one that boots from the network, which takes a minute there.
 pub const NETWORK_BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// How long a machine may take to get into a state.
 pub const STATE_LIMIT: Duration = Duration::from_secs(20);
@@ -114,6 +114,21 @@ impl Lab {
         let sum = exits.iter().map(|(_, count)| count).sum();
         Ok((exits, sum))
     }
+}
+
+/// An internal network `inner`: the host's station in it at `host`, and a guest that is ready at `guest`.
+///
+/// # Errors
+/// When something is refused, or the guest does not boot.
+pub fn guest_on_internal_network(host: Address, guest: Address) -> Result<(Lab, Station, Console)> {
+    let lab = Lab::start()?;
+    lab.ctl("network create inner --type internal")?;
+    let host = lab.host_station("inner", host)?;
+    let ip = ip_parameter(&guest.ip(false), "eth0");
+    lab.create_vm("guest", &["net=inner"], &ip)?;
+    let mut console = lab.start_vm("guest")?;
+    console.wait_ready(BOOT_LIMIT)?;
+    Ok((lab, host, console))
 }
 
 /// The `ip=` parameter that gives an interface of a guest its address before there is an init.
