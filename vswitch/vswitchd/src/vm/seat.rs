@@ -156,9 +156,15 @@ impl Seat {
         let Some(synthetic) = state.synthetic() else {
             return gone;
         };
+        let restored = matches!(demand, Demand::Restore { .. });
         let met = synthetic.meet(demand, interrupt);
         state.refused = met.as_ref().err().map(|error| format!("{error:#}"));
         state.settle();
+        drop(state);
+        if restored {
+            // What was kept of a machine that stood still is out of date once it runs.
+            self.attend();
+        }
         met.is_ok()
     }
 

@@ -165,6 +165,9 @@ impl Fake {
     /// The guest's driver opens a synthetic adapter.
     fn driver(&mut self, connection: &Connection, name: AdapterName) {
         if name.kind() == AdapterKind::Synthetic {
+            if self.cmdline.contains("wild") {
+                wild(connection, name);
+            }
             open(connection, name, false);
             self.kept.insert(name, String::new());
         }
@@ -249,6 +252,46 @@ fn open(connection: &Connection, adapter: AdapterName, resumed: bool) {
     connection
         .send(&message, &[event().as_fd()], LIMIT)
         .unwrap();
+}
+
+/// What no guest means well by, and nothing of which can be met.
+fn wild(connection: &Connection, adapter: AdapterName) {
+    let outside = || range(1 << 30, 4);
+    let open = |channel, ring, address, resumed| Demand::Open {
+        channel,
+        ring,
+        downstream_page: 2,
+        flags: vec![Flag { address, bit: 2047 }],
+        resumed,
+    };
+    let state = || "{}".to_owned();
+    for (demand, files) in [
+        (
+            Demand::Add {
+                gpadl: 2,
+                range: outside(),
+            },
+            0,
+        ),
+        // Rings that are not there, too few pages, flags that are not there, a sub-channel of nothing.
+        (open(0, outside(), 0, false), 1),
+        (open(0, range(16, 2), 0, false), 1),
+        (open(0, range(16, 4), 1 << 20, false), 1),
+        (open(1, range(16, 4), 0, false), 1),
+        (Demand::Restore { state: state() }, 0),
+        (open(0, range(16, 4), 0, true), 1),
+        (Demand::Restore { state: state() }, 0),
+    ] {
+        let message = FromVmm::Demand {
+            id: 0,
+            adapter,
+            demand,
+        };
+        let files: Vec<OwnedFd> = (0..files).map(|_| event()).collect();
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        connection.send(&message, &fds, LIMIT).unwrap();
+    }
+    demand(connection, adapter, Demand::Close { channel: 0 });
 }
 
 fn demand(connection: &Connection, adapter: AdapterName, demand: Demand) {

@@ -136,6 +136,27 @@ async fn opened_by_the_guest_and_kept_over_sigkill() {
 }
 
 #[tokio::test]
+async fn demands_that_cannot_be_met_harm_nobody() {
+    let (rig, boot) = rig().await;
+    create(
+        &rig,
+        &boot,
+        "web",
+        r#","cmdline":"wild","synthetic":[{"network":"lab"}]"#,
+    )
+    .await;
+    act(&rig, "web", "start").await;
+    until_port(&rig, "web.synthetic0", "up").await;
+    let view = rig.ok("GET", &format!("{VMS}/web"), "").await;
+    // Seven of the nine; then the driver opens its adapter after all.
+    assert_eq!(
+        (&view["exits"]["unmet"], &view["exits"]["met"]),
+        (&json!(7), &json!(4))
+    );
+    act(&rig, "web", "turn-off").await;
+}
+
+#[tokio::test]
 async fn plugged_in_and_unplugged_while_it_runs() {
     let (rig, boot) = rig().await;
     create(&rig, &boot, "web", "").await;
