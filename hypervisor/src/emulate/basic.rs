@@ -27,6 +27,8 @@ pub(super) fn step(instruction: &Instruction, cpu: &mut Cpu, memory: &impl Linea
         }
         // Nothing is pending: KVM reports errors of the x87 unit when they happen.
         Code::Wait => Then::Nothing,
+        // Marks where indirect calls may land, such as the hypercall page; does nothing.
+        Code::Endbr32 | Code::Endbr64 => Then::Nothing,
         Code::Fnclex => Then::ClearExceptions,
         Code::Emms => Then::EmptyStack,
         Code::Clac => {

@@ -105,6 +105,15 @@ fn exceptions_are_handed_to_the_guest() {
 }
 
 #[test]
+fn a_mark_for_indirect_calls_does_nothing() {
+    let ram = Ram::new();
+    let mut cpu = cpu64();
+    let endbr64 = [0xf3, 0x0f, 0x1e, 0xfa];
+    assert_eq!(step(&mut cpu, &ram, &endbr64), Some(Then::Nothing));
+    assert_eq!(cpu.regs.rip, 0x104);
+}
+
+#[test]
 fn instructions_on_the_x87_unit_and_the_alignment_flag() {
     let ram = Ram::new();
     let mut cpu = cpu64();
