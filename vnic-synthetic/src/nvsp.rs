@@ -15,6 +15,8 @@ pub const MAX_MTU: u16 = 9000;
 pub const DEFAULT_MTU: u16 = 1500;
 /// Bytes of a section of the send buffer.
 pub const SEND_SECTION: u32 = 6144;
+/// The driver's capability to receive coalesced segments.
+pub const CAPABILITY_RSC: u64 = 1 << 7;
 /// The number of a section, where there is none.
 pub const NO_SECTION: u32 = u32::MAX;
 

@@ -203,6 +203,7 @@ impl Function {
                 space,
                 address: start + bell.offset,
                 len: bell.len,
+                value: None,
                 event: Arc::clone(&bell.event),
             })
     }

@@ -16,6 +16,8 @@ use crate::port::Config;
 
 pub(super) const SECTION: u32 = 6144;
 pub(super) const RING: u32 = 0xe1e10;
+/// Per-packet information on which part of a frame it is.
+const PART: u32 = 1 << 31 | 1;
 const RECEIVE: u32 = 0xe1e11;
 const SEND: u32 = 0xe1e12;
 /// The connection that signals channel 1.
@@ -95,6 +97,8 @@ pub struct Guest {
     /// Packets of frames received by each channel.
     pub by_channel: [usize; crate::port::MAX_CHANNELS],
     receive: Area,
+    /// Bytes of a section of the receive buffer.
+    section: u32,
     pub(super) send: Option<Area>,
     /// Free sections of the send buffer.
     pub(super) sections: Vec<u32>,
@@ -153,6 +157,7 @@ impl Guest {
             subs: Vec::new(),
             by_channel: [0; crate::port::MAX_CHANNELS],
             receive,
+            section: 0,
             send,
             sections,
             outstanding: BTreeMap::new(),
@@ -209,6 +214,7 @@ impl Guest {
         assert_eq!(&answer[..8], words(&[102, 1]), "receive buffer");
         let (size, count) = (word(&answer, 16), word(&answer, 20));
         assert!(size > self.setup.mtu + 14 && size * count <= self.setup.receive as u32 * 4096);
+        self.section = size;
         if let Some(send) = self.send.clone() {
             share(&mut self.host, 1, SEND, &send);
             let answer = self.ask(step, &[104, SEND, 0]).expect("an answer");
@@ -429,8 +435,10 @@ impl Guest {
             return;
         }
         assert_eq!(header[..2], 0xcafe_u16.to_le_bytes(), "the receive buffer");
+        let mut open: Option<Received> = None;
         for index in 0..word(header, 4) as usize {
             let (len, at) = (word(header, 8 + 8 * index), word(header, 12 + 8 * index));
+            assert!(len <= self.section, "longer than a section");
             let mut message = vec![0; len as usize];
             self.receive
                 .pages
@@ -438,9 +446,10 @@ impl Guest {
                 .expect("a section");
             match control {
                 true => self.controls.push_back(message),
-                false => self.received.push_back(read_data(&message)),
+                false => self.received.extend(join(&mut open, read_data(&message))),
             }
         }
+        assert_eq!(open, None, "a frame ends with its packet");
     }
 
     /// Packets that were sent and are not answered.
@@ -459,6 +468,29 @@ impl Guest {
         self.host.message(&message(16, &[]));
         assert_eq!(word(self.host.messages.last().expect("an answer"), 0), 17);
     }
+}
+
+/// Adds a part to the frame that is open; gives the frame once it is whole.
+fn join(open: &mut Option<Received>, mut part: Received) -> Option<Received> {
+    let flags = part.info.iter().find(|(kind, _)| *kind == PART);
+    let Some((_, flags)) = flags.copied() else {
+        assert_eq!(*open, None, "a whole frame between parts");
+        return Some(part);
+    };
+    part.info.retain(|(kind, _)| *kind != PART);
+    assert_eq!(flags & 0x1ff, 1 << 8 | 1, "version 1, a part");
+    match open {
+        None => {
+            assert_ne!(flags & 0x200, 0, "the first");
+            *open = Some(part);
+        }
+        Some(frame) => {
+            assert_eq!((flags & 0x200, part.info.len()), (0, 0), "not the first");
+            frame.bytes.extend(part.bytes);
+            frame.parts += 1;
+        }
+    }
+    open.take_if(|_| flags & 0x400 != 0)
 }
 
 /// A message of VMBus.

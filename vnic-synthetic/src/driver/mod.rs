@@ -16,4 +16,4 @@ mod sub_channel;
 pub use frame::{Carry, Frame, Received};
 pub use guest::{Guest, Setup};
 pub use host::poll;
-pub use service::GuestService;
+pub use service::{GuestService, Versions};

@@ -16,6 +16,9 @@ const RING: usize = 3;
 /// Where the body starts.
 const BODY: usize = 28;
 
+/// Versions: major and minor.
+pub type Versions = Vec<(u16, u16)>;
+
 /// A guest with one service.
 pub struct GuestService {
     heap: Heap,
@@ -25,7 +28,7 @@ pub struct GuestService {
     /// The ring from the host.
     pub from_host: GuestRing,
     /// Versions it speaks: of the framework and of the service, best first.
-    pub speaks: (Vec<(u16, u16)>, Vec<(u16, u16)>),
+    pub speaks: (Versions, Versions),
     /// Items that it has, and those that were set.
     pub items: Vec<(String, String)>,
     /// The status it answers with.

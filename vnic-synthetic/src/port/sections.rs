@@ -111,14 +111,21 @@ impl Sections {
         std::iter::successors(Some(first), next)
     }
 
-    /// Takes a section for a frame.
+    /// The section that is taken next for a frame.
     #[inline]
-    pub(super) fn take(&mut self) -> Option<u16> {
+    pub(super) fn peek(&self) -> Option<u16> {
         // A buffer that small is shared evenly.
         let reserved = RESERVED.min(self.sections.len() / 2);
         if self.free.len() <= reserved {
             return None;
         }
+        self.free.last().copied()
+    }
+
+    /// Takes a section for a frame.
+    #[inline]
+    pub(super) fn take(&mut self) -> Option<u16> {
+        self.peek()?;
         self.take_reserved()
     }
 

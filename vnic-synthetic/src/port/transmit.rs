@@ -5,27 +5,25 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use guestmem::{Memory, Span};
-use offload::Request;
-use vswitch::burst::{Burst, MAX_SEGMENTS, MIN_FRAME, SNAPSHOT};
-use vswitch::drops::DropReason;
+use guestmem::Memory;
+use vswitch::burst::Burst;
 use vswitch::port::{PortFault, TxSide};
 use vswitch::ports::vhost::notify;
 
 use super::adapter::{Config, MAX_CHANNELS, Shared, lock};
-use super::large;
 use super::scatter::{Malformed, Scatter};
 use crate::nvsp::{self, Channel, Message, Version};
 use crate::rndis::control::{self, Reply};
-use crate::rndis::packet::{HEADER, Layout, MAX_INFO, Sent};
 use crate::vmbus::pages::Pages;
 use crate::vmbus::ring::{Incoming, MAX_PACKET, Packet, kind};
 use crate::wire::u32_at;
 
 mod answer;
+mod frames;
 mod negotiate;
 mod state;
 
+use frames::Window;
 pub use state::State;
 
 /// Answers that wait to be written, at most.
@@ -34,12 +32,6 @@ const MAX_PENDING: usize = 64;
 const MAX_LOOKS: usize = 256;
 /// Data messages of one packet, at most, as the driver was told.
 const MAX_MESSAGES: usize = control::MAX_PACKETS as usize;
-/// Bytes of a data message that are read at once: header, information and the start of the frame.
-const FRONT: usize = 256;
-/// Bytes of the two addresses, behind which a tag goes.
-const ADDRESSES: usize = 12;
-/// Bytes of a tag.
-const TAG: u32 = 4;
 
 /// The ring of a channel that the guest writes.
 pub(super) struct TxChannel {
@@ -81,11 +73,14 @@ pub(super) struct TxState {
     send_buffer: Option<SendBuffer>,
     version: Option<Version>,
     revision: u8,
+    /// The driver knows of coalescing on receive.
+    coalescing: bool,
     mtu: u16,
     adapter: control::Adapter,
     /// The link as the driver knows it.
     link_up: bool,
     scatter: Scatter,
+    window: Window,
     pending: ArrayVec<Completion, MAX_PENDING>,
     /// Control messages to the driver that found no room yet.
     replies: ArrayVec<Reply, 2>,
@@ -108,10 +103,12 @@ impl TxState {
             send_buffer: None,
             version: None,
             revision: 1,
+            coalescing: false,
             mtu: nvsp::DEFAULT_MTU,
             adapter: control::Adapter::new(config.mac),
             link_up: config.link_up,
             scatter: Scatter::default(),
+            window: Window::default(),
             pending: ArrayVec::new(),
             replies: ArrayVec::new(),
             table_due: false,
@@ -269,123 +266,6 @@ impl TxState {
         Ok(())
     }
 
-    /// Takes the frames of a packet. False if something is wrong with it.
-    fn take_frames(&mut self, memory: &Memory, burst: &mut Burst) -> bool {
-        let mut at = 0;
-        for _ in 0..MAX_MESSAGES {
-            let mut front = [0; FRONT];
-            let Ok(read) = self.scatter.read(memory, at, &mut front) else {
-                burst.push_refused(DropReason::SourceFault);
-                return false;
-            };
-            match self.take_frame(memory, burst, &front, read, at) {
-                Some(len) => at += len,
-                None => {
-                    // Where a message does not say where it ends, the rest of the packet is lost.
-                    self.errors += 1;
-                    burst.push_refused(DropReason::Malformed);
-                    return false;
-                }
-            }
-            if at >= self.scatter.len() {
-                return true;
-            }
-        }
-        // More than a driver is allowed.
-        self.errors += 1;
-        burst.push_refused(DropReason::Malformed);
-        false
-    }
-
-    /// Takes the frame of the data message at `at`, of which `front` has the first `read` bytes; gives the message's length.
-    #[inline]
-    fn take_frame(
-        &mut self,
-        memory: &Memory,
-        burst: &mut Burst,
-        front: &[u8; FRONT],
-        read: usize,
-        at: u32,
-    ) -> Option<u32> {
-        let header = front.first_chunk::<HEADER>()?;
-        let layout = Layout::parse(header, self.scatter.len() - at).ok()?;
-        let sent = match self.read_info(memory, front, read, (at, layout.info)) {
-            Ok(sent) => sent,
-            Err(reason) => {
-                self.errors += 1;
-                burst.push_refused(reason);
-                return Some(layout.len);
-            }
-        };
-        let (frame_at, frame_len) = layout.frame;
-        if frame_len < MIN_FRAME {
-            burst.push_refused(DropReason::Runt);
-            return Some(layout.len);
-        }
-        let tag_len = if sent.tag.is_some() { TAG } else { 0 };
-        let head_len = frame_len.min(SNAPSHOT as u32 - tag_len);
-        let mut body = ArrayVec::<Span, MAX_SEGMENTS>::new();
-        let mut fits = true;
-        self.scatter
-            .each(at + frame_at + head_len, frame_len - head_len, |piece| {
-                fits &= body.try_push(piece).is_ok();
-            });
-        if !fits {
-            burst.push_refused(DropReason::TooManySegments);
-            return Some(layout.len);
-        }
-        let known = front
-            .get(frame_at as usize..read)
-            .and_then(|frame| frame.get(..head_len as usize));
-        let mut request = Request::default();
-        burst.push(frame_len + tag_len, request, &body, |head| {
-            let (_, to) = head
-                .split_at_mut_checked(tag_len as usize)
-                .ok_or(DropReason::Runt)?;
-            match known {
-                Some(frame) => to.copy_from_slice(frame),
-                None => {
-                    self.scatter
-                        .read(memory, at + frame_at, to)
-                        .map_err(|_| DropReason::SourceFault)?;
-                }
-            }
-            if let Some(tci) = sent.tag {
-                insert_tag(head, tci);
-            }
-            request = large::request(head, frame_len + tag_len, &sent, tag_len as u16)?;
-            Ok(())
-        });
-        if let Some(frame) = burst.last_mut() {
-            frame.request = request;
-        }
-        self.sent += 1;
-        Some(layout.len)
-    }
-
-    /// Per-packet information of the message at `at`.
-    #[inline]
-    fn read_info(
-        &self,
-        memory: &Memory,
-        front: &[u8; FRONT],
-        read: usize,
-        (at, (info_at, len)): (u32, (u32, u32)),
-    ) -> Result<Sent, DropReason> {
-        let near = front
-            .get(info_at as usize..read)
-            .and_then(|info| info.get(..len as usize));
-        if let Some(info) = near {
-            return Sent::parse(info).map_err(|_| DropReason::Malformed);
-        }
-        let mut info = [0; MAX_INFO];
-        let info = info.get_mut(..len as usize).unwrap_or(&mut []);
-        self.scatter
-            .read(memory, at + info_at, info)
-            .map_err(|_| DropReason::SourceFault)?;
-        Sent::parse(info).map_err(|_| DropReason::Malformed)
-    }
-
     /// Answers a packet that makes no sense.
     fn refuse(&mut self, packet: &Packet<'_>) {
         self.answer(packet, Payload::Packet(false));
@@ -412,16 +292,6 @@ impl TxState {
         for transaction in self.returned.drain(..) {
             rx.sections.answered(transaction);
         }
-    }
-}
-
-/// Writes a tag behind the addresses, over what is at the start of `head`: its first 4 bytes are free.
-fn insert_tag(head: &mut [u8], tci: u16) {
-    let end = ADDRESSES + TAG as usize;
-    if head.len() >= end {
-        head.copy_within(TAG as usize..end, 0);
-        crate::wire::put(head, ADDRESSES, vswitch::classify::TPID_8021Q.to_be_bytes());
-        crate::wire::put(head, ADDRESSES + 2, tci.to_be_bytes());
     }
 }
 

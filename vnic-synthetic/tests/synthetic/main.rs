@@ -10,5 +10,6 @@
 mod integration;
 mod offload;
 mod port;
+mod receive;
 mod rig;
 mod saved;

@@ -479,6 +479,11 @@ fn sub_channels_share_the_load_as_the_driver_says() {
     let mut down = tcp(false, 100);
     down[..6].copy_from_slice(&GUEST.0);
     down[6..12].copy_from_slice(&PEER.0);
+    // Trap: the filter holds for sub-channels as well.
+    assert_eq!(rig.set(0x0001_010e, &[0; 4]), 0);
+    rig.station.send(&down);
+    assert!(rig.at_guest().is_empty());
+    assert_eq!(rig.set(0x0001_010e, &[0x0d, 0, 0, 0]), 0);
     rig.station.send(&down);
     assert_eq!(rig.at_guest()[0].bytes, down);
     assert_eq!(rig.guest.by_channel[..4], [0, 0, 1, 0]);

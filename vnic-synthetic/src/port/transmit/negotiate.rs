@@ -28,6 +28,7 @@ impl TxState {
             mtu: self.mtu,
             channels: shared.config.channels,
             revision: self.revision,
+            coalescing: self.coalescing,
             statistics: Statistics {
                 sent: self.sent,
                 send_errors: self.errors,
@@ -41,6 +42,7 @@ impl TxState {
         // In force before the driver reads the answer.
         rx.filter.clone_from(&self.adapter.filter);
         rx.scaling.clone_from(&self.adapter.scaling);
+        rx.receive = self.adapter.receive;
         self.replies.extend(reply);
         notify::signal(&*shared.attention);
         true
@@ -60,7 +62,12 @@ impl TxState {
                 return Some(nvsp::init_complete(self.version));
             }
             Message::NdisVersion { major, minor } => self.revision = revision(major, minor),
-            Message::NdisConfig { frame, .. } => {
+            Message::NdisConfig {
+                frame,
+                capabilities,
+            } => {
+                let asked = capabilities & nvsp::CAPABILITY_RSC != 0;
+                self.coalescing = asked && self.version >= Some(Version::V6_1);
                 let mtu = frame.saturating_sub(14).min(nvsp::MAX_MTU.into()) as u16;
                 self.mtu = mtu.max(nvsp::MIN_MTU);
             }

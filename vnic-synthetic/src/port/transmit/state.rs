@@ -35,6 +35,8 @@ pub struct State {
     version: Option<u32>,
     /// Revision of NDIS structures.
     revision: u8,
+    /// The driver knows of coalescing on receive.
+    coalescing: bool,
     mtu: u16,
     receive_buffer: Option<ReceiveBuffer>,
     /// GPADL of the send buffer.
@@ -175,6 +177,7 @@ impl TxState {
             form: FORM,
             version: self.version.map(|version| version.0),
             revision: self.revision,
+            coalescing: self.coalescing,
             mtu: self.mtu,
             receive_buffer: rx.buffer.as_ref().map(|buffer| ReceiveBuffer {
                 gpadl: buffer.gpadl,
@@ -231,6 +234,8 @@ impl TxState {
         let (buffer, sections) = self.restore_sections(state, &rx.channels)?;
         rx.filter.clone_from(&adapter.filter);
         rx.scaling.clone_from(&adapter.scaling);
+        rx.receive = adapter.receive;
+        self.coalescing = state.coalescing;
         (rx.buffer, rx.sections) = (buffer, sections);
         [self.sent, self.errors, rx.received, rx.no_buffer] = state.counters;
         (self.version, self.revision, self.mtu) = (version, revision, state.mtu);

@@ -10,6 +10,8 @@ use super::{
 };
 use crate::wire::put;
 
+/// Bytes of an answer to a packet.
+const SHORT: usize = 32;
 /// Longest packet of the data path: 64 ranges and a message.
 const MAX_PACKET: usize = 16 + 8 + 64 * 8 + 40 + 8;
 
@@ -74,15 +76,17 @@ impl Outgoing {
         if !self.fits(header.len(), payload.len())? {
             return Ok(false);
         }
-        let mut short = [0; MAX_PACKET];
-        let mut long = Vec::new();
-        let bytes = match short.get_mut(..room) {
-            Some(bytes) => bytes,
-            // Not a packet of the data path.
-            None => {
-                long.resize(room, 0);
-                long.as_mut_slice()
-            }
+        // Most packets are answers of 32 bytes, which need no more to be cleared.
+        let (mut answer, mut long) = ([0; SHORT], Vec::new());
+        let mut ranges;
+        let bytes = if let Some(bytes) = answer.get_mut(..room) {
+            bytes
+        } else if room <= MAX_PACKET {
+            ranges = [0; MAX_PACKET];
+            ranges.get_mut(..room).unwrap_or(&mut [])
+        } else {
+            long.resize(room, 0);
+            long.as_mut_slice()
         };
         self.write(bytes, (kind, transaction), header, payload)?;
         Ok(true)
