@@ -13,7 +13,8 @@ use super::vms::no_vm;
 use super::{Manager, Network, Port};
 use crate::mac_pool::MacPool;
 use crate::store::{Change, SavedAdapter};
-use crate::vm::{Live, Place};
+use crate::vm::Live;
+use crate::vm::plug::Plug;
 
 impl Manager {
     /// Gives a VM another adapter; answers its name and, if the VM runs, the process into which it is to be plugged.
@@ -21,7 +22,7 @@ impl Manager {
         &mut self,
         vm: &VmName,
         request: &CreateAdapter,
-    ) -> Result<(AdapterName, Option<(Arc<Live>, Place)>), Refusal> {
+    ) -> Result<(AdapterName, Option<Plug>), Refusal> {
         self.settle_vms();
         let home = self.vm(vm)?;
         let taken: Vec<AdapterName> = home.adapters.keys().copied().collect();

@@ -11,6 +11,9 @@ use super::live::{Live, Place};
 use super::{PROMPT, lock};
 use crate::manager::Manager;
 
+/// A process, and the adapter that is to be plugged into it.
+pub(crate) type Plug = (Arc<Live>, Place);
+
 /// Gives a VM another adapter.
 pub(crate) fn add(
     manager: &Mutex<Manager>,

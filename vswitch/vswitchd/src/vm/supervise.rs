@@ -127,17 +127,7 @@ fn take(
         } => {
             reconcile(live, connection, &adapters, state)?;
             bring(live, &regions, &adapters, fds, state == RunState::Paused)?;
-            match state {
-                RunState::Running => live.set_state(VmState::Running),
-                RunState::Paused => live.set_state(VmState::Paused),
-                RunState::Ready => {
-                    let start = ToVmm::Command {
-                        id: START,
-                        command: Command::Start,
-                    };
-                    connection.send(&start, &[], SEND_LIMIT)?;
-                }
-            }
+            ready(live, connection, state)?;
         }
         FromVmm::Reply {
             id: START,
@@ -188,6 +178,22 @@ fn take(
                 Ended::Failed { reason } => reason,
             };
             live.update(|inner| inner.said = Some(said));
+        }
+    }
+    Ok(())
+}
+
+/// A machine is there: it is started, unless it runs already.
+fn ready(live: &Live, connection: &Connection, state: RunState) -> anyhow::Result<()> {
+    match state {
+        RunState::Running => live.set_state(VmState::Running),
+        RunState::Paused => live.set_state(VmState::Paused),
+        RunState::Ready => {
+            let start = ToVmm::Command {
+                id: START,
+                command: Command::Start,
+            };
+            connection.send(&start, &[], SEND_LIMIT)?;
         }
     }
     Ok(())
