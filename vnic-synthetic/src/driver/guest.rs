@@ -64,6 +64,11 @@ impl Setup {
         }
     }
 
+    /// Pages of memory that the guest needs. The first is its own for what the host signals by.
+    pub fn pages(&self) -> usize {
+        2 * self.ring + self.receive + self.send + 1024
+    }
+
     /// As iPXE does it: the first versions of everything, and no send buffer.
     pub fn ipxe() -> Setup {
         Setup {
@@ -120,9 +125,15 @@ pub struct Guest {
 impl Guest {
     /// Makes a guest, connects it to its bus and opens the channel of its adapter.
     pub fn new(setup: Setup) -> Guest {
-        let pages = 2 * setup.ring + setup.receive + setup.send + 1024;
-        let mut heap = Heap::new(pages, setup.scattered);
-        let mut host = Host::new(heap.memory.clone(), setup.config);
+        let memory = Memory::anonymous(setup.pages() * 4096).expect("memory of a test guest");
+        let memory = Arc::new(memory);
+        let host = Host::new(memory.clone(), setup.config);
+        Guest::over(setup, memory, host)
+    }
+
+    /// The same in the memory `memory`, of [`Setup::pages`] at address 0, with the bus of `host`.
+    pub fn over(setup: Setup, memory: Arc<Memory>, mut host: Host) -> Guest {
+        let mut heap = Heap::over(memory, setup.scattered);
         let rings = heap.take(2 * setup.ring);
         let receive = heap.take(setup.receive);
         let send = (setup.send > 0).then(|| heap.take(setup.send));

@@ -11,6 +11,9 @@ use vswitch::port::TxSide;
 use crate::port::{Adapter, Config, Signal, State};
 use crate::vmbus::{Bus, BusState, Demand, Done, Effect, Offer, Target};
 
+/// An adapter that is served elsewhere: meets a demand for the channel of an index, if it can be met.
+pub type Elsewhere = Box<dyn FnMut(usize, &Demand) -> bool>;
+
 /// A bus with one adapter.
 pub struct Host {
     /// The bus.
@@ -25,6 +28,7 @@ pub struct Host {
     pub messages: Vec<Vec<u8>>,
     /// Channels of the adapter by number: their index.
     channels: Vec<(u16, usize)>,
+    elsewhere: Option<Elsewhere>,
 }
 
 fn event() -> Arc<OwnedFd> {
@@ -44,9 +48,24 @@ impl Host {
             interrupt: event(),
             messages: Vec::new(),
             channels: Vec::new(),
+            elsewhere: None,
         };
         host.offer(None);
         host
+    }
+
+    /// The same, but the adapter is served elsewhere, and `kick` is what the guest signals.
+    pub fn elsewhere(
+        memory: Arc<Memory>,
+        config: Config,
+        kick: Arc<OwnedFd>,
+        elsewhere: Elsewhere,
+    ) -> Host {
+        Host {
+            kick,
+            elsewhere: Some(elsewhere),
+            ..Host::new(memory, config)
+        }
     }
 
     /// The state of the bus and of the adapter, whose sides are detached.
@@ -72,6 +91,7 @@ impl Host {
             kick,
             interrupt: event(),
             messages: Vec::new(),
+            elsewhere: None,
         };
         host.serve(effects);
         assert!(host.messages.is_empty(), "the guest is not told");
@@ -141,9 +161,19 @@ impl Host {
         }
     }
 
-    fn meet(&self, relid: u16, demand: Demand) -> Done {
+    fn meet(&mut self, relid: u16, demand: Demand) -> Done {
         let index = self.channels.iter().find(|(known, _)| *known == relid);
         let index = index.map_or(usize::MAX, |(_, index)| *index);
+        if let Some(elsewhere) = &mut self.elsewhere {
+            let ok = elsewhere(index, &demand);
+            return match demand {
+                Demand::Add { gpadl, .. } => Done::Added { gpadl, ok },
+                Demand::Remove { gpadl } => Done::Removed { gpadl },
+                Demand::Open(_) => Done::Opened { ok },
+                Demand::Close => Done::Closed,
+                Demand::Retarget { .. } => Done::Retargeted { ok },
+            };
+        }
         match demand {
             Demand::Add { gpadl, list } => Done::Added {
                 gpadl,

@@ -83,7 +83,7 @@ pub struct Bus {
 }
 
 /// The connection that the guest signals channel `relid` by.
-fn event_connection(relid: u16) -> u32 {
+pub fn event_connection(relid: u16) -> u32 {
     EVENT_CONNECTIONS + u32::from(relid)
 }
 

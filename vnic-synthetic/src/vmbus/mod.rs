@@ -17,7 +17,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use bus::Bus;
+pub use bus::{Bus, event_connection};
 pub use effect::{
     Demand, Done, Effect, Interrupts, MAX_CHANNELS, NETWORK, Offer, OfferError, Open, Refused,
     Target,
