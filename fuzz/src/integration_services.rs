@@ -121,9 +121,7 @@ fn answer(input: &mut Input<'_>, guest: &mut GuestService) {
         let at = usize::from(input.u16()) % message.len();
         message[at] = input.u8();
     }
-    guest
-        .to_host
-        .send(6, 0, packet.transaction, &[], &message);
+    guest.to_host.send(6, 0, packet.transaction, &[], &message);
 }
 
 fn request(input: &mut Input<'_>) -> Request {
