@@ -7,10 +7,12 @@ pub mod api_bodies;
 pub mod attach_messages;
 pub mod headers;
 pub mod input;
+pub mod integration_services;
 pub mod legacy;
 pub mod offload_request;
 pub mod platform;
 pub mod rings;
+pub mod saved_states;
 pub mod synthetic_port;
 pub mod turn;
 pub mod vhost_messages;
@@ -23,7 +25,7 @@ mod tests {
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 13] = [
+        let targets: [(&str, fn(&[u8])); 15] = [
             ("api_bodies", super::api_bodies::run),
             ("attach_messages", super::attach_messages::run),
             ("headers", super::headers::run),
@@ -37,6 +39,8 @@ mod tests {
             ("legacy_rings", super::legacy::rings),
             ("synthetic_port", super::synthetic_port::run),
             ("vmbus_messages", super::vmbus_messages::run),
+            ("integration_services", super::integration_services::run),
+            ("saved_states", super::saved_states::run),
         ];
         for (target, run) in targets {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -60,6 +60,8 @@ pub(super) struct Channel {
     epoch: u64,
     outstanding: Option<Outstanding>,
     pub(super) waiting: VecDeque<Request>,
+    /// Since when there is no room to send.
+    stalled: Option<u64>,
     /// When the next beat or sample is due.
     due: u64,
     /// When the guest was last heard of.
@@ -90,6 +92,7 @@ impl Channel {
             epoch: 0,
             outstanding: None,
             waiting: VecDeque::new(),
+            stalled: None,
             due: 0,
             heard: 0,
             alive: None,
@@ -217,7 +220,9 @@ impl Channel {
             return Ok(());
         }
         if let Some(request) = self.waiting.front().cloned() {
-            return self.begin(request, now);
+            self.begin(request, now)?;
+            self.give_up(now, events);
+            return Ok(());
         }
         if now.reference_100ns < self.due {
             return Ok(());
@@ -263,6 +268,19 @@ impl Channel {
                 events.push(Event::Unanswered);
             }
             _ => {}
+        }
+    }
+
+    /// A guest that does not read its ring is asked nothing more.
+    fn give_up(&mut self, now: &Now, events: &mut Vec<Event>) {
+        if self.outstanding.is_some() {
+            self.stalled = None;
+            return;
+        }
+        let since = *self.stalled.get_or_insert(now.reference_100ns);
+        if now.reference_100ns.saturating_sub(since) >= TIMEOUT {
+            events.extend(self.waiting.drain(..).map(|_| Event::Unanswered));
+            self.stalled = None;
         }
     }
 

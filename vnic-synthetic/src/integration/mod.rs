@@ -1,6 +1,6 @@
 //! Integration services: what the host and a guest's own drivers do for each other besides devices.
 //!
-//! Each service is a channel of the bus whose packets are messages in the header of a pipe ([`message`]). The host sends a
+//! Each service is a channel of the bus whose packets are messages behind the header of a pipe. The host sends a
 //! request and the guest sends it back, filled in. First of all both agree on versions. A [`Service`] is a function of its
 //! channel's rings and of the time it is told; it lives beside the bus, which offers its channel only where it is wanted.
 //!

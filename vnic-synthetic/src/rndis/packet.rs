@@ -200,8 +200,9 @@ impl Received {
     /// Bytes in front of the frame.
     #[inline]
     pub fn front(&self) -> usize {
-        let items = [self.checksum != 0, self.tag.is_some(), self.part.is_some()];
-        HEADER + ITEM_LEN * items.map(usize::from).iter().sum::<usize>()
+        let checksum = usize::from(self.checksum != 0);
+        let (tag, part) = (self.tag.is_some(), self.part.is_some());
+        HEADER + ITEM_LEN * (checksum + usize::from(tag) + usize::from(part))
     }
 }
 

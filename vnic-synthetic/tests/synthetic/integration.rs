@@ -292,6 +292,20 @@ fn items_are_listed_set_got_and_removed() {
 }
 
 #[test]
+fn a_guest_that_does_not_read_its_ring_is_asked_nothing_more() {
+    let mut rig = Rig::ready(Kind::KeyValue, (4, 0));
+    for _ in 0..16 {
+        rig.service.ask(Request::List(Pool::Auto)).unwrap();
+    }
+    let mut given_up = 0;
+    for _ in 0..10 {
+        given_up += rig.run().events.len();
+        rig.pass(31);
+    }
+    assert_eq!(given_up, 16, "each once, though few found room");
+}
+
+#[test]
 fn what_does_not_fit_a_service_is_refused() {
     let mut rig = Rig::ready(Kind::KeyValue, (4, 0));
     let ask = |rig: &mut Rig, request| rig.service.ask(request).unwrap_err();

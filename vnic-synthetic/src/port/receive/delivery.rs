@@ -189,7 +189,14 @@ impl<'a> Delivery<'a> {
     }
 
     /// The segments that were put together are a frame now.
+    #[inline]
     fn end_flow(&mut self) {
+        if self.open.is_some() {
+            self.end_open();
+        }
+    }
+
+    fn end_open(&mut self) {
         let Some(mut open) = self.open.take() else {
             return;
         };
