@@ -7,6 +7,8 @@
 mod adapters;
 mod demands;
 mod services;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
