@@ -277,10 +277,9 @@ fn a_reset_is_settled_once_vswitchd_has_let_go() {
 fn a_guest_that_asks_for_too_much_waits() {
     let mut guest = opened();
     let mut status = Status::Success;
-    // MODIFYCHANNEL, again and again, to the processor that there is.
-    for _ in 0..=MAX_DEMANDS {
-        status = guest.post(&[22, 0, RELID, 0]);
+    for gpadl in 0..=MAX_DEMANDS as u32 {
+        status = guest.post(&[8, 0, RELID, 1000 + gpadl, 1 << 16 | 16, 4096, 0, 0x10, 0]);
     }
     assert_eq!(status, Status::InsufficientBuffers);
-    assert!(guest.demands().len() <= MAX_DEMANDS);
+    assert_eq!(guest.demands().len(), MAX_DEMANDS);
 }
