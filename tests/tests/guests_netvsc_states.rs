@@ -63,12 +63,6 @@ impl Scene {
         );
         Ok(())
     }
-
-    fn counters_add_up(&self) -> Result<()> {
-        let stats = self.lab.daemon.stats()?;
-        ensure!(stats.wrong().is_empty(), "{:?}", stats.wrong());
-        Ok(())
-    }
 }
 
 #[test]
@@ -84,7 +78,7 @@ fn a_transfer_outlives_pause_save_and_the_end_of_vswitchd() -> Result<()> {
         scene.lab.daemon.start_again()
     })?;
     scene.answers("after vswitchd was killed")?;
-    scene.counters_add_up()?;
+    scene.lab.counters_add_up()?;
     scene.transfer(|scene| {
         scene.lab.ctl("vm save guest")?;
         scene.lab.wait_vm("guest", "saved")?;
@@ -93,7 +87,7 @@ fn a_transfer_outlives_pause_save_and_the_end_of_vswitchd() -> Result<()> {
         scene.console = scene.lab.console("guest")?;
         Ok(())
     })?;
-    scene.counters_add_up()
+    scene.lab.counters_add_up()
 }
 
 #[test]
@@ -118,5 +112,5 @@ fn a_guest_that_starts_again_finds_its_adapter_as_new() -> Result<()> {
     // The second number is the guest's name of itself: Linux, open source.
     let who = report.pointer("/parameters/1").and_then(|id| id.as_u64());
     ensure!(who.is_some_and(|id| id >> 48 == 0x8100), "{report}");
-    scene.counters_add_up()
+    scene.lab.counters_add_up()
 }

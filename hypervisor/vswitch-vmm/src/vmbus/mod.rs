@@ -7,6 +7,8 @@
 mod adapters;
 mod demands;
 mod services;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -40,7 +42,7 @@ const CHANNEL_MESSAGE: u32 = 1;
 const MSI_ADDRESS: u64 = 0xfee0_0000;
 /// Ticks of KVM's local APIC in a second.
 const APIC_HZ: u64 = 1_000_000_000;
-/// Demands that wait for vswitchd before the guest has to wait.
+/// Demands that vswitchd has not answered before the guest has to wait.
 const MAX_DEMANDS: usize = 256;
 
 /// What is saved.
@@ -115,7 +117,7 @@ impl Vmbus {
     /// A guest that posts is to wait.
     fn is_busy(&self) -> bool {
         let full = |vp| !self.hyperv.has_room(vp);
-        self.queue.len() + self.asked.len() >= MAX_DEMANDS || (0..self.processors).any(full)
+        self.asked.len() >= MAX_DEMANDS || (0..self.processors).any(full)
     }
 
     fn post_message(&mut self, connection: u32, payload: &[u8], effects: &mut Effects) -> Status {
