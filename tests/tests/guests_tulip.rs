@@ -205,14 +205,6 @@ fn the_filter_of_the_adapter_is_the_one_the_driver_sets() -> Result<()> {
     ensure!(guest.sees(group, mac)? == PINGS);
     guest.console.run("kill $joiner; wait $joiner; true")?;
     ensure!(guest.sees(group, mac)? == 0);
-    // More groups than a perfect filter has places: the driver goes over to the hash filter.
-    let groups = "for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do ./vswitch-guest join 239.9.9.$n 3600 & done >/tmp/many";
-    guest.console.run(groups)?;
-    guest
-        .console
-        .run("until [ $(grep -c joined many) = 15 ]; do sleep 0.1; done")?;
-    ensure!(guest.sees("239.9.9.15", "01:00:5e:09:09:0f")? == PINGS);
-    ensure!(guest.sees(group, mac)? == 0);
     guest.console.run("ifconfig eth0 allmulti")?;
     ensure!(guest.sees(group, mac)? == PINGS);
     guest.lab.counters_add_up()?;
