@@ -1,4 +1,4 @@
-//! Runs a PC with its console on the terminal, and says at the end what came out of the guest.
+//! Runs a PC with its console on the terminal, and says at the end how often the guest was left.
 //!
 //! `cargo run -p hypervisor --example pc -- --firmware /usr/share/seabios/bios-256k.bin`
 //! `cargo run -p hypervisor --example pc -- --kernel vmlinux --initrd initrd.cpio --command-line "console=ttyS0"`
@@ -9,29 +9,29 @@
 )]
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use hypervisor::chipset::i440fx::HostBridge;
 use hypervisor::chipset::serial::ComPort;
-use hypervisor::device::{DEBUG_CONSOLE, Device, Effects, RestoreError, Space, State, Wiring};
 use hypervisor::memory::GuestMemory;
-use hypervisor::pc::{self, Pc, Start};
-use hypervisor::pci::{Bar, ConfigSpace, Function, Identity};
-use hypervisor::{Event, Machine};
+use hypervisor::pc::{COM1, Pc, Start};
+use hypervisor::{Event, Machine, Output};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[derive(Parser)]
 struct Arguments {
-    /// The firmware's image.
-    #[arg(long, conflicts_with = "kernel")]
-    firmware: Option<PathBuf>,
-    /// A bzImage or vmlinux, started without firmware.
-    #[arg(long, required_unless_present = "firmware")]
+    /// A bzImage or vmlinux.
+    #[arg(long)]
     kernel: Option<PathBuf>,
+    /// Or firmware: SeaBIOS.
+    #[arg(long)]
+    firmware: Option<PathBuf>,
+    /// Prints the firmware's messages too.
+    #[arg(long)]
+    debug: bool,
     /// Its initial file system.
     #[arg(long)]
     initrd: Option<PathBuf>,
@@ -44,134 +44,86 @@ struct Arguments {
     /// Memory in MiB.
     #[arg(long, default_value_t = 256)]
     memory: u64,
-    /// Ethernet controllers that do nothing.
-    #[arg(long, default_value_t = 0)]
-    adapters: u8,
-    /// Their option ROM.
-    #[arg(long)]
-    rom: Option<PathBuf>,
-    /// Show the firmware's messages.
-    #[arg(long)]
-    debug: bool,
-    /// What to type on COM1, after this many seconds and a colon.
-    #[arg(long, value_parser = later)]
-    input: Option<(f64, String)>,
-    /// Presses the power button after this many seconds.
-    #[arg(long)]
-    power_button: Option<f64>,
     /// Ends the machine after this many seconds.
-    #[arg(long, default_value_t = 3600.0)]
-    seconds: f64,
+    #[arg(long)]
+    seconds: Option<u64>,
 }
 
-fn later(text: &str) -> Result<(f64, String)> {
-    let (seconds, input) = text.split_once(':').context("no colon")?;
-    Ok((seconds.parse()?, input.replace("\\r", "\r")))
-}
-
-/// An Ethernet controller that does nothing.
-struct Dummy;
-
-impl Device for Dummy {
-    fn read(&mut self, _: usize, _: u64, data: &mut [u8], _: &mut Effects) {
-        data.fill(0);
-    }
-    fn write(&mut self, _: usize, _: u64, _: &[u8], _: &mut Effects) {}
-    fn reset(&mut self, _: &mut Effects) {}
-    fn save(&self) -> State {
-        State::Null
-    }
-    fn restore(&mut self, _: &State, _: &mut Effects) -> Result<(), RestoreError> {
-        Ok(())
-    }
-    fn wiring(&self) -> Wiring {
-        Wiring::default()
-    }
-}
-
-fn adapter(rom: Option<&[u8]>) -> Result<Function> {
-    let mut config = ConfigSpace::new(&Identity {
-        vendor: 0x1011,
-        device: 0x0009,
-        revision: 0x22,
-        class: 0x02_00_00,
-        ..Identity::default()
-    });
-    config.add_bar(Bar::standard(0, Space::Port, 128));
-    config.add_bar(Bar::standard(1, Space::Memory, 128));
-    config.set_pin(1);
-    let function = Function::new(config, Box::new(Dummy));
-    Ok(match rom {
-        Some(image) => function.with_rom(image)?,
-        None => function,
-    })
-}
-
-fn machine(arguments: &Arguments) -> Result<Machine> {
-    let context = |path: &PathBuf| format!("reading {}", path.display());
-    let open = |path: &PathBuf| File::open(path).with_context(|| context(path));
-    let read = |path: &PathBuf| std::fs::read(path).with_context(|| context(path));
-    let start = match (&arguments.firmware, &arguments.kernel) {
-        (Some(path), _) => Start::Firmware(read(path)?),
-        (None, kernel) => Start::Linux {
-            kernel: open(kernel.as_ref().context("no kernel")?)?,
+/// Puts the machine together.
+fn assemble(arguments: &Arguments) -> Result<Machine> {
+    let open =
+        |path: &PathBuf| File::open(path).with_context(|| format!("opening {}", path.display()));
+    let start = match (&arguments.kernel, &arguments.firmware) {
+        (Some(kernel), None) => Start::Linux {
+            kernel: open(kernel)?,
             initrd: arguments.initrd.as_ref().map(open).transpose()?,
             command_line: arguments.command_line.clone(),
         },
+        (None, Some(firmware)) => Start::Firmware(
+            std::fs::read(firmware).with_context(|| format!("reading {}", firmware.display()))?,
+        ),
+        _ => bail!("either --kernel or --firmware is needed"),
     };
-    let rom = arguments.rom.as_ref().map(read).transpose()?;
-    let adapters = (0..arguments.adapters).map(|_| adapter(rom.as_deref()));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let pc = Pc {
         name: "example".to_owned(),
-        uuid: [0x11; 16],
+        uuid: [0; 16],
         vcpus: arguments.vcpus,
         memory: GuestMemory::new(arguments.memory << 20)?,
-        unix_nanos: i64::try_from(now.as_nanos())?,
-        adapters: adapters.collect::<Result<_>>()?,
-        aml: Vec::new(),
+        unix_nanos: UNIX_EPOCH.elapsed()?.as_nanos() as i64,
+        adapters: Vec::new(),
+        hyperv: false,
         start,
         debug: arguments.debug,
     };
-    let (config, devices) = pc.assemble(Box::new(|console, bytes| {
+    let output: Output = Box::new(|_, bytes| {
         let mut out = std::io::stdout();
-        if matches!(console, 0 | DEBUG_CONSOLE) {
-            let _ = out.write_all(bytes).and_then(|()| out.flush());
-        }
-    }))?;
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+    });
+    let (config, devices) = pc.assemble(output)?;
     Ok(Machine::new(config, devices)?)
 }
 
 fn main() -> Result<()> {
-    let mut arguments = Arguments::parse();
+    let arguments = Arguments::parse();
     let begin = Instant::now();
-    let machine = machine(&arguments)?;
+    let machine = assemble(&arguments)?;
     machine.start()?;
     eprintln!("started after {:?}", begin.elapsed());
+    let end = arguments
+        .seconds
+        .map(|seconds| begin + Duration::from_secs(seconds));
+    let mut input = Vec::new();
+    let mut stdin = Some(std::io::stdin());
     loop {
-        let elapsed = begin.elapsed().as_secs_f64();
-        if let Some((_, text)) = arguments.input.take_if(|(after, _)| *after <= elapsed) {
-            machine.with(pc::COM1, |port: &mut ComPort, effects| {
-                port.input(text.as_bytes(), effects)
-            });
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        // What the port has no room for is tried again soon.
+        let soon = (!input.is_empty()).then_some(Duration::from_millis(10));
+        let timeout = left.into_iter().chain(soon).min();
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut waiting = vec![PollFd::new(machine.event_fd(), PollFlags::IN)];
+        waiting.extend(stdin.iter().map(|stdin| PollFd::new(stdin, PollFlags::IN)));
+        poll(&mut waiting, timeout.as_ref())?;
+        let typed = waiting
+            .get(1)
+            .is_some_and(|stdin| !stdin.revents().is_empty());
+        if let Some(terminal) = stdin.as_mut().filter(|_| typed) {
+            let mut bytes = [0; 256];
+            let count = terminal.read(&mut bytes)?;
+            input.extend(bytes.iter().take(count));
+            if count == 0 {
+                stdin = None;
+            }
         }
-        if arguments
-            .power_button
-            .take_if(|after| *after <= elapsed)
-            .is_some()
-        {
-            machine.with(pc::PCI, HostBridge::press_power_button);
-        }
-        let timeout = Timespec::try_from(Duration::from_millis(100))?;
-        poll(
-            &mut [PollFd::new(machine.event_fd(), PollFlags::IN)],
-            Some(&timeout),
-        )?;
+        let taken = machine.with(COM1, |com: &mut ComPort, effects| {
+            com.input(&input, effects)
+        });
+        input.drain(..taken.unwrap_or_default());
         let events = machine.events();
         for event in &events {
-            eprintln!("\n{:?}: {event:?}", begin.elapsed());
+            eprintln!("\n{event:?}");
         }
-        if events.iter().any(|event| *event != Event::Reset) || elapsed >= arguments.seconds {
+        let over = events.iter().any(|event| *event != Event::Reset);
+        if over || end.is_some_and(|end| Instant::now() >= end) {
             break;
         }
     }

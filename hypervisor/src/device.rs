@@ -9,6 +9,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use guestmem::Memory;
+
+use crate::hyperv::hypercall::{Input, Status};
+
 /// A saved device: a JSON value whose form is the device's own. [`Device::restore`] treats it as hostile.
 pub type State = serde_json::Value;
 
@@ -48,6 +52,21 @@ pub trait Device: Any + Send {
     /// the answer true raises it again.
     fn wants_interrupt(&mut self, _id: u32) -> bool {
         false
+    }
+
+    /// Processor `vp` reads one of [`hyperv::msr`](crate::hyperv::msr)'s registers. `None`: it is not this device's.
+    fn read_msr(&mut self, _vp: u32, _register: u32) -> Option<u64> {
+        None
+    }
+
+    /// Processor `vp` writes such a register. False: it is not this device's, or does not take the value.
+    fn write_msr(&mut self, _vp: u32, _register: u32, _value: u64, _effects: &mut Effects) -> bool {
+        false
+    }
+
+    /// A processor makes a call of Hyper-V's interface. `None`: calls are not for this device.
+    fn hypercall(&mut self, _call: Input, _effects: &mut Effects) -> Option<Status> {
+        None
     }
 
     /// The machine is reset: the device is as after power-on. Its timers are already cancelled, its lines low, and its
@@ -105,6 +124,8 @@ pub struct Doorbell {
     pub address: u64,
     /// Size of the writes in bytes that ring: 1, 2, 4 or 8. Writes of another size go to the device.
     pub len: u32,
+    /// The only value that rings, if not any does; others go to the device.
+    pub value: Option<u64>,
     /// The eventfd.
     pub event: Arc<OwnedFd>,
 }
@@ -133,6 +154,17 @@ pub struct Message {
     pub event: Arc<OwnedFd>,
 }
 
+/// An image that the guest reads as memory, without the device's doing. Writes come to the device's region there.
+#[derive(Clone, Debug)]
+pub struct Rom {
+    /// Guest physical address, a multiple of 4 KiB.
+    pub start: u64,
+    /// The image, from its address 0 on.
+    pub image: Arc<Memory>,
+    /// Length in bytes, a multiple of 4 KiB: all of the image.
+    pub len: u64,
+}
+
 /// Where a device is to be reached.
 #[derive(Clone, Debug, Default)]
 pub struct Wiring {
@@ -144,6 +176,8 @@ pub struct Wiring {
     pub interrupts: Vec<Interrupt>,
     /// Its message-signalled interrupts from other processes.
     pub messages: Vec<Message>,
+    /// Its images.
+    pub roms: Vec<Rom>,
 }
 
 /// How the memory at 0xc0000 to 0xfffff answers, where the chipset can put the firmware's ROM over it.
@@ -220,6 +254,8 @@ pub const DEBUG_CONSOLE: u32 = 0x402;
 pub struct Effects {
     /// Nanoseconds that the machine has run: it stands still in pause, and goes on after restore.
     pub now: u64,
+    /// Hyper-V's reference time as the guest knows it by its time-stamp counter, in units of 100 ns.
+    pub reference: u64,
     list: Vec<Effect>,
 }
 
@@ -228,6 +264,7 @@ impl Effects {
     pub fn new(now: u64) -> Self {
         Self {
             now,
+            reference: now / 100,
             list: Vec::new(),
         }
     }

@@ -25,6 +25,7 @@ use crate::cpuid::{self, MAX_VCPUS};
 use crate::device::{Device, Effects};
 use crate::exits::{Counters, Exits};
 use crate::gate::Gate;
+use crate::hyperv::msr;
 use crate::kvm::{self, Chips, Kick, Vcpu, Vm};
 use crate::memory::{self, GuestMemory};
 use crate::sandbox::{self, Thread};
@@ -45,6 +46,9 @@ pub struct Config {
     pub memory: GuestMemory,
     /// What runs first.
     pub boot: Boot,
+    /// The guest finds Hyper-V's interface. A device answers [its registers](Device::write_msr) and
+    /// [its calls](Device::hypercall).
+    pub hyperv: bool,
     /// Where the guest's consoles go.
     pub output: Output,
 }
@@ -90,6 +94,8 @@ impl Phase {
 
 /// What threads share.
 pub(crate) struct Shared {
+    /// The guest makes calls of Hyper-V's interface.
+    pub(crate) hyperv: bool,
     pub(crate) vm: Arc<Vm>,
     pub(crate) memory: GuestMemory,
     pub(crate) vcpus: Vec<Mutex<Vcpu>>,
@@ -126,6 +132,16 @@ struct PowerOn {
     chips: Chips,
 }
 
+impl PowerOn {
+    fn read(vm: &Vm, vcpus: &[Vcpu], msrs: &[u32]) -> Result<Self, Error> {
+        let vcpus = vcpus.iter().map(|vcpu| VcpuState::read(vcpu, msrs));
+        Ok(PowerOn {
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            chips: vm.chips()?,
+        })
+    }
+}
+
 /// A machine. Dropped, it ends at once, as if its plug were pulled.
 pub struct Machine {
     shared: Arc<Shared>,
@@ -148,6 +164,9 @@ impl Machine {
         let kvm = kvm::open()?;
         let vm = Arc::new(Vm::new(&kvm)?);
         irq::wire(&vm, &[])?;
+        if config.hyperv {
+            vm.pass_on_msrs(msr::FIRST, msr::COUNT)?;
+        }
         let memory = config.memory;
         let firmware = config
             .boot
@@ -157,7 +176,7 @@ impl Machine {
         let vcpus = (0..config.vcpus)
             .map(|id| {
                 let vcpu = vm.create_vcpu(id)?;
-                vcpu.set_cpuid(&cpuid::cpuid(&kvm, id, config.vcpus)?)?;
+                vcpu.set_cpuid(&cpuid::cpuid(&kvm, id, config.vcpus, config.hyperv)?)?;
                 Ok(vcpu)
             })
             .collect::<Result<Vec<_>, Error>>()?;
@@ -165,18 +184,13 @@ impl Machine {
             return Err(Error::NoKvm("no processor".to_owned()));
         };
         let msrs = readable_msrs(&kvm, first)?;
-        let cpuid = cpuid::cpuid(&kvm, 0, config.vcpus)?.as_slice().to_vec();
+        let cpuid = cpuid::cpuid(&kvm, 0, config.vcpus, config.hyperv)?;
         let tsc_khz = first.fd().get_tsc_khz();
         let tsc_khz = tsc_khz.map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
-        let power_on = PowerOn {
-            vcpus: vcpus
-                .iter()
-                .map(|vcpu| VcpuState::read(vcpu, &msrs))
-                .collect::<Result<_, _>>()?,
-            chips: vm.chips()?,
-        };
+        let power_on = PowerOn::read(&vm, &vcpus, &msrs)?;
         let board = Board::new(Arc::clone(&vm), slots, devices, config.output)?;
         let shared = Shared {
+            hyperv: config.hyperv,
             vm,
             memory,
             kicks: vcpus.iter().map(Vcpu::kick).collect(),
@@ -188,7 +202,7 @@ impl Machine {
                 phase: Phase::Created,
                 boot: config.boot,
                 msrs,
-                cpuid,
+                cpuid: cpuid.as_slice().to_vec(),
                 tsc_khz,
                 power_on,
                 ending: false,
@@ -358,6 +372,11 @@ impl Machine {
         &self.shared.memory
     }
 
+    /// Ticks of its processors' time-stamp counters in a second.
+    pub fn tsc_hz(&self) -> u64 {
+        u64::from(self.control().tsc_khz) * 1000
+    }
+
     /// How often its processors came out of the guest.
     pub fn exits(&self) -> Exits {
         self.shared.exits.read()
@@ -501,8 +520,9 @@ impl Shared {
             }
         }
         control.phase = Phase::Running;
+        let reference = self.reference(control);
         let mut board = self.board();
-        board.clock.start();
+        board.clock.start(reference);
         board.ended_interrupts();
         drop(board);
         self.wake_service();
@@ -510,6 +530,16 @@ impl Shared {
         if lock(&self.requests).is_empty() {
             self.gate.open();
         }
+    }
+
+    /// The guest's reference time, in units of 100 ns: that of its first processor's time-stamp counter. No processor
+    /// runs.
+    fn reference(&self, control: &Control) -> u64 {
+        let first = self.vcpus.first().map(lock);
+        // One that cannot be read is no reason to stand still: only services of the guest look at it.
+        let tsc = first.and_then(|first| state::time_stamp(&first).ok());
+        let ticks = u128::from(tsc.unwrap_or_default());
+        (ticks * 10_000 / u128::from(control.tsc_khz.max(1))) as u64
     }
 
     /// Everything as after power-on, and the first program in place. No processor runs.

@@ -1,11 +1,12 @@
 //! Which memory appears where in the guest: KVM's memory slots.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use guestmem::Memory;
 
 use crate::Error;
-use crate::device::Shadow;
+use crate::device::{Rom, Shadow};
 use crate::kvm::Vm;
 use crate::memory::{EXTENDED, GuestMemory, HIGH_MEMORY, LOW_MEMORY_END, PCI_HOLE, SHADOW_START};
 
@@ -20,6 +21,9 @@ const SLOT_EXTENDED: u32 = 1;
 const SLOT_HIGH: u32 = 2;
 const SLOT_FIRMWARE: u32 = 3;
 const SLOT_SEGMENTS: u32 = 4;
+const SLOT_ROMS: u32 = SLOT_SEGMENTS + SEGMENTS as u32;
+/// Most images of devices that are mapped at a time; KVM has 509 slots at least.
+const MAX_ROMS: u32 = 64;
 
 /// The slots of a machine.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub(crate) struct Slots {
     /// The firmware, at the guest addresses it has below 4 GiB, and its length.
     firmware: Option<(Arc<Memory>, u64)>,
     shadows: [Option<Shadow>; SEGMENTS],
+    /// Images of devices, by slot, and whose they are.
+    roms: BTreeMap<u32, (usize, Rom)>,
 }
 
 impl Slots {
@@ -57,6 +63,7 @@ impl Slots {
             memory,
             firmware,
             shadows: [None; SEGMENTS],
+            roms: BTreeMap::new(),
         };
         slots.reset()?;
         Ok(slots)
@@ -101,5 +108,32 @@ impl Slots {
             }
         }
         Ok(())
+    }
+
+    /// Exchanges the images of `device`. One that KVM does not take, since memory is there, is left out: its reads, as
+    /// far as they come out of the guest, reach the device.
+    pub(crate) fn set_roms(&mut self, device: usize, wanted: &[Rom]) {
+        let same = |a: &Rom, b: &Rom| {
+            (a.start, a.len) == (b.start, b.len) && Arc::ptr_eq(&a.image, &b.image)
+        };
+        let vm = &self.vm;
+        self.roms.retain(|&slot, (owner, old)| {
+            let stays = *owner != device || wanted.iter().any(|new| same(old, new));
+            stays || vm.unmap(slot).is_err()
+        });
+        for new in wanted {
+            let mut mapped = self.roms.values();
+            if mapped.any(|(owner, old)| *owner == device && same(old, new)) {
+                continue;
+            }
+            let mut slots = SLOT_ROMS..SLOT_ROMS + MAX_ROMS;
+            let Some(slot) = slots.find(|slot| !self.roms.contains_key(slot)) else {
+                return;
+            };
+            let to = (new.start, new.len);
+            if self.vm.map(slot, (&new.image, 0), to, true).is_ok() {
+                self.roms.insert(slot, (device, new.clone()));
+            }
+        }
     }
 }

@@ -118,7 +118,7 @@ impl Pcs {
             memory: GuestMemory::new(64 << 20).unwrap(),
             unix_nanos: 1_795_264_496_000_000_000,
             adapters,
-            aml: Vec::new(),
+            hyperv: false,
             start: Start::Firmware(std::fs::read(SEABIOS).expect("the package seabios")),
             debug: false,
         };
@@ -195,4 +195,6 @@ fn option_roms_boot_in_the_order_of_adapters_and_take_keys_from_the_console() {
     pc.expect("#");
     pc.expect_event(&Event::PoweredOff);
     assert!(!pc.said.contains('$'));
+    // The ROMs are mapped.
+    assert_eq!(pc.machine.exits().memory_reads, 0);
 }

@@ -1,5 +1,6 @@
 //! A daemon in a namespace that plays the host machine, and stations on its networks.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -44,6 +45,18 @@ impl Lab {
         let host = Arc::new(Netns::new("host")?);
         Ok(Self {
             daemon: Daemon::start_without_xdp(&host)?,
+            host,
+        })
+    }
+
+    /// Starts a daemon whose virtual machines are processes of the program `vmm`.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_with_vmm(vmm: &Path) -> Result<Self> {
+        let host = Arc::new(Netns::new("host")?);
+        Ok(Self {
+            daemon: Daemon::start_with_vmm(&host, vmm)?,
             host,
         })
     }

@@ -133,7 +133,8 @@ fn guest_image() -> Result<()> {
     Ok(())
 }
 
-fn vm_image() -> Result<()> {
+/// Builds what VMs of our own boot in tests.
+pub(crate) fn vm_image() -> Result<()> {
     let folder = vm::image::static_programs(&paths::guests());
     let folder = folder.display().to_string();
     cargo::rustc(

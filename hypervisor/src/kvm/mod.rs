@@ -49,6 +49,9 @@ pub fn open() -> Result<Kvm, Error> {
         Error::NoKvm(why.to_owned())
     })?;
     let version = kvm.get_api_version();
+    if version < 0 {
+        return Err(Error::NoKvm("/dev/kvm is not KVM's device".to_owned()));
+    }
     if version != kvm_bindings::KVM_API_VERSION as i32 {
         return Err(Error::NoKvm(format!(
             "/dev/kvm speaks version {version} of its interface, not 12"

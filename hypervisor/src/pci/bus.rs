@@ -18,7 +18,7 @@ pub type Routes = [Option<u8>; 4];
 /// Ports below are the chipset's. Base addresses are answered there as far as the chipset leaves room, but by exits:
 /// a doorbell would come before the chipset's registers.
 const FIRST_DOORBELL_PORT: u64 = 0x1000;
-/// Memory from here on is that of interrupt controllers and firmware; no doorbells either.
+/// Memory from here on is that of interrupt controllers and firmware; no doorbells either, nor mapped ROMs.
 const LAST_DOORBELL_MEMORY: u64 = 0xfec0_0000;
 
 /// The registers of the six base addresses.
@@ -230,10 +230,12 @@ impl Bus {
             for region in function.regions() {
                 for bell in function.doorbells(&region) {
                     let at = (bell.space, bell.address, u64::from(bell.len));
-                    if may_ring(at, &wiring.regions) {
+                    if is_free(at, &wiring.regions) {
                         wiring.doorbells.push(bell);
                     }
                 }
+                let free = is_free((region.space, region.start, region.len), &wiring.regions);
+                wiring.roms.extend(function.rom(&region).filter(|_| free));
                 wiring.regions.push(Region {
                     number: index * 8 + region.number,
                     ..region
@@ -343,8 +345,8 @@ fn line(address: Address, function: &Function, routes: &Routes) -> Option<u8> {
     function.fixed_line().or_else(routed)
 }
 
-/// True if a doorbell there is in nobody's way: the chipset's, nor that of the regions before.
-fn may_ring((space, start, len): (Space, u64, u64), before: &[Region]) -> bool {
+/// True if a doorbell or a ROM there is in nobody's way: the chipset's, nor that of the regions before.
+fn is_free((space, start, len): (Space, u64, u64), before: &[Region]) -> bool {
     let end = start.saturating_add(len);
     let allowed = match space {
         Space::Port => start >= FIRST_DOORBELL_PORT && end <= 0x1_0000,

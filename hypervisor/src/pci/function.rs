@@ -3,9 +3,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use guestmem::Memory;
+
 use super::INTX;
 use super::config::{Bar, ConfigSpace};
-use crate::device::{Device, Doorbell, Effect, Effects, Region, State};
+use crate::device::{Device, Doorbell, Effect, Effects, Region, Rom, State};
 
 /// The region number of the option ROM: no device has one of that number, since there are six base addresses.
 pub const ROM_REGION: usize = 6;
@@ -16,6 +18,8 @@ pub const CONFIG_REGION: usize = 7;
 
 /// The longest option ROM: what fits the space below 1 MiB twice over, as part of an image may stay in the ROM.
 const MAX_ROM: usize = 4 << 20;
+/// The least that a ROM takes of the address space, so that it can be mapped.
+const PAGE: usize = 4096;
 
 /// Why an image is no option ROM (PCI Firmware Specification 3.0, chapter 5).
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +30,9 @@ pub enum RomError {
     /// The signature is missing.
     #[error("an option ROM starts with bytes 55 aa, this file with {0:02x} {1:02x}")]
     Signature(u8, u8),
+    /// There is no memory for it.
+    #[error("an option ROM cannot be kept in memory")]
+    Map(#[from] guestmem::MapError),
 }
 
 /// A register of the function whose writes ring an eventfd.
@@ -45,7 +52,8 @@ struct BarDoorbell {
 pub struct Function {
     config: ConfigSpace,
     device: Option<Box<dyn Device>>,
-    rom: Option<Arc<[u8]>>,
+    /// The image with ones up to the size of its base address.
+    rom: Option<Arc<Memory>>,
     doorbells: Vec<BarDoorbell>,
     interrupt: Option<Arc<OwnedFd>>,
     fixed_line: Option<u8>,
@@ -86,10 +94,16 @@ impl Function {
             [first, second, ..] => return Err(RomError::Signature(*first, *second)),
             _ => return Err(RomError::Length(image.len())),
         }
-        // A ROM's base address has address bits from bit 11 on.
-        let size = image.len().next_power_of_two().max(2048) as u32;
-        self.config.add_bar(Bar::rom(ROM_REGION, size));
-        self.rom = Some(image.into());
+        let size = image.len().next_power_of_two().max(PAGE);
+        let memory = Memory::anonymous(size)?;
+        let mut padded = image.to_vec();
+        padded.resize(size, 0xff);
+        if let Some(span) = memory.span(0, size as u32) {
+            // Nobody can take this memory away.
+            let _written = memory.write(span, &padded);
+        }
+        self.config.add_bar(Bar::rom(ROM_REGION, size as u32));
+        self.rom = Some(Arc::new(memory));
         Ok(self)
     }
 
@@ -160,6 +174,16 @@ impl Function {
         bars.filter_map(|bar| self.config.region(bar))
     }
 
+    /// Its option ROM, if that is what `region` is.
+    pub(super) fn rom(&self, region: &Region) -> Option<Rom> {
+        let image = self.rom.as_ref().filter(|_| region.number == ROM_REGION)?;
+        Some(Rom {
+            start: region.start,
+            image: Arc::clone(image),
+            len: region.len,
+        })
+    }
+
     /// Its doorbells in `region`.
     pub(super) fn doorbells(&self, region: &Region) -> impl Iterator<Item = Doorbell> {
         let Region {
@@ -179,6 +203,7 @@ impl Function {
                 space,
                 address: start + bell.offset,
                 len: bell.len,
+                value: None,
                 event: Arc::clone(&bell.event),
             })
     }
@@ -191,10 +216,12 @@ impl Function {
         effects: &mut Effects,
     ) {
         if region == ROM_REGION {
-            let image = self.rom.as_deref().unwrap_or_default();
-            let from = usize::try_from(offset).unwrap_or(usize::MAX);
-            for (to, from) in data.iter_mut().zip(image.get(from..).unwrap_or_default()) {
-                *to = *from;
+            // Where it is not mapped, for something else is in its way.
+            let rom = self.rom.as_deref();
+            if let Some((rom, span)) =
+                rom.and_then(|rom| Some((rom, rom.span(offset, data.len() as u32)?)))
+            {
+                let _read = rom.read(span, data);
             }
         } else if let Some(device) = &mut self.device {
             device.read(region, offset, data, effects);
@@ -320,6 +347,9 @@ mod tests {
         function.read(ROM_REGION, 596, &mut data, &mut effects);
         assert_eq!(data, [0x11, 0x11, 0x11, 0x11, 0xff, 0xff, 0xff, 0xff]);
         function.read(ROM_REGION, u64::MAX, &mut data, &mut effects);
-        assert_eq!(function.config().bars()[0].size, 2048);
+        assert_eq!(function.config().bars()[0].size, 4096);
+        data = [0; 8];
+        function.read(ROM_REGION, 4088, &mut data, &mut effects);
+        assert_eq!(data, [0xff; 8]);
     }
 }

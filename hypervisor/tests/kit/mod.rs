@@ -156,6 +156,7 @@ pub fn config(vcpus: u8, boot: Boot) -> Config {
         vcpus,
         memory: GuestMemory::new(16 << 20).unwrap(),
         boot,
+        hyperv: false,
         output: Box::new(|_, _| {}),
     }
 }

@@ -4,7 +4,10 @@
 //! All of it is made on this machine from Debian packages that are downloaded and unpacked, not installed, and kept
 //! below the cache by a hash of what went into it.
 
+mod boot_protocol;
+mod ipxe;
 mod kernel;
+mod moved;
 mod rom;
 
 use std::{
@@ -12,10 +15,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::guest::{image as debian, newc::Newc};
+use crate::{
+    cmd,
+    guest::{image as debian, newc::Newc},
+};
 
 pub use rom::NicId;
 
@@ -26,7 +32,7 @@ const INIT: &str = include_str!("../../guests/init");
 pub struct VmImage {
     /// The kernel as ELF file: it starts without unpacking itself.
     pub kernel: PathBuf,
-    /// The same kernel as bzImage, for loaders that want one.
+    /// The same kernel as bzImage, for iPXE.
     pub network_kernel: PathBuf,
     /// The initrd, an uncompressed cpio archive.
     pub initrd: PathBuf,
@@ -44,9 +50,10 @@ pub struct VmImage {
 pub fn ensure(cache: &Path) -> Result<VmImage> {
     fs::create_dir_all(cache)?;
     let kernel = kernel::ensure(cache)?;
-    let ipxe = rom::unpack(cache)?;
+    let network = fs::read(kernel.join("bzImage")).context("reading the guests' bzImage")?;
+    let ipxe = ipxe::unpacked(cache)?;
     Ok(VmImage {
-        network_kernel: kernel.join("bzImage"),
+        network_kernel: keep(cache, "network-kernel", &moved::moved(&network)?)?,
         kernel: kernel.join("vmlinux"),
         initrd: keep(cache, "vm-initrd", &initrd()?)?,
         rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::LEGACY)?)?,
@@ -102,6 +109,32 @@ fn initrd() -> Result<Vec<u8>> {
     // Its shell runs its other programs without links to them.
     archive.file("bin/busybox", &fs::read(debian::static_busybox()?)?);
     Ok(archive.finish())
+}
+
+/// The code of a source file, with these symbols.
+fn assemble(code: &str, symbols: &[(&str, usize)]) -> Result<Vec<u8>> {
+    let work = tempfile::tempdir()?;
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let (source, object, binary) = (path("code.s"), path("code.o"), path("code"));
+    fs::write(&source, code)?;
+    let mut argv: Vec<String> = ["as", "--32", "-o", &object, &source]
+        .map(str::to_owned)
+        .into();
+    for (name, value) in symbols {
+        argv.extend(["--defsym".to_owned(), format!("{name}={value}")]);
+    }
+    cmd::run(&argv.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let link = [
+        "ld",
+        "-m",
+        "elf_i386",
+        "-Ttext=0",
+        "-e",
+        "0",
+        "--oformat=binary",
+    ];
+    cmd::run(&[&link[..], &["-o", &binary, &object]].concat())?;
+    fs::read(&binary).context("reading the assembled code")
 }
 
 /// Keeps `bytes` below `cache` in a file named by their hash.

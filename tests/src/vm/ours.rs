@@ -11,7 +11,7 @@ use crate::{Lab, Station, cmd, station::Address};
 /// How long a guest may take from its start until it takes commands. Ten to twenty seconds are usual where KVM emulates
 /// ring 0, on a machine that does nothing else.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
-/// The same for one that boots from the network: iPXE takes half a minute there to unpack itself.
+/// The same for one that boots from the network, which takes a minute there.
 pub const NETWORK_BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// How long a machine may take to get into a state.
 pub const STATE_LIMIT: Duration = Duration::from_secs(20);
@@ -23,12 +23,35 @@ impl Lab {
     /// # Errors
     /// When it is refused.
     pub fn create_vm(&self, name: &str, adapters: &[&str], parameters: &str) -> Result<()> {
+        self.create_linux_vm(name, "--legacy", adapters, parameters)
+    }
+
+    /// The same with synthetic adapters; `adapters` are arguments of `--synthetic`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_synthetic_vm(
+        &self,
+        name: &str,
+        adapters: &[&str],
+        parameters: &str,
+    ) -> Result<()> {
+        self.create_linux_vm(name, "--synthetic", adapters, parameters)
+    }
+
+    fn create_linux_vm(
+        &self,
+        name: &str,
+        kind: &str,
+        adapters: &[&str],
+        parameters: &str,
+    ) -> Result<()> {
         let image = image::shared()?;
         let kernel = format!("kernel:{}", image.kernel.display());
         let initrd = image.initrd.display().to_string();
         let line = format!("{COMMAND_LINE} {parameters}");
         let boot = ["--boot", &kernel, "--initrd", &initrd, "--cmdline", &line];
-        self.create_vm_with(name, adapters, &boot)
+        self.create_vm_with(name, kind, adapters, &boot)
     }
 
     /// Creates a machine that boots from the network by its first adapter.
@@ -37,14 +60,22 @@ impl Lab {
     /// When it is refused.
     pub fn create_network_vm(&self, name: &str, adapters: &[&str]) -> Result<()> {
         let rom = image::shared()?.rom.display().to_string();
-        self.create_vm_with(name, adapters, &["--boot", "network", "--boot-rom", &rom])
+        let boot = ["--boot", "network", "--boot-rom", &rom];
+        self.create_vm_with(name, "--legacy", adapters, &boot)
     }
 
-    fn create_vm_with(&self, name: &str, adapters: &[&str], boot: &[&str]) -> Result<()> {
-        let mut words = vec!["vm", "create", name, "--memory", "64M"];
+    fn create_vm_with(
+        &self,
+        name: &str,
+        kind: &str,
+        adapters: &[&str],
+        boot: &[&str],
+    ) -> Result<()> {
+        // The driver of a synthetic adapter takes 17 MiB for its buffers.
+        let mut words = vec!["vm", "create", name, "--memory", "96M"];
         words.extend(boot);
         for adapter in adapters {
-            words.extend(["--legacy", adapter]);
+            words.extend([kind, adapter]);
         }
         self.daemon.ctl_words(&words).map(drop)
     }

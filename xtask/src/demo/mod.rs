@@ -1,5 +1,6 @@
 //! The demonstration: networks of every type, hosts and a guest on them, and who reached whom.
 
+mod machines;
 mod report;
 
 use std::{
@@ -7,15 +8,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vswitch_tests::{Lab, Station, cmd, lab::UPLINK, netns, paths, station::Address};
 
-use self::report::{Attempt, Speed};
+use self::{
+    machines::Machines,
+    report::{Attempt, Speed},
+};
 use crate::{cargo, say::say, setup};
 
 /// The private networks share an address range, so that only the switch keeps them apart.
@@ -63,9 +68,9 @@ pub(crate) fn run() -> Result<bool> {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
     say!("* setting up");
-    setup::everything()?;
+    setup::for_networks()?;
     say!("* building");
-    cargo::build(&["--release", "--workspace", "--bins"])?;
+    build()?;
     paths::take_programs_from(paths::workspace().join("target/release"));
     netns::sweep()?;
     let good = Stage { interrupted }.play()?;
@@ -79,6 +84,17 @@ pub(crate) fn run() -> Result<bool> {
         start.elapsed().as_secs()
     );
     Ok(good)
+}
+
+/// Builds the guests' kernel and the programs side by side: each has long stretches on one core.
+fn build() -> Result<()> {
+    thread::scope(|scope| {
+        let image = scope.spawn(setup::vm_image);
+        cargo::build(&["--release", "--workspace", "--bins"])?;
+        image
+            .join()
+            .map_err(|_| anyhow!("the build of the guests' kernel panicked"))?
+    })
 }
 
 struct Stage {
@@ -97,18 +113,29 @@ impl Stage {
         let lab = Lab::start()?;
         // Declared after the lab, so that the stations go first.
         let mut stations = self.stations(&lab)?;
+        self.step("two virtual machines of our own on a private network `vms`: the first boots from network `office`")?;
+        let lan = find(&mut stations, "lan")?.netns().map(Arc::clone);
+        let lan = lan.context("the LAN's station has no namespace")?;
+        let mut machines = Machines::start(&lab, &lan)?;
         self.step("who reaches whom")?;
-        let attempts = self.attempts(&mut stations)?;
+        let mut attempts = self.attempts(&mut stations)?;
+        self.step(
+            "waiting for the virtual machines, which take a minute where KVM emulates ring 0",
+        )?;
+        let played = machines.play(&lab)?;
         self.step("how fast")?;
         let speeds = self.speeds(&mut stations)?;
         let stats = lab.daemon.stats()?;
+        let done = played.is_done();
+        played.report();
+        attempts.extend(played.attempts);
         report::attempts(&attempts);
         report::speeds(&speeds);
         report::counters(&stats);
         // Every station has sent something, so a port that has taken nothing does not count.
         let counted = stats.wrong().is_empty() && stats.0.iter().all(|port| port.taken > 0);
         let as_it_must = attempts.iter().all(Attempt::as_it_must);
-        Ok(as_it_must && counted)
+        Ok(as_it_must && done && counted)
     }
 
     fn stations(&self, lab: &Lab) -> Result<Vec<Station>> {

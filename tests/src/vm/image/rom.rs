@@ -1,21 +1,12 @@
 //! The boot ROM: Debian's iPXE with a little code before it that firmware takes for an option ROM.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
 use anyhow::{Context, Result, ensure};
 
-use crate::{cmd, deb};
+use super::{assemble, boot_protocol::SECTOR, ipxe::Image};
 
-const PACKAGE: &str = "ipxe";
 const LOADER: &str = include_str!("../../../guests/option-rom.s");
 /// Where iPXE starts in the ROM.
 const IMAGE: usize = 4096;
-const SECTOR: usize = 512;
-/// Where the Linux boot protocol has the number of sectors of an image's first part, not counting its boot sector.
-const SETUP_SECTORS: usize = 0x1f1;
 /// Where an option ROM has its length in sectors.
 const LENGTH: usize = 2;
 
@@ -39,28 +30,18 @@ impl NicId {
     };
 }
 
-/// iPXE with all drivers, in the form of a Linux kernel.
-pub(super) fn unpack(cache: &Path) -> Result<PathBuf> {
-    let folder = cache.join(format!("{PACKAGE}-{}", deb::version(PACKAGE)?));
-    deb::unpack(PACKAGE, &folder)?;
-    Ok(folder.join("boot/ipxe.lkrn"))
-}
-
 /// A ROM for NICs of `id`.
-pub(super) fn build(ipxe: &Path, id: NicId) -> Result<Vec<u8>> {
-    let image = fs::read(ipxe).with_context(|| format!("reading {}", ipxe.display()))?;
-    let sectors = image
-        .get(SETUP_SECTORS)
-        .context("iPXE without a boot sector")?;
-    let setup = (usize::from(*sectors) + 1) * SECTOR;
-    ensure!(setup < image.len(), "iPXE that ends in its boot sectors");
-    let mut rom = assemble(&[
-        ("VENDOR", id.vendor.into()),
-        ("DEVICE", id.device.into()),
-        ("IMAGE", IMAGE),
-        ("SETUP_BYTES", setup),
-        ("KERNEL_BYTES", image.len() - setup),
-    ])?;
+pub(super) fn build(ipxe: &Image, id: NicId) -> Result<Vec<u8>> {
+    let mut rom = assemble(
+        LOADER,
+        &[
+            ("VENDOR", id.vendor.into()),
+            ("DEVICE", id.device.into()),
+            ("IMAGE", IMAGE),
+            ("SETUP_BYTES", ipxe.setup.len()),
+            ("KERNEL_BYTES", ipxe.payload.len()),
+        ],
+    )?;
     let length = usize::from(*rom.get(LENGTH).context("an empty ROM")?) * SECTOR;
     ensure!(
         rom.len() == length && length < IMAGE,
@@ -73,33 +54,9 @@ pub(super) fn build(ipxe: &Path, id: NicId) -> Result<Vec<u8>> {
         *last = sum.wrapping_neg();
     }
     rom.resize(IMAGE, 0);
-    rom.extend(image);
+    rom.extend(&ipxe.setup);
+    rom.extend(&ipxe.payload);
     // A BAR's size is a power of two.
     rom.resize(rom.len().next_power_of_two(), 0);
     Ok(rom)
-}
-
-fn assemble(symbols: &[(&str, usize)]) -> Result<Vec<u8>> {
-    let work = tempfile::tempdir()?;
-    let path = |name: &str| work.path().join(name).display().to_string();
-    let (source, object, binary) = (path("rom.s"), path("rom.o"), path("rom"));
-    fs::write(&source, LOADER)?;
-    let mut argv: Vec<String> = ["as", "--32", "-o", &object, &source]
-        .map(str::to_owned)
-        .into();
-    for (name, value) in symbols {
-        argv.extend(["--defsym".to_owned(), format!("{name}={value}")]);
-    }
-    cmd::run(&argv.iter().map(String::as_str).collect::<Vec<_>>())?;
-    let link = [
-        "ld",
-        "-m",
-        "elf_i386",
-        "-Ttext=0",
-        "-e",
-        "0",
-        "--oformat=binary",
-    ];
-    cmd::run(&[&link[..], &["-o", &binary, &object]].concat())?;
-    fs::read(&binary).context("reading the ROM's code")
 }
