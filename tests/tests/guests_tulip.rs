@@ -19,7 +19,7 @@ const fn at(host: u8) -> Address {
 const HOST: Address = at(1);
 const GUEST: Address = at(2);
 /// The driver looks at its link every 3 s while it is down.
-const LINK_LIMIT: Duration = Duration::from_secs(15);
+const LINK_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn traffic_goes_both_ways_and_the_driver_starts_again_and_again() -> Result<()> {
@@ -28,7 +28,9 @@ fn traffic_goes_both_ways_and_the_driver_starts_again_and_again() -> Result<()> 
     for payload in [1, 56, 1472] {
         host.ping(GUEST, false, payload)?;
     }
+    let (exits, frames) = (lab.vm_exits("guest")?.1, frames(&lab)?);
     traffic(&lab, &mut console)?;
+    exits_are_few(&lab, exits, frames)?;
 
     for round in 0..repeat(5) {
         console.run("ifconfig eth0 down && ifconfig eth0 up")?;
@@ -48,6 +50,21 @@ fn traffic_goes_both_ways_and_the_driver_starts_again_and_again() -> Result<()> 
     }
     traffic(&lab, &mut console)?;
     lab.counters_add_up()
+}
+
+/// Frames that the guest sent and received.
+fn frames(lab: &Lab) -> Result<u64> {
+    let stats = lab.daemon.stats()?;
+    let port = stats.port("inner", "guest.legacy0")?;
+    Ok(port.tx_frames + port.rx_frames)
+}
+
+/// An interrupt costs the driver a few accesses to CSR5, and there is at most one for each frame.
+fn exits_are_few(lab: &Lab, exits: u64, before: u64) -> Result<()> {
+    let frames = frames(lab)? - before;
+    let exits = lab.vm_exits("guest")?.1 - exits;
+    ensure!(exits < 10 * frames, "{exits} exits for {frames} frames");
+    Ok(())
 }
 
 /// A file from a web server to the guest, and back and forth through an echo server, unharmed.
@@ -188,14 +205,6 @@ fn the_filter_of_the_adapter_is_the_one_the_driver_sets() -> Result<()> {
     ensure!(guest.sees(group, mac)? == PINGS);
     guest.console.run("kill $joiner; wait $joiner; true")?;
     ensure!(guest.sees(group, mac)? == 0);
-    // More groups than a perfect filter has places: the driver goes over to the hash filter.
-    let groups = "for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do ./vswitch-guest join 239.9.9.$n 3600 & done >/tmp/many";
-    guest.console.run(groups)?;
-    guest
-        .console
-        .run("until [ $(grep -c joined many) = 15 ]; do sleep 0.1; done")?;
-    ensure!(guest.sees("239.9.9.15", "01:00:5e:09:09:0f")? == PINGS);
-    ensure!(guest.sees(group, mac)? == 0);
     guest.console.run("ifconfig eth0 allmulti")?;
     ensure!(guest.sees(group, mac)? == PINGS);
     guest.lab.counters_add_up()?;
@@ -273,7 +282,19 @@ impl Four {
             self.console.ping(Self::at(net, 1))?;
             station.ping(Self::at(net, 2), false, 1400)?;
         }
-        Ok(())
+        // Two adapters each share an interrupt line.
+        std::thread::scope(|scope| {
+            let pings = (0..ADAPTERS).zip(&mut self.stations).map(|(net, station)| {
+                scope.spawn(move || -> Result<()> {
+                    (0..5).try_for_each(|_| station.ping(Self::at(net, 2), false, 1000))
+                })
+            });
+            let pings: Vec<_> = pings.collect();
+            pings.into_iter().try_for_each(|ping| {
+                ping.join()
+                    .map_err(|_| anyhow::anyhow!("a ping panicked"))?
+            })
+        })
     }
 
     /// Waits until eth0 has a carrier (`1`) or none (`0`).
@@ -285,10 +306,10 @@ impl Four {
         })
     }
 
-    fn wait_ping(&mut self) -> Result<()> {
-        cmd::wait_until("the guest to reach its peer again", LINK_LIMIT, || {
-            Ok(self.console.ping(Self::at(0, 1)).is_ok())
-        })
+    fn wait_ping(&mut self, when: &str) -> Result<()> {
+        let what = format!("the guest to reach its peer {when}");
+        let ping = format!("ping -c 1 -W 2 {}", Self::at(0, 1).ip(false));
+        cmd::wait_until(&what, LINK_LIMIT, || Ok(self.console.output(&ping)?.0 == 0))
     }
 }
 
@@ -326,29 +347,30 @@ fn links_change(guest: &mut Four) -> Result<()> {
     guest.wait_carrier("0")?;
     guest.lab.ctl("adapter set guest legacy0 --connect n0")?;
     guest.wait_carrier("1")?;
-    guest.wait_ping()?;
+    guest.wait_ping("once connected")?;
     for _ in 0..repeat(100) {
         guest.lab.ctl("adapter set guest legacy0 --disconnect")?;
         guest.lab.ctl("adapter set guest legacy0 --connect n0")?;
     }
-    guest.wait_ping()
+    guest.wait_ping("after many changes of its link")
 }
 
 /// The first adapter goes from network to network while it is sent to and answers. The others do not notice.
 fn moves_under_traffic(guest: &mut Four) -> Result<()> {
     let netns = guest.stations.first().and_then(Station::netns);
     let netns = netns.context("a station without a namespace")?.clone();
-    // A guest whose ring 0 is emulated can take no more beside what it is asked.
     let adapter = Four::at(0, 2).ip(false);
-    let _traffic = netns.spawn(&["ping", "-q", "-i", "0.1", "-s", "1000", &adapter])?;
     for _ in 0..repeat(3) {
-        for net in ["n1", "n2", "n3", "n0"] {
+        // More than a guest can take that is asked something else at the same time.
+        let flood = netns.spawn(&["ping", "-f", "-q", "-s", "1000", &adapter])?;
+        for net in ["n1", "n2", "n0", "n3", "n0"] {
             guest
                 .lab
                 .ctl(&format!("adapter set guest legacy0 --connect {net}"))?;
-            guest.console.ping(Four::at(3, 1))?;
         }
-        guest.wait_ping()?;
+        drop(flood);
+        guest.wait_ping("after it went round")?;
+        guest.console.ping(Four::at(3, 1))?;
     }
     // Moved to another network, it reaches nobody.
     guest.lab.ctl("adapter set guest legacy0 --connect n1")?;
@@ -357,5 +379,5 @@ fn moves_under_traffic(guest: &mut Four) -> Result<()> {
         "a guest in another network reached its peer"
     );
     guest.lab.ctl("adapter set guest legacy0 --connect n0")?;
-    guest.wait_ping()
+    guest.wait_ping("back in its network")
 }
