@@ -163,11 +163,25 @@ pub(crate) fn station(guest: u8, index: u32) -> [u8; 6] {
     [2, guest, 0, a, b, c]
 }
 
+/// The address of [`station`] in the low 48 bits, as it lies in memory.
+#[inline]
+pub(crate) fn word(guest: u8, index: u32) -> u64 {
+    u64::from(index.swap_bytes() >> 8) << 24 | u64::from(guest) << 8 | 2
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use etherparse::SlicedPacket;
+
+    #[test]
+    fn an_address_as_a_word_is_the_address() {
+        for (guest, index) in [(0, 0), (1, 0x01_02_03), (255, 99_999)] {
+            let bytes = word(guest, index).to_le_bytes();
+            assert_eq!(bytes.split_at(6).0, station(guest, index));
+        }
+    }
 
     #[test]
     fn frames_are_what_an_independent_parser_expects() {

@@ -45,7 +45,7 @@ impl Results {
         let [group, case, contender, figure] = at;
         let mut rows = self.group(group);
         let row = rows.find(|row| row.case == case && row.contender == contender)?;
-        row.figures.get(figure).copied()
+        row.figures.get(figure).cloned()
     }
 
     /// Takes the groups that `newer` has from it, and keeps the others.
@@ -156,6 +156,6 @@ mod tests {
         runs.add(Err(anyhow::anyhow!("no frame arrived")));
         let row = runs.row("a", "64 B", "OVS-DPDK");
         assert_eq!(row.note, "1 failed: no frame arrived");
-        assert_eq!(row.figures.get("mpps").unwrap().runs, 1);
+        assert_eq!(row.figures.get("mpps").unwrap().runs.len(), 1);
     }
 }

@@ -67,10 +67,10 @@ struct Options {
     /// Fewer cases and shorter runs
     #[arg(long)]
     quick: bool,
-    /// Runs of each case and switch, of which the median is shown [default: 5]
-    #[arg(long, default_value_t = 5, hide_default_value = true)]
+    /// Runs of each case and switch, of which the median is shown [default: 9]
+    #[arg(long, default_value_t = 9, hide_default_value = true)]
     runs: usize,
-    /// Seconds of a run [default: 0.3, quick 0.1]
+    /// Seconds of a run [default: 0.15, quick 0.05]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
     /// Write the results as JSON
@@ -96,7 +96,7 @@ struct Options {
 impl Options {
     fn settings(&self) -> Result<Settings> {
         let quick = self.quick || self.gate;
-        let seconds = self.seconds.unwrap_or(if quick { 0.1 } else { 0.3 });
+        let seconds = self.seconds.unwrap_or(if quick { 0.05 } else { 0.15 });
         if !(0.01..=60.0).contains(&seconds) || !(1..=100).contains(&self.runs) {
             bail!(
                 "--seconds {seconds} --runs {}: 0.01 to 60 seconds and 1 to 100 runs are allowed",

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What several runs of one measurement gave.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stat {
     /// The run in the middle; of an even number, the lower of the two.
     pub(crate) median: f64,
@@ -11,21 +11,32 @@ pub(crate) struct Stat {
     pub(crate) low: f64,
     /// The largest run.
     pub(crate) high: f64,
-    /// How many runs.
-    pub(crate) runs: usize,
+    /// All runs, in the order in which they were made.
+    pub(crate) runs: Vec<f64>,
 }
 
 impl Stat {
     /// `None` without a run.
-    pub(crate) fn of(mut values: Vec<f64>) -> Option<Stat> {
+    pub(crate) fn of(runs: Vec<f64>) -> Option<Stat> {
+        let mut values = runs.clone();
         values.sort_by(f64::total_cmp);
-        let runs = values.len();
         Some(Stat {
-            median: *values.get(runs.checked_sub(1)? / 2)?,
+            median: *values.get(values.len().checked_sub(1)? / 2)?,
             low: *values.first()?,
             high: *values.last()?,
             runs,
         })
+    }
+
+    /// These runs as a multiple of `others`: the median of the multiples of those that were made in the same round, so
+    /// that a machine that is slower for some seconds is so for both. Of the medians where a run is missing.
+    pub(crate) fn over(&self, others: &Stat) -> f64 {
+        let pairs = self.runs.iter().zip(&others.runs);
+        let multiples = pairs.map(|(run, other)| run / other).collect();
+        match Stat::of(multiples) {
+            Some(stat) if self.runs.len() == others.runs.len() => stat.median,
+            _ => self.median / others.median,
+        }
     }
 
     /// Half of the distance from the smallest to the largest run, as a share of the median.
@@ -111,12 +122,20 @@ mod tests {
     fn the_median_is_a_run_and_the_spread_is_half_the_range() {
         let stat = Stat::of(vec![3.0, 1.0, 2.0, 9.0, 2.5]).unwrap();
         assert_eq!(
-            (stat.median, stat.low, stat.high, stat.runs),
+            (stat.median, stat.low, stat.high, stat.runs.len()),
             (2.5, 1.0, 9.0, 5)
         );
         assert!((stat.spread() - 1.6).abs() < 1e-9);
         assert_eq!(Stat::of(vec![4.0, 1.0]).unwrap().median, 1.0);
         assert_eq!(Stat::of(Vec::new()), None);
+    }
+
+    #[test]
+    fn a_multiple_is_that_of_the_same_round() {
+        let of = |runs: &[f64]| Stat::of(runs.to_vec()).unwrap();
+        // The machine is three times slower in the second and the third round.
+        assert_eq!(of(&[9.0, 2.0, 2.0]).over(&of(&[3.0, 1.0, 1.0])), 2.0);
+        assert_eq!(of(&[9.0, 8.0]).over(&of(&[4.0])), 2.0);
     }
 
     proptest! {

@@ -57,7 +57,7 @@ const WIDTH: usize = 100;
 
 fn shown(stat: &Stat, column: &Column, with_spread: bool) -> String {
     let mut text = format!("{:.*}", column.digits, stat.median * column.factor);
-    if with_spread && stat.runs > 1 {
+    if with_spread && stat.runs.len() > 1 {
         let _ = write!(text, " ±{:.0} %", stat.spread() * 100.0);
     }
     text
@@ -72,7 +72,7 @@ fn ratio(rows: &[&Row], row: &Row, name: &str) -> Option<String> {
         .iter()
         .find(|other| other.case == row.case && other.contender == OVS)?;
     let (ours, theirs) = (row.figures.get(name)?, other.figures.get(name)?);
-    Some(format!("{:.2}", ours.median / theirs.median))
+    Some(format!("{:.2}", ours.over(theirs)))
 }
 
 fn limit(row: &Row) -> &'static str {

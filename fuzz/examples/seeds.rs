@@ -12,27 +12,53 @@ const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
 /// A message of each kind: who speaks and how many files come along, the name, the packet.
 const ATTACH: &[(u8, &str, &str)] = &[
-    (0, "hello", r#"{"hello":{"version":1,"name":"web","running":false}}"#),
+    (0, "hello", r#"{"hello":{"version":2,"name":"web","running":false}}"#),
     (
         8,
         "ready",
-        r#"{"ready":{"regions":[{"guest":0,"len":655360,"offset":0}],"adapters":1,"state":"running"}}"#,
+        r#"{"ready":{"regions":[{"guest":0,"len":655360,"offset":0}],"adapters":["legacy0"],"state":"running"}}"#,
     ),
     (
         0,
         "reply",
-        r#"{"reply":{"id":7,"error":null,"status":{"state":"paused","exits":{"pio":3},"drivers":[true]}}}"#,
+        r#"{"reply":{"id":7,"error":null,"status":{"state":"paused","exits":{"pio":3},"drivers":["legacy0"],"services":["heartbeat"],"facts":{"OSName":"Linux"}}}}"#,
     ),
     (0, "was-reset", r#"{"was_reset":{}}"#),
     (0, "ended", r#"{"ended":{"failed":{"reason":"a triple fault"}}}"#),
     (
         5,
         "configure",
-        r#"{"configure":{"memory":67108864,"cpus":1,"cmdline":"quiet","uuid":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15],"adapters":[{"name":"legacy0","mac":[2,0,0,0,0,1],"link":true}],"files":["kernel","com1"]}}"#,
+        r#"{"configure":{"memory":67108864,"cpus":1,"cmdline":"quiet","uuid":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15],"adapters":[{"name":"legacy0","mac":[2,0,0,0,0,1],"link":true,"instance":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}],"hyperv":true,"services":["time-sync"],"files":["kernel","com1"]}}"#,
     ),
     (1, "adopt", r#"{"adopt":{}}"#),
     (3, "save", r#"{"command":{"id":9,"command":"save"}}"#),
-    (1, "link", r#"{"command":{"id":9,"command":{"link":{"adapter":0,"up":false}}}}"#),
+    (1, "link", r#"{"command":{"id":9,"command":{"link":{"adapter":"legacy0","up":false}}}}"#),
+    (
+        1,
+        "keep",
+        r#"{"command":{"id":0,"command":{"keep":{"adapter":"synthetic0","state":"[]"}}}}"#,
+    ),
+    (1, "done", r#"{"done":{"id":4,"ok":true}}"#),
+    (
+        0,
+        "add",
+        r#"{"demand":{"id":4,"adapter":"synthetic0","demand":{"add":{"gpadl":1,"range":{"offset":8,"len":8192,"pages":[7,9,8]}}}}}"#,
+    ),
+    (
+        2,
+        "open",
+        r#"{"demand":{"id":5,"adapter":"synthetic7","demand":{"open":{"channel":1,"ring":{"offset":0,"len":8192,"pages":[1,2]},"downstream_page":1,"flags":[{"address":12800,"bit":3}],"resumed":false}}}}"#,
+    ),
+    (
+        0,
+        "restore",
+        r#"{"demand":{"id":6,"adapter":"synthetic7","demand":{"restore":{"state":"{}"}}}}"#,
+    ),
+    (
+        0,
+        "crashed",
+        r#"{"crashed":{"parameters":[80,1,2,3,4],"message":"a kernel panic"}}"#,
+    ),
 ];
 
 fn main() -> std::io::Result<()> {

@@ -117,7 +117,7 @@ impl Board {
             memory: GuestMemory::new(4 << 20).expect("memory"),
             unix_nanos: 1_795_264_496_000_000_000,
             adapters: (0..4).map(|_| nic()).collect(),
-            aml: Vec::new(),
+            hyperv: false,
             start,
             debug: how & 8 != 0,
         };

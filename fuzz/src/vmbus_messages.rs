@@ -15,6 +15,7 @@ fn offer(sub_channel: Option<(u16, u16)>) -> Offer {
         interface: [1; 16],
         instance: [2; 16],
         user_defined: [0; 120],
+        pipe: false,
         sub_channel,
     }
 }
@@ -129,7 +130,7 @@ pub fn run(data: &[u8]) {
         }
     }
     settle(&mut bus, &mut asked);
-    let contact: Vec<u8> = [14u32, 0, 0x5_0003, 0, 0, 0, 0, 0, 0, 0]
+    let contact: Vec<u8> = [14u32, 0, 0x5_0003, 0, 2, 0, 0, 0, 0, 0]
         .iter()
         .flat_map(|word| word.to_le_bytes())
         .collect();

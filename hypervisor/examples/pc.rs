@@ -71,7 +71,7 @@ fn assemble(arguments: &Arguments) -> Result<Machine> {
         memory: GuestMemory::new(arguments.memory << 20)?,
         unix_nanos: UNIX_EPOCH.elapsed()?.as_nanos() as i64,
         adapters: Vec::new(),
-        aml: Vec::new(),
+        hyperv: false,
         start,
         debug: arguments.debug,
     };

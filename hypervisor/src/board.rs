@@ -10,6 +10,7 @@ use crate::Error;
 use crate::bus::{Bus, Target};
 use crate::clock::Clock;
 use crate::device::{Device, Doorbell, Effect, Effects, Interrupt, Message, Space, State};
+use crate::hyperv::hypercall::{Input, Status};
 use crate::irq;
 use crate::kvm::Vm;
 use crate::slots::Slots;
@@ -179,6 +180,29 @@ impl Board {
         });
     }
 
+    /// Processor `vp` reads a synthetic MSR.
+    pub(crate) fn read_msr(&mut self, vp: u32, register: u32) -> Option<u64> {
+        let mut devices = self.devices.iter_mut();
+        devices.find_map(|slot| slot.device.read_msr(vp, register))
+    }
+
+    /// Processor `vp` writes a synthetic MSR. False if nobody takes it.
+    pub(crate) fn write_msr(&mut self, vp: u32, register: u32, value: u64) -> bool {
+        (0..self.devices.len()).any(|index| {
+            self.call(index, |device, effects| {
+                device.write_msr(vp, register, value, effects)
+            })
+            .unwrap_or_default()
+        })
+    }
+
+    /// A call of Hyper-V's interface. `None` if nobody takes it.
+    pub(crate) fn hypercall(&mut self, call: Input) -> Option<Status> {
+        (0..self.devices.len()).find_map(|index| {
+            self.call(index, |device, effects| device.hypercall(call, effects))?
+        })
+    }
+
     /// Calls device number `index` and carries out what it asks for.
     fn call<R>(
         &mut self,
@@ -186,6 +210,7 @@ impl Board {
         call: impl FnOnce(&mut dyn Device, &mut Effects) -> R,
     ) -> Option<R> {
         let mut effects = Effects::new(self.clock.now());
+        effects.reference = self.clock.reference();
         let result = call(self.devices.get_mut(index)?.device.as_mut(), &mut effects);
         for effect in effects.take() {
             if let Err(error) = self.carry_out(index, effect) {
@@ -265,7 +290,7 @@ impl Board {
         let wiring = slot.device.wiring();
         self.bus.set(index, &wiring.regions);
         let same = |a: &Doorbell, b: &Doorbell| {
-            (a.space, a.address, a.len) == (b.space, b.address, b.len)
+            (a.space, a.address, a.len, a.value) == (b.space, b.address, b.len, b.value)
                 && Arc::ptr_eq(&a.event, &b.event)
         };
         slot.doorbells.retain(|old| {
@@ -416,6 +441,11 @@ impl Board {
         }
         self.wire();
         Ok(())
+    }
+
+    /// Whether nobody outside acts for a device as it stood before a reset.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.devices.iter().all(|slot| slot.device.is_settled())
     }
 
     fn lower_lines(&mut self) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! The time a machine has run.
+//! The time a machine has run, and the time its guest reads.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Clock {
     before: u64,
     since: Option<Instant>,
+    /// The guest's reference time at `since`, in units of 100 ns.
+    reference: u64,
 }
 
 impl Clock {
@@ -24,12 +26,25 @@ impl Clock {
         Some(Duration::from_nanos(time.saturating_sub(self.now())))
     }
 
-    pub(crate) fn start(&mut self) {
-        self.since.get_or_insert_with(Instant::now);
+    /// The guest's reference time, in units of 100 ns.
+    pub(crate) fn reference(&self) -> u64 {
+        let more = self
+            .since
+            .map_or(0, |since| since.elapsed().as_nanos() / 100);
+        self.reference.saturating_add(more as u64)
+    }
+
+    /// Starts, when the guest's reference time is `reference`.
+    pub(crate) fn start(&mut self, reference: u64) {
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+            self.reference = reference;
+        }
     }
 
     pub(crate) fn stop(&mut self) {
         self.before = self.now();
+        self.reference = self.reference();
         self.since = None;
     }
 
@@ -38,6 +53,7 @@ impl Clock {
         *self = Self {
             before: now,
             since: None,
+            reference: 0,
         };
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! References: Intel SDM volume 2, "CPUID"; AMD APM volume 3, appendix E; KVM's leaves: Documentation/virt/kvm/x86/cpuid.rst.
 
+use std::ops::Range;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
-use crate::Error;
+use crate::{Error, hyperv};
 
 /// Most processors a machine can have.
 pub const MAX_VCPUS: u8 = 64;
@@ -19,23 +21,53 @@ const HTT: u32 = 1 << 28;
 /// Leaf 0x80000001, ECX: the legacy way to say that logical processors are cores.
 const CMP_LEGACY: u32 = 1 << 1;
 
+/// Where a hypervisor has its leaves.
+const HYPERVISOR_LEAVES: Range<u32> = 0x4000_0000..0x4001_0000;
+
 /// Leaf 0x40000001, EAX: the paravirtual features that need no hypercall: clock (both numberings of its MSRs), no
 /// delays for port I/O, and a clock that is the same on all processors. A hypercall instruction would stop a processor
 /// for good on hosts whose KVM runs without the processor's help.
 const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
-/// What CPUID answers on processor `id` of `count`, all cores of one package.
+/// What CPUID answers on processor `id` of `count`, all cores of one package. With `hyperv`, the hypervisor is Hyper-V.
 ///
 /// # Errors
 /// What KVM refuses.
-pub fn cpuid(kvm: &Kvm, id: u8, count: u8) -> Result<CpuId, Error> {
+pub fn cpuid(kvm: &Kvm, id: u8, count: u8, hyperv: bool) -> Result<CpuId, Error> {
     let mut cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
     for entry in cpuid.as_mut_slice() {
         adjust(entry, u32::from(id), u32::from(count.max(1)));
     }
-    Ok(cpuid)
+    if !hyperv {
+        return Ok(cpuid);
+    }
+    let mut entries = cpuid.as_slice().to_vec();
+    offer_hyperv(&mut entries, count);
+    CpuId::from_entries(&entries).map_err(|_| Error::Config {
+        what: "number of CPUID leaves",
+        value: entries.len().to_string(),
+        allowed: "what KVM_SET_CPUID2 takes",
+    })
+}
+
+/// Puts Hyper-V's leaves in the place of KVM's. These could be had beside them, further up; but Linux takes the hypervisor
+/// of the highest leaves, and no other.
+fn offer_hyperv(entries: &mut Vec<kvm_cpuid_entry2>, count: u8) {
+    entries.retain(|entry| !HYPERVISOR_LEAVES.contains(&entry.function));
+    let leaf = |leaf: hyperv::cpuid::Leaf| {
+        let [eax, ebx, ecx, edx] = leaf.registers;
+        kvm_cpuid_entry2 {
+            function: leaf.function,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
+    };
+    entries.extend(hyperv::cpuid::leaves(count.into()).map(leaf));
 }
 
 /// Puts topology and the hypervisor's presence into one entry.
@@ -110,6 +142,22 @@ mod tests {
         assert_eq!((end.eax, end.ebx, end.ecx), (0, 0, 2));
         assert_eq!(adjusted(0x8000_0008, 0, 0, 64).ecx & 0xf0ff, 6 << 12 | 63);
         assert_eq!(adjusted(4, 0, 0, 4).eax >> 26, 3);
+    }
+
+    #[test]
+    fn the_only_hypervisor_is_hyper_v() {
+        let mut entries = [0x1, 0x4000_0000, 0x4000_0001, 0x8000_0000]
+            .map(|function| adjusted(function, 0, 0, 2))
+            .to_vec();
+        offer_hyperv(&mut entries, 2);
+        let found = entries.iter().filter(|entry| entry.function == 0x4000_0000);
+        assert_eq!(
+            found
+                .map(|entry| (entry.eax, entry.ebx))
+                .collect::<Vec<_>>(),
+            [(0x4000_0006, u32::from_le_bytes(*b"Micr"))]
+        );
+        assert_eq!(entries.len(), 2 + 7);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use guestmem::Memory;
 
+use crate::hyperv::hypercall::{Input, Status};
+
 /// A saved device: a JSON value whose form is the device's own. [`Device::restore`] treats it as hostile.
 pub type State = serde_json::Value;
 
@@ -52,9 +54,30 @@ pub trait Device: Any + Send {
         false
     }
 
+    /// Processor `vp` reads one of [`hyperv::msr`](crate::hyperv::msr)'s registers. `None`: it is not this device's.
+    fn read_msr(&mut self, _vp: u32, _register: u32) -> Option<u64> {
+        None
+    }
+
+    /// Processor `vp` writes such a register. False: it is not this device's, or does not take the value.
+    fn write_msr(&mut self, _vp: u32, _register: u32, _value: u64, _effects: &mut Effects) -> bool {
+        false
+    }
+
+    /// A processor makes a call of Hyper-V's interface. `None`: calls are not for this device.
+    fn hypercall(&mut self, _call: Input, _effects: &mut Effects) -> Option<Status> {
+        None
+    }
+
     /// The machine is reset: the device is as after power-on. Its timers are already cancelled, its lines low, and its
     /// wiring is asked for anew.
     fn reset(&mut self, effects: &mut Effects);
+
+    /// False while another process may still write to the guest's memory on the device's behalf, as it stood before a
+    /// reset. The machine goes on after a reset once this is true, or after a while.
+    fn is_settled(&self) -> bool {
+        true
+    }
 
     /// The state as a value that [`restore`](Self::restore) takes.
     fn save(&self) -> State;
@@ -101,6 +124,8 @@ pub struct Doorbell {
     pub address: u64,
     /// Size of the writes in bytes that ring: 1, 2, 4 or 8. Writes of another size go to the device.
     pub len: u32,
+    /// The only value that rings, if not any does; others go to the device.
+    pub value: Option<u64>,
     /// The eventfd.
     pub event: Arc<OwnedFd>,
 }
@@ -229,6 +254,8 @@ pub const DEBUG_CONSOLE: u32 = 0x402;
 pub struct Effects {
     /// Nanoseconds that the machine has run: it stands still in pause, and goes on after restore.
     pub now: u64,
+    /// Hyper-V's reference time as the guest knows it by its time-stamp counter, in units of 100 ns.
+    pub reference: u64,
     list: Vec<Effect>,
 }
 
@@ -237,6 +264,7 @@ impl Effects {
     pub fn new(now: u64) -> Self {
         Self {
             now,
+            reference: now / 100,
             list: Vec::new(),
         }
     }

@@ -13,13 +13,17 @@ pub(crate) enum Kind {
     MemoryRead,
     /// A store to an address without memory.
     MemoryWrite,
+    /// `RDMSR` or `WRMSR` of a synthetic register.
+    Msr,
+    /// A call of Hyper-V's interface.
+    Hypercall,
     /// A kick or a signal.
     Interrupted,
     /// An instruction that KVM's emulator does not know.
     Emulation,
 }
 
-const KINDS: usize = 6;
+const KINDS: usize = 8;
 
 /// Counters of exits, in the order of [`Kind`].
 #[derive(Debug, Default)]
@@ -42,6 +46,8 @@ impl Counters {
             port_writes: read(Kind::PortWrite),
             memory_reads: read(Kind::MemoryRead),
             memory_writes: read(Kind::MemoryWrite),
+            msrs: read(Kind::Msr),
+            hypercalls: read(Kind::Hypercall),
             interrupted: read(Kind::Interrupted),
             emulated: read(Kind::Emulation),
         }
@@ -60,6 +66,10 @@ pub struct Exits {
     pub memory_reads: u64,
     /// Stores to addresses without memory.
     pub memory_writes: u64,
+    /// Accesses to synthetic machine-specific registers.
+    pub msrs: u64,
+    /// Calls of Hyper-V's interface.
+    pub hypercalls: u64,
     /// Kicks and signals.
     pub interrupted: u64,
     /// Instructions carried out here because KVM's emulator does not know them.
@@ -74,9 +84,12 @@ impl Exits {
             port_writes,
             memory_reads,
             memory_writes,
+            msrs,
+            hypercalls,
             interrupted,
             emulated,
         } = self;
-        port_reads + port_writes + memory_reads + memory_writes + interrupted + emulated
+        let accesses = port_reads + port_writes + memory_reads + memory_writes;
+        accesses + msrs + hypercalls + interrupted + emulated
     }
 }

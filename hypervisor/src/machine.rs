@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_cpuid_entry2;
 
@@ -24,12 +25,18 @@ use crate::cpuid::{self, MAX_VCPUS};
 use crate::device::{Device, Effects};
 use crate::exits::{Counters, Exits};
 use crate::gate::Gate;
+use crate::hyperv::msr;
 use crate::kvm::{self, Chips, Kick, Vcpu, Vm};
 use crate::memory::{self, GuestMemory};
 use crate::sandbox::{self, Thread};
 use crate::slots::Slots;
 use crate::state::{self, Document, VcpuState, readable_msrs};
 use crate::{Error, chipset, irq, service, vcpu};
+
+/// How long a reset waits for other processes.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+/// How often it looks.
+const SETTLE_STEP: Duration = Duration::from_millis(1);
 
 /// What a machine is made of.
 pub struct Config {
@@ -39,6 +46,9 @@ pub struct Config {
     pub memory: GuestMemory,
     /// What runs first.
     pub boot: Boot,
+    /// The guest finds Hyper-V's interface. A device answers [its registers](Device::write_msr) and
+    /// [its calls](Device::hypercall).
+    pub hyperv: bool,
     /// Where the guest's consoles go.
     pub output: Output,
 }
@@ -84,6 +94,8 @@ impl Phase {
 
 /// What threads share.
 pub(crate) struct Shared {
+    /// The guest makes calls of Hyper-V's interface.
+    pub(crate) hyperv: bool,
     pub(crate) vm: Arc<Vm>,
     pub(crate) memory: GuestMemory,
     pub(crate) vcpus: Vec<Mutex<Vcpu>>,
@@ -120,6 +132,16 @@ struct PowerOn {
     chips: Chips,
 }
 
+impl PowerOn {
+    fn read(vm: &Vm, vcpus: &[Vcpu], msrs: &[u32]) -> Result<Self, Error> {
+        let vcpus = vcpus.iter().map(|vcpu| VcpuState::read(vcpu, msrs));
+        Ok(PowerOn {
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            chips: vm.chips()?,
+        })
+    }
+}
+
 /// A machine. Dropped, it ends at once, as if its plug were pulled.
 pub struct Machine {
     shared: Arc<Shared>,
@@ -142,6 +164,9 @@ impl Machine {
         let kvm = kvm::open()?;
         let vm = Arc::new(Vm::new(&kvm)?);
         irq::wire(&vm, &[])?;
+        if config.hyperv {
+            vm.pass_on_msrs(msr::FIRST, msr::COUNT)?;
+        }
         let memory = config.memory;
         let firmware = config
             .boot
@@ -151,7 +176,7 @@ impl Machine {
         let vcpus = (0..config.vcpus)
             .map(|id| {
                 let vcpu = vm.create_vcpu(id)?;
-                vcpu.set_cpuid(&cpuid::cpuid(&kvm, id, config.vcpus)?)?;
+                vcpu.set_cpuid(&cpuid::cpuid(&kvm, id, config.vcpus, config.hyperv)?)?;
                 Ok(vcpu)
             })
             .collect::<Result<Vec<_>, Error>>()?;
@@ -159,18 +184,13 @@ impl Machine {
             return Err(Error::NoKvm("no processor".to_owned()));
         };
         let msrs = readable_msrs(&kvm, first)?;
-        let cpuid = cpuid::cpuid(&kvm, 0, config.vcpus)?.as_slice().to_vec();
+        let cpuid = cpuid::cpuid(&kvm, 0, config.vcpus, config.hyperv)?;
         let tsc_khz = first.fd().get_tsc_khz();
         let tsc_khz = tsc_khz.map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
-        let power_on = PowerOn {
-            vcpus: vcpus
-                .iter()
-                .map(|vcpu| VcpuState::read(vcpu, &msrs))
-                .collect::<Result<_, _>>()?,
-            chips: vm.chips()?,
-        };
+        let power_on = PowerOn::read(&vm, &vcpus, &msrs)?;
         let board = Board::new(Arc::clone(&vm), slots, devices, config.output)?;
         let shared = Shared {
+            hyperv: config.hyperv,
             vm,
             memory,
             kicks: vcpus.iter().map(Vcpu::kick).collect(),
@@ -182,7 +202,7 @@ impl Machine {
                 phase: Phase::Created,
                 boot: config.boot,
                 msrs,
-                cpuid,
+                cpuid: cpuid.as_slice().to_vec(),
                 tsc_khz,
                 power_on,
                 ending: false,
@@ -352,6 +372,11 @@ impl Machine {
         &self.shared.memory
     }
 
+    /// Ticks of its processors' time-stamp counters in a second.
+    pub fn tsc_hz(&self) -> u64 {
+        u64::from(self.control().tsc_khz) * 1000
+    }
+
     /// How often its processors came out of the guest.
     pub fn exits(&self) -> Exits {
         self.shared.exits.read()
@@ -495,8 +520,9 @@ impl Shared {
             }
         }
         control.phase = Phase::Running;
+        let reference = self.reference(control);
         let mut board = self.board();
-        board.clock.start();
+        board.clock.start(reference);
         board.ended_interrupts();
         drop(board);
         self.wake_service();
@@ -504,6 +530,16 @@ impl Shared {
         if lock(&self.requests).is_empty() {
             self.gate.open();
         }
+    }
+
+    /// The guest's reference time, in units of 100 ns: that of its first processor's time-stamp counter. No processor
+    /// runs.
+    fn reference(&self, control: &Control) -> u64 {
+        let first = self.vcpus.first().map(lock);
+        // One that cannot be read is no reason to stand still: only services of the guest look at it.
+        let tsc = first.and_then(|first| state::time_stamp(&first).ok());
+        let ticks = u128::from(tsc.unwrap_or_default());
+        (ticks * 10_000 / u128::from(control.tsc_khz.max(1))) as u64
     }
 
     /// Everything as after power-on, and the first program in place. No processor runs.
@@ -514,6 +550,7 @@ impl Shared {
             self.vm.set_level_lines(chipset::LEVEL_LINES)?;
         }
         self.board().reset()?;
+        self.settle();
         for (vcpu, state) in self.vcpus.iter().zip(&control.power_on.vcpus) {
             state.write(&lock(vcpu))?;
         }
@@ -522,6 +559,15 @@ impl Shared {
             control.boot.load(&self.memory, &first)?;
         }
         Ok(())
+    }
+
+    /// Waits until nobody outside writes to the guest's memory any more for what was before a reset. One who does not
+    /// answer is not waited for: a guest that is reset is not to be stopped by it.
+    fn settle(&self) {
+        let begin = Instant::now();
+        while !self.board().is_settled() && begin.elapsed() < SETTLE_LIMIT {
+            std::thread::sleep(SETTLE_STEP);
+        }
     }
 
     /// Tells the world outside.

@@ -58,8 +58,8 @@ pub struct Pc {
     pub unix_nanos: i64,
     /// Network adapters on the PCI bus, up to [`MAX_ADAPTERS`].
     pub adapters: Vec<Function>,
-    /// Further devices for ACPI's `\_SB`, as AML.
-    pub aml: Vec<u8>,
+    /// The guest finds Hyper-V's interface (see [`Config::hyperv`]) and its virtual machine bus.
+    pub hyperv: bool,
     /// What runs first.
     pub start: Start,
     /// Let firmware write messages to [`DEBUG_CONSOLE`](crate::device::DEBUG_CONSOLE), which takes it time.
@@ -126,6 +126,7 @@ impl Pc {
             vcpus: self.vcpus,
             memory: self.memory,
             boot,
+            hyperv: self.hyperv,
             output,
         };
         Ok((config, devices))
@@ -147,7 +148,7 @@ impl Pc {
                     .clone()
                     .map(|address| (address, line(&address)))
                     .collect(),
-                devices: self.aml.clone(),
+                vmbus: self.hyperv,
             },
             smbios: smbios::Description {
                 uuid: self.uuid,

@@ -118,7 +118,7 @@ impl Pcs {
             memory: GuestMemory::new(64 << 20).unwrap(),
             unix_nanos: 1_795_264_496_000_000_000,
             adapters,
-            aml: Vec::new(),
+            hyperv: false,
             start: Start::Firmware(std::fs::read(SEABIOS).expect("the package seabios")),
             debug: false,
         };

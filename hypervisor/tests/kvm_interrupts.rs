@@ -209,6 +209,7 @@ fn a_doorbell_rings_without_the_device_and_can_be_taken_away() {
         space: Space::Port,
         address: u64::from(PORT) + 4,
         len: 4,
+        value: None,
         event: Arc::clone(&bell),
     });
     let machine = Machine::new(config(1, ringer()), vec![Named::new("probe", probe)]).unwrap();
@@ -254,6 +255,7 @@ fn a_doorbell_in_memory_rings_too() {
         space: Space::Memory,
         address: 0xa_0008,
         len: 4,
+        value: None,
         event: Arc::clone(&bell),
     });
     let machine = Machine::new(config(1, boot), vec![Named::new("probe", probe)]).unwrap();
@@ -273,6 +275,7 @@ fn two_doorbells_at_one_address_do_no_harm() {
             space: Space::Port,
             address: u64::from(PORT) + 4,
             len: 4,
+            value: None,
             event: Arc::clone(bell),
         });
     }

@@ -10,6 +10,8 @@
 
 mod kit;
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -85,20 +87,21 @@ fn verbs_that_a_state_does_not_allow_are_refused_by_name() {
     refused(machine.pause(), "pause", "paused");
 }
 
+/// Writes 0xabcd once.
+fn writes_once() -> Boot {
+    firmware(|a| {
+        let mut again = a.create_label();
+        a.mov(dx, PORT).unwrap();
+        a.mov(eax, 0xabcd_u32).unwrap();
+        a.out(dx, eax).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.jmp(again).unwrap();
+    })
+}
+
 #[test]
 fn reset_starts_the_firmware_again() {
-    // Writes 1, and then counts the port's answer up for ever.
-    let boot = || {
-        firmware(|a| {
-            let mut again = a.create_label();
-            a.mov(dx, PORT).unwrap();
-            a.mov(eax, 0xabcd_u32).unwrap();
-            a.out(dx, eax).unwrap();
-            a.set_label(&mut again).unwrap();
-            a.jmp(again).unwrap();
-        })
-    };
-    let (machine, seen) = machine(2, boot());
+    let (machine, seen) = machine(2, writes_once());
     machine.start().unwrap();
     assert_eq!(next(&seen), (0, 0xabcd));
     machine.reset().unwrap();
@@ -109,6 +112,25 @@ fn reset_starts_the_firmware_again() {
     assert!(drain(&seen).is_empty());
     machine.resume().unwrap();
     assert_eq!(next(&seen), (0, 0xabcd));
+}
+
+#[test]
+fn nothing_runs_after_a_reset_before_its_devices_are_settled() {
+    let (probe, seen) = Probe::new();
+    let settled = Arc::clone(&probe.settled);
+    let machine = Machine::new(config(1, writes_once()), vec![Named::new("probe", probe)]);
+    let machine = machine.unwrap();
+    machine.start().unwrap();
+    assert_eq!(next(&seen), (0, 0xabcd));
+    settled.store(false, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let reset = scope.spawn(|| machine.reset());
+        let early = seen.recv_timeout(Duration::from_millis(300));
+        assert!(early.is_err() && !reset.is_finished());
+        settled.store(true, Ordering::Relaxed);
+        assert_eq!(next(&seen), (0, 0xabcd));
+        reset.join().unwrap().unwrap();
+    });
 }
 
 #[test]

@@ -30,6 +30,7 @@ pub struct Daemon {
     netns: String,
     dirs: TempDir,
     without_xdp: bool,
+    vmm: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -38,7 +39,7 @@ impl Daemon {
     /// # Errors
     /// When it is not built, ends early, or does not answer in 10 s; the error holds what it logged.
     pub fn start(netns: &Netns) -> Result<Self> {
-        Self::start_with(netns, false)
+        Self::start_with(netns, false, None)
     }
 
     /// As [`Daemon::start`], without the right to load BPF programs, so that AF_XDP cannot be had.
@@ -46,20 +47,29 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn start_without_xdp(netns: &Netns) -> Result<Self> {
-        Self::start_with(netns, true)
+        Self::start_with(netns, true, None)
     }
 
-    fn start_with(netns: &Netns, without_xdp: bool) -> Result<Self> {
+    /// As [`Daemon::start`]; `vmm` is the program of its virtual machines.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_with_vmm(netns: &Netns, vmm: &Path) -> Result<Self> {
+        Self::start_with(netns, false, Some(vmm))
+    }
+
+    fn start_with(netns: &Netns, without_xdp: bool, vmm: Option<&Path>) -> Result<Self> {
         let dirs = TempDir::new()?;
         for dir in ["run", "state"] {
             std::fs::create_dir(dirs.path().join(dir))?;
         }
-        let process = spawn(netns.name(), dirs.path(), without_xdp)?;
+        let process = spawn(netns.name(), dirs.path(), without_xdp, vmm)?;
         let mut daemon = Self {
             process,
             netns: netns.name().to_owned(),
             dirs,
             without_xdp,
+            vmm: vmm.map(Path::to_owned),
         };
         daemon.wait_ready()?;
         Ok(daemon)
@@ -208,7 +218,8 @@ impl Daemon {
     }
 
     fn spawn_again(&self) -> Result<Background> {
-        spawn(&self.netns, self.dirs.path(), self.without_xdp)
+        let vmm = self.vmm.as_deref();
+        spawn(&self.netns, self.dirs.path(), self.without_xdp, vmm)
     }
 }
 
@@ -238,7 +249,7 @@ fn vm_processes(run_dir: &Path) -> Vec<rustix::process::Pid> {
         .collect()
 }
 
-fn spawn(netns: &str, dirs: &Path, without_xdp: bool) -> Result<Background> {
+fn spawn(netns: &str, dirs: &Path, without_xdp: bool, vmm: Option<&Path>) -> Result<Background> {
     let program = paths::program("vswitchd")?;
     let log = std::fs::File::options()
         .create(true)
@@ -253,8 +264,11 @@ fn spawn(netns: &str, dirs: &Path, without_xdp: bool) -> Result<Background> {
             "--inh-caps=-bpf,-sys_admin",
         ]);
     }
+    command.arg(program);
+    if let Some(vmm) = vmm {
+        command.arg("--vmm").arg(vmm);
+    }
     command
-        .arg(program)
         .arg("--run-dir")
         .arg(dirs.join("run"))
         .arg("--state-dir")

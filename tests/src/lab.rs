@@ -1,5 +1,6 @@
 //! A daemon in a namespace that plays the host machine, and stations on its networks.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -48,12 +49,34 @@ impl Lab {
         })
     }
 
+    /// Starts a daemon whose virtual machines are processes of the program `vmm`.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_with_vmm(vmm: &Path) -> Result<Self> {
+        let host = Arc::new(Netns::new("host")?);
+        Ok(Self {
+            daemon: Daemon::start_with_vmm(&host, vmm)?,
+            host,
+        })
+    }
+
     /// Runs vswitchctl.
     ///
     /// # Errors
     /// As [`Daemon::ctl`].
     pub fn ctl(&self, args: &str) -> Result<Value> {
         self.daemon.ctl(args)
+    }
+
+    /// Checks that the counters of every port add up.
+    ///
+    /// # Errors
+    /// When they do not; the error shows them.
+    pub fn counters_add_up(&self) -> Result<()> {
+        let stats = self.daemon.stats()?;
+        ensure!(stats.wrong().is_empty(), "{:?}", stats.wrong());
+        Ok(())
     }
 
     /// Adds a TAP port and gives its device, as eth0, to a new namespace.

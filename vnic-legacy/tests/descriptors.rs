@@ -1,28 +1,17 @@
-//! Conformance of the descriptor lists, from the manual: one test for each bit of the descriptors, and for what happens
-//! when a list ends, breaks off or leads astray.
+//! Conformance of the descriptors, from the manual: one test for each bit, and for what happens when a list ends or
+//! breaks off. The bits of setup frames are in `filter.rs`.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
 
-use common::{Bench, DATA, OTHER, OWN_MAC, ROOM, RX, TX, frame};
-use vnic_legacy::csr::{bus_mode, mode, status};
+use common::{Bench, DATA, OTHER, OWN_MAC, ROOM, RX, TX, WHOLE, data, frame, length, sent};
+use vnic_legacy::csr::{mode, status};
 use vnic_legacy::descriptor::{CHAINED, END_OF_RING, ES, OWN, rdes0, tdes0, tdes1};
-use vnic_legacy::driver::BASE;
 use vswitch::drops::DropReason;
 
 const FS: u32 = tdes1::FS;
 const LS: u32 = tdes1::LS;
-
-/// Puts the bytes of a frame to be sent in guest memory.
-fn data(bench: &Bench, at: u32, bytes: &[u8]) {
-    bench.guest.put(DATA + at, bytes).unwrap();
-}
-
-fn sent(bench: &mut Bench) -> Vec<Vec<u8>> {
-    bench.turn();
-    bench.sent.drain(..).map(Result::unwrap).collect()
-}
 
 // Transmit.
 
@@ -130,26 +119,6 @@ fn tdes1_tch_chains_and_has_no_second_buffer() {
         [OWN, FS | LS | END_OF_RING | CHAINED | 62, DATA, second],
     );
     assert_eq!(sent(&mut bench)[0].len(), 62);
-}
-
-#[test]
-fn tdes1_set_is_no_frame_and_its_types_show_in_csr6() {
-    // FT bits, CSR6.
-    let rows = [
-        (0, 0),
-        (tdes1::FT0, mode::HP),
-        (tdes1::FT1, mode::IF),
-        (tdes1::FT0 | tdes1::FT1, mode::HP | mode::HO),
-    ];
-    for (types, bits) in rows {
-        let mut bench = Bench::started(0);
-        data(&bench, 0, &[0xff; 192]);
-        bench.describe(TX, 0, [OWN, tdes1::SET | tdes1::IC | types | 192, DATA, 0]);
-        assert!(sent(&mut bench).is_empty());
-        assert_eq!(bench.status(TX, 0), tdes0::SETUP_DONE);
-        assert_eq!(bench.events() & status::TI, status::TI);
-        assert_eq!(bench.guest.csr(6) & (mode::HP | mode::HO | mode::IF), bits);
-    }
 }
 
 #[test]
@@ -272,12 +241,6 @@ fn receive(csr6: u32, list: &[[u32; 3]], to: [u8; 6], len: usize) -> (Bench, Vec
         .collect();
     (bench, words)
 }
-
-fn length(bytes: u32) -> u32 {
-    bytes << rdes0::FL_SHIFT
-}
-
-const WHOLE: u32 = rdes0::FS | rdes0::LS;
 
 #[test]
 fn rdes0_length_counts_the_crc_and_padding() {
@@ -422,230 +385,4 @@ fn an_empty_list_suspends_the_receive_process_and_counts() {
     bench.receive_ring(2, 1540);
     assert_eq!(bench.deliver(&bytes), None);
     assert_eq!(bench.rs(), status::RS_WAITING);
-}
-
-#[test]
-fn every_kind_of_setup_frame_filters() {
-    let group = [1, 0, 0x5e, 0, 0, 0xfb];
-    // FT bits, setup frame, then: own address, group, broadcast.
-    let perfect = vnic_legacy::driver::ring::perfect(&[OWN_MAC]);
-    let mut hash = [0u8; 192];
-    hash[156..158].copy_from_slice(&OWN_MAC[..2]);
-    hash[160..162].copy_from_slice(&OWN_MAC[2..4]);
-    hash[164..166].copy_from_slice(&OWN_MAC[4..]);
-    let mut hash_with_broadcast = hash;
-    // Bit 255 is broadcast's.
-    hash_with_broadcast[4 * 15 + 1] |= 0x80;
-    let rows = [
-        (0, perfect, [true, false, true]),
-        (tdes1::FT1, perfect, [false, true, false]),
-        (tdes1::FT0, hash, [true, false, false]),
-        (tdes1::FT0, hash_with_broadcast, [true, false, true]),
-        (
-            tdes1::FT0 | tdes1::FT1,
-            hash_with_broadcast,
-            [false, false, true],
-        ),
-    ];
-    for (types, setup, expected) in rows {
-        let mut bench = Bench::started(0);
-        data(&bench, 0, &setup);
-        bench.describe(TX, 0, [OWN, tdes1::SET | types | 192, DATA, 0]);
-        bench.turn();
-        for (to, taken) in [OWN_MAC, group, [0xff; 6]].into_iter().zip(expected) {
-            bench.receive_ring(1, 1540);
-            bench.guest.set_csr(3, RX);
-            bench.turn();
-            let reason = bench.deliver(&frame(to, OTHER, 60));
-            let filtered = (!taken).then_some(DropReason::RxFilter);
-            assert_eq!(reason, filtered, "{types:#x} {to:x?}");
-        }
-    }
-}
-
-#[test]
-fn before_the_first_setup_frame_nothing_is_taken() {
-    let mut bench = Bench::started(0);
-    bench.receive_ring(1, 1540);
-    for to in [OWN_MAC, [0xff; 6], [0; 6]] {
-        assert_eq!(
-            bench.deliver(&frame(to, OTHER, 60)),
-            Some(DropReason::RxFilter)
-        );
-    }
-    // A setup frame of another length changes nothing.
-    bench.describe(TX, 0, [OWN, tdes1::SET | tdes1::FT1 | 191, DATA, 0]);
-    bench.turn();
-    assert_eq!(bench.status(TX, 0), tdes0::SETUP_DONE);
-    assert_eq!(
-        bench.deliver(&frame(OWN_MAC, OTHER, 60)),
-        Some(DropReason::RxFilter)
-    );
-}
-
-// Both.
-
-#[test]
-fn csr0_dsl_skips_longwords_between_descriptors() {
-    for skip in [0, 1, 4, 31] {
-        let mut bench = Bench::started(mode::PR);
-        bench.guest.set_csr(0, skip << 2);
-        let stride = 16 + 4 * skip;
-        data(&bench, 0, &frame(OTHER, OWN_MAC, 60));
-        for index in 0..2 {
-            bench
-                .guest
-                .describe(TX + index * stride, [OWN, FS | LS | 60, DATA, 0])
-                .unwrap();
-            bench
-                .guest
-                .describe(RX + index * stride, [OWN, 1540, ROOM, 0])
-                .unwrap();
-            assert_eq!(sent(&mut bench).len(), 1, "{skip}");
-            assert_eq!(bench.deliver(&frame(OWN_MAC, OTHER, 60)), None, "{skip}");
-        }
-    }
-}
-
-#[test]
-fn csr0_dbo_turns_the_bytes_of_descriptors() {
-    let mut bench = Bench::started(mode::PR);
-    bench.guest.set_csr(0, bus_mode::DBO);
-    let bytes = frame(OTHER, OWN_MAC, 60);
-    data(&bench, 0, &bytes);
-    bench.describe(
-        TX,
-        0,
-        [OWN, FS | LS | END_OF_RING | 60, DATA, 0].map(u32::swap_bytes),
-    );
-    bench.describe(
-        RX,
-        0,
-        [OWN, END_OF_RING | 1540, ROOM, 0].map(u32::swap_bytes),
-    );
-    assert_eq!(sent(&mut bench), [bytes]);
-    assert_eq!(bench.deliver(&frame(OWN_MAC, OTHER, 60)), None);
-    assert_eq!(
-        bench.status(RX, 0).swap_bytes(),
-        length(64) | WHOLE | rdes0::FT
-    );
-    // Data is not turned.
-    assert_eq!(bench.guest.get(ROOM, 6).unwrap(), OWN_MAC);
-}
-
-#[test]
-fn csr0_tap_keeps_the_worker_awake() {
-    let mut bench = Bench::started(0);
-    bench.settle();
-    assert!(bench.sleep());
-    bench.guest.set_csr(0, 1 << 17);
-    bench.turn();
-    assert!(!bench.sleep(), "this driver gives no poll demands");
-}
-
-#[test]
-fn csr6_om_loops_back() {
-    for (om, told) in [
-        (mode::OM_INTERNAL, rdes0::DT_INTERNAL),
-        (mode::OM_EXTERNAL, rdes0::DT_EXTERNAL),
-    ] {
-        let mut bench = Bench::started(om | mode::PR);
-        bench.receive_ring(2, 1540);
-        bench.acknowledge();
-        let bytes = frame(OTHER, OWN_MAC, 100);
-        data(&bench, 0, &bytes);
-        bench.describe(TX, 0, [OWN, FS | LS | tdes1::IC | 100, DATA, 0]);
-        assert!(sent(&mut bench).is_empty(), "not to the network");
-        assert_eq!(bench.status(TX, 0), 0);
-        assert_eq!(bench.status(RX, 0), length(104) | WHOLE | rdes0::FT | told);
-        assert_eq!(bench.guest.get(ROOM, 100).unwrap(), bytes);
-        let both = status::TI | status::RI | status::NIS;
-        assert_eq!(bench.events() & both, both);
-        // Nor from it.
-        assert_eq!(bench.deliver(&bytes), Some(DropReason::RxNotReady));
-    }
-}
-
-#[test]
-fn phy_loopback_is_a_loopback() {
-    let mut bench = Bench::started(mode::PR);
-    bench.receive_ring(2, 1540);
-    bench.guest.mdio_write(1, 0, 0x4100);
-    data(&bench, 0, &frame(OTHER, OWN_MAC, 100));
-    bench.describe(TX, 0, [OWN, FS | LS | 100, DATA, 0]);
-    assert!(sent(&mut bench).is_empty());
-    assert_eq!(bench.status(RX, 0) & OWN, 0);
-}
-
-#[test]
-fn csr5_fbe_when_a_list_leads_outside_memory() {
-    let outside = BASE - 16;
-    let edge = BASE + vnic_legacy::driver::MEMORY - 8;
-    let stopped = |bench: &mut Bench| {
-        let csr5 = bench.guest.csr(5);
-        assert_eq!(csr5 & status::FBE, status::FBE);
-        assert_eq!(csr5 & status::EB, status::EB_MASTER_ABORT);
-        assert_eq!(csr5 & status::AIS, status::AIS);
-        bench.turn();
-        assert_eq!((bench.rs(), bench.ts()), (0, 0), "both stop");
-        assert_eq!(
-            bench.deliver(&frame(OWN_MAC, OTHER, 60)),
-            Some(DropReason::RxNotReady)
-        );
-        // Starting again does not help; a reset does.
-        bench.guest.set_csr(6, 0);
-        bench.guest.set_csr(6, mode::PR | mode::SR | mode::ST);
-        bench.turn();
-        assert_eq!((bench.rs(), bench.ts()), (0, 0));
-        bench.guest.set_csr(0, 1);
-        bench.turn();
-        assert_eq!(bench.guest.csr(5), 0xfc00_0000);
-        bench.guest.set_csr(3, RX);
-        bench.receive_ring(1, 1540);
-        bench.guest.set_csr(6, mode::PR | mode::SR);
-        bench.turn();
-        assert_eq!(bench.deliver(&frame(OWN_MAC, OTHER, 60)), None);
-    };
-    for at in [outside, edge, 0, 0xffff_fff8] {
-        let mut bench = Bench::started(mode::PR);
-        bench.guest.set_csr(4, at);
-        bench.turn();
-        stopped(&mut bench);
-        let mut bench = Bench::started(mode::PR);
-        bench.guest.set_csr(3, at);
-        bench.turn();
-        assert_eq!(
-            bench.deliver(&frame(OWN_MAC, OTHER, 60)),
-            Some(DropReason::RxFault)
-        );
-        stopped(&mut bench);
-    }
-    // Buffers, and the setup frame.
-    for control in [FS | LS | 60, tdes1::SET | 192, FS | LS | 60 << 11] {
-        let mut bench = Bench::started(mode::PR);
-        bench.describe(TX, 0, [OWN, control, edge, edge]);
-        bench.turn();
-        assert!(bench.sent.is_empty());
-        stopped(&mut bench);
-    }
-    let mut bench = Bench::started(mode::PR);
-    bench.describe(RX, 0, [OWN, 1540, edge, 0]);
-    bench.deliver(&frame(OWN_MAC, OTHER, 60));
-    stopped(&mut bench);
-    assert!(
-        bench.sides.as_ref().unwrap().tx.fault().is_none(),
-        "the port lives"
-    );
-}
-
-#[test]
-fn frames_before_a_bus_error_are_sent() {
-    let mut bench = Bench::started(0);
-    data(&bench, 0, &frame(OTHER, OWN_MAC, 60));
-    bench.describe(TX, 0, [OWN, FS | LS | 60, DATA, 0]);
-    bench.describe(TX, 1, [OWN, FS | LS | 60, 0, 0]);
-    bench.turn();
-    assert_eq!(bench.sent.len(), 1);
-    assert_eq!(bench.status(TX, 0), 0);
-    assert_eq!(bench.events() & status::FBE, status::FBE);
 }

@@ -1,7 +1,10 @@
 //! Throughput between two guests: one worker on a core, both drivers on another. Frames of one packet are sent together,
 //! as drivers do.
 //!
-//! `cargo bench -p vnic-synthetic [SECONDS]`
+//! `cargo bench -p vnic-synthetic [-- SECONDS]`
+//!
+//! With `-- count`, everything runs in one thread without a clock, for a tool that counts instructions: those of a worker
+//! are inside `Worker::poll`, and the frames are printed.
 
 #![allow(clippy::print_stdout, missing_docs, reason = "a benchmark")]
 
@@ -100,7 +103,54 @@ fn run(len: usize, batch: usize, duration: Duration) -> Result<()> {
     Ok(())
 }
 
+/// Turns of a worker that is polled by hand, with both drivers between them; frames received.
+fn count(len: usize, batch: usize) -> Result<()> {
+    let macs = [1, 2].map(|n| Mac([2, 0, 0, 0, 0, n]));
+    let (switch, workers) = Switch::stepped(1)?;
+    let network = switch.create_network(&NetworkSpec::default())?;
+    let mut handles = Vec::new();
+    let mut guests = macs.map(|mac| {
+        let (guest, sides) = Guest::ready(setup(mac));
+        handles.push(sides);
+        guest
+    });
+    let mut ports = Vec::new();
+    for sides in handles {
+        let port = switch.add_port(PortPolicy::default(), None)?;
+        port.attach(sides);
+        port.connect(network)?;
+        ports.push(port);
+    }
+    let [from, to] = &mut guests;
+    let back = to.prepare(&[frame(macs[0], macs[1], 60)]);
+    to.send_prepared(back, 1);
+    let packet = from.prepare(&vec![frame(macs[1], macs[0], len); batch]);
+    let worker = workers.first().context("a worker")?;
+    let mut frames = 0;
+    for _ in 0..2000 {
+        from.send_prepared(packet, 32_usize.div_ceil(batch));
+        worker
+            .lock()
+            .map_err(|_| anyhow::anyhow!("a worker panicked"))?
+            .poll(0);
+        from.discard();
+        frames += to.discard();
+    }
+    println!("{len:5} bytes, {batch} a packet: {frames} frames");
+    Ok(())
+}
+
 fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "count");
+    if arguments.next().is_some() {
+        let mut number = |default| {
+            arguments
+                .next()
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(default)
+        };
+        return count(number(64), number(8));
+    }
     let seconds = std::env::args()
         .find_map(|arg| arg.parse().ok())
         .unwrap_or(2);

@@ -7,10 +7,13 @@
 //! * [`port`] lives in the switch and owns the rings of opened channels: with them it finds frames, and the messages of
 //!   [`nvsp`] and [`rndis`] by which a driver sets its adapter up.
 //!
+//! Besides, [`integration`] has the services by which guests shut down, show that they live, and are told the time.
+//!
 //! Everything a guest says is read once into private memory, validated and then used.
 
 #![forbid(unsafe_code)]
 
+pub mod integration;
 pub mod nvsp;
 pub mod port;
 pub mod rndis;

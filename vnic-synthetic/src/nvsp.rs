@@ -15,6 +15,8 @@ pub const MAX_MTU: u16 = 9000;
 pub const DEFAULT_MTU: u16 = 1500;
 /// Bytes of a section of the send buffer.
 pub const SEND_SECTION: u32 = 6144;
+/// The driver's capability to receive coalesced segments.
+pub const CAPABILITY_RSC: u64 = 1 << 7;
 /// The number of a section, where there is none.
 pub const NO_SECTION: u32 = u32::MAX;
 
@@ -30,7 +32,12 @@ const REVOKE_SEND_BUFFER: u32 = 106;
 const RNDIS_PACKET: u32 = 107;
 const RNDIS_PACKET_COMPLETE: u32 = 108;
 const NDIS_CONFIG: u32 = 125;
+const SWITCH_DATA_PATH: u32 = 129;
 const SUB_CHANNEL: u32 = 133;
+const SEND_INDIRECTION_TABLE: u32 = 134;
+
+/// Entries of the table that tells a driver which channel to send a flow by.
+const SEND_TABLE: usize = 16;
 
 const SUCCESS: u32 = 1;
 const FAILURE: u32 = 2;
@@ -112,6 +119,10 @@ pub enum Message {
         operation: u32,
         count: u32,
     },
+    /// Whether frames are to go by a virtual function of a NIC instead; there is none.
+    SwitchDataPath {
+        virtual_function: bool,
+    },
     /// The answer to what the host sent.
     RndisPacketComplete,
 }
@@ -151,6 +162,9 @@ impl Message {
             REVOKE_RECEIVE_BUFFER => Message::RevokeReceiveBuffer,
             SEND_BUFFER => Message::SendBuffer { gpadl: field(4)? },
             REVOKE_SEND_BUFFER => Message::RevokeSendBuffer,
+            SWITCH_DATA_PATH => Message::SwitchDataPath {
+                virtual_function: field(4)? != 0,
+            },
             SUB_CHANNEL => Message::SubChannels {
                 operation: field(4)?,
                 count: field(8)?,
@@ -220,6 +234,11 @@ pub fn packet_complete(ok: bool) -> [u8; 8] {
     bytes
 }
 
+/// The answer to a message that asks for what there is not.
+pub fn refused() -> Bytes {
+    words(&[RNDIS_PACKET_COMPLETE, FAILURE])
+}
+
 /// Announces RNDIS messages in the receive buffer.
 pub fn packet(channel: Channel) -> Bytes {
     words(&[
@@ -227,6 +246,23 @@ pub fn packet(channel: Channel) -> Bytes {
         u32::from(channel == Channel::Control),
         NO_SECTION,
     ])
+}
+
+/// Tells a driver with `channels` channels to spread what it sends over all of them. The table lies behind the message.
+pub fn send_table(channels: u32) -> [u8; MESSAGE + 4 * SEND_TABLE] {
+    let mut bytes = [0; MESSAGE + 4 * SEND_TABLE];
+    for (at, word) in [
+        (0, SEND_INDIRECTION_TABLE),
+        (4, SEND_TABLE as u32),
+        (8, MESSAGE as u32),
+    ] {
+        put32(&mut bytes, at, word);
+    }
+    for index in 0..SEND_TABLE {
+        let channel = index as u32 % channels.max(1);
+        put32(&mut bytes, MESSAGE + 4 * index, channel);
+    }
+    bytes
 }
 
 /// Bytes of a section of the receive buffer that holds any frame of `mtu` IP bytes with its RNDIS headers: 1728 for

@@ -12,6 +12,9 @@ use crate::drops::DropReason;
 
 /// Frames in a burst, at most. One bit each in a `u32`.
 pub const BURST: usize = 32;
+/// Bytes of a burst after which no further frame is taken. A burst is delivered as a whole, and with so much a receiver
+/// has long begun on the first frames: it makes room for the next ones while they are copied.
+pub const BURST_BYTES: u32 = 128 << 10;
 /// Bytes of a frame that are copied to private memory before anything is decided.
 pub const SNAPSHOT: usize = 128;
 /// Longest frame taken in: a 64 KiB TSO frame with its headers and two tags.
@@ -76,6 +79,7 @@ pub struct Burst {
     /// Always [`BURST`] places, of which the first `count` hold frames: a frame is filled in where it stays.
     frames: Box<[Frame; BURST]>,
     count: usize,
+    bytes: u32,
     spans: ArrayVec<Span, { BURST * MAX_SEGMENTS }>,
 }
 
@@ -100,6 +104,7 @@ impl Burst {
         Burst {
             frames: Box::new(std::array::from_fn(|_| blank.clone())),
             count: 0,
+            bytes: 0,
             spans: ArrayVec::new(),
         }
     }
@@ -107,6 +112,7 @@ impl Burst {
     /// Forgets all frames.
     pub fn clear(&mut self) {
         self.count = 0;
+        self.bytes = 0;
         self.spans.clear();
     }
 
@@ -120,9 +126,15 @@ impl Burst {
         self.count == 0
     }
 
-    /// Whether no further frame may be pushed.
+    /// Whether no further frame should be pushed: there are [`BURST`], or [`BURST_BYTES`].
+    #[inline]
     pub fn is_full(&self) -> bool {
-        self.count == BURST
+        self.count == BURST || self.bytes >= BURST_BYTES
+    }
+
+    /// Frames that may still be pushed.
+    pub fn room(&self) -> usize {
+        BURST - self.count
     }
 
     /// The frames, in the order they were taken.
@@ -153,7 +165,7 @@ impl Burst {
     }
 
     /// Takes a frame. `read_head` is lent the snapshot buffer, of which it fills the first `min(len, SNAPSHOT)` bytes;
-    /// `body` are the spans of what follows. A full burst takes nothing and answers false.
+    /// `body` are the spans of what follows. A burst of [`BURST`] frames takes nothing and answers false.
     ///
     /// A frame whose length or number of spans the switch does not carry is kept as a refused one.
     #[inline]
@@ -189,11 +201,12 @@ impl Burst {
         let _ = self.spans.try_extend_from_slice(body);
         frame.refused = read_head(frame.head.get_mut(..head_len).unwrap_or(&mut [])).err();
         self.count += 1;
+        self.bytes += len;
         true
     }
 
     /// Takes the frame in `buffer` behind a virtio header of `header_len` bytes, if that asks for nothing: neither flags nor
-    /// segmentation. False if the burst is full, the buffer is too short for both or too long, or it does ask; nothing is
+    /// segmentation. False if the burst has [`BURST`] frames, the buffer is too short for both or too long, or it does ask; nothing is
     /// taken then.
     #[inline(always)]
     pub fn push_plain(&mut self, memory: &Memory, buffer: Span, header_len: u32) -> bool {
@@ -225,10 +238,11 @@ impl Burst {
             let _ = self.spans.try_push(body);
         }
         self.count += 1;
+        self.bytes += len;
         true
     }
 
-    /// Takes the frame that lies in one piece of `memory`. A full burst takes nothing and answers false.
+    /// Takes the frame that lies in one piece of `memory`. A burst of [`BURST`] frames takes nothing and answers false.
     #[inline]
     pub fn push_span(&mut self, memory: &Memory, frame: Span, request: Request) -> bool {
         let head_len = frame.len().min(SNAPSHOT as u32);
@@ -245,7 +259,7 @@ impl Burst {
         })
     }
 
-    /// Takes the frame that lies in `pieces` of `memory`, front to back. A full burst takes nothing and answers false.
+    /// Takes the frame that lies in `pieces` of `memory`, front to back. A burst of [`BURST`] frames takes nothing and answers false.
     pub fn take(&mut self, memory: &Memory, pieces: &[Span], request: Request) -> bool {
         let len = pieces
             .iter()
@@ -311,4 +325,26 @@ fn read_plain(
     buffer.read(head)?;
     buffer.finish()?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_full_with_few_large_frames_or_many_small_ones() {
+        let push = |burst: &mut Burst, len| {
+            let mut frames = 0;
+            while !burst.is_full() && burst.push(len, Request::default(), &[], |_| Ok(())) {
+                frames += 1;
+            }
+            frames
+        };
+        let mut burst = Burst::new();
+        assert_eq!(push(&mut burst, MAX_FRAME), 2);
+        burst.clear();
+        assert_eq!(push(&mut burst, 9000), 15);
+        burst.clear();
+        assert_eq!(push(&mut burst, 1518), BURST);
+    }
 }

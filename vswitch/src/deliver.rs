@@ -265,10 +265,10 @@ pub fn deliver<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
 
 /// Delivers the frames of `job` that need more than to be written as they are, or more than one piece of room.
 fn adapt<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
-    let features = ring.features();
     let max_frame = u32::from(job.mtu) + 14;
     let mut room = Room::new();
     job.for_each_tagged(ring.takes_tags(), report, |report, frame| {
+        let features = ring.agreed(frame);
         let mut writer = Writer {
             ring: &mut *ring,
             source: job.source,

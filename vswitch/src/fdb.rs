@@ -407,119 +407,6 @@ impl Fdb {
         None
     }
 
-    /// Enters `key` behind `port`, as learned at `now`. The caller holds the writer lock.
-    fn insert(&self, key: Key, port: PortIndex, now: u32) -> Learned {
-        let Some(state) = self.ports.get(usize::from(port)) else {
-            return Learned::Full;
-        };
-        let held = state.count.load(Ordering::Relaxed);
-        let at_quota = held >= state.quota();
-        let place = match self.find(key) {
-            Some((_, value)) if self.is_live(value, now) && value.is_static() => {
-                return Learned::Pinned;
-            }
-            Some((_, value)) if self.is_live(value, now) && at_quota && value.port() != port => {
-                return Learned::Full;
-            }
-            Some((place, _)) => Some(place),
-            None if at_quota => self.choose(key, now, |occupant| match occupant {
-                Occupant::Live(value) if value.port() == port => Some(value.age(now)),
-                _ => None,
-            }),
-            None => self.place_for_newcomer(key, now, held),
-        };
-        let Some(place) = place else {
-            return Learned::Full;
-        };
-        self.vacate(place);
-        self.used.fetch_add(1, Ordering::Relaxed);
-        state.count.fetch_add(1, Ordering::Relaxed);
-        self.write(place, key, Value::new(port, self.epoch(port), false, now));
-        Learned::Added
-    }
-
-    /// A place for `key`, whose port holds `held` entries.
-    fn place_for_newcomer(&self, key: Key, now: u32, held: u32) -> Option<Place<'_>> {
-        let place = self.choose(key, now, |occupant| match occupant {
-            Occupant::Live(_) => None,
-            occupant => self.rank_for_newcomer(occupant, held),
-        });
-        place
-            .or_else(|| {
-                (self.used.load(Ordering::Relaxed) < self.capacity).then(|| self.displace(key))?
-            })
-            .or_else(|| self.choose(key, now, |occupant| self.rank_for_newcomer(occupant, held)))
-    }
-
-    /// Empties a place of `key` by moving its entry to the other bucket of that entry. The copy is written first, so that
-    /// readers find one or the other.
-    fn displace(&self, key: Key) -> Option<Place<'_>> {
-        let places = self.candidates(key).map(|first| self.bucket(first));
-        for place in places.into_iter().flatten() {
-            let Some((occupant, value)) = read(place) else {
-                continue;
-            };
-            for first in self.candidates(occupant) {
-                if let Some(free) = self.bucket(first).find(|place| read(*place).is_none()) {
-                    self.write(free, occupant, value);
-                    clear(place);
-                    return Some(place);
-                }
-            }
-        }
-        None
-    }
-
-    /// How willingly a place is given to a newcomer whose port holds `held` entries: empty and stale ones first, then
-    /// those of the port that holds most.
-    fn rank_for_newcomer(&self, occupant: Occupant, held: u32) -> Option<u32> {
-        match occupant {
-            // What is stale to one worker may not be to another, whose clock lags.
-            Occupant::Stale => Some(u32::MAX / 2),
-            Occupant::Empty { neighbours } => {
-                (self.used.load(Ordering::Relaxed) < self.capacity).then_some(u32::MAX - neighbours)
-            }
-            Occupant::Live(value) => {
-                let holds = self
-                    .ports
-                    .get(usize::from(value.port()))?
-                    .count
-                    .load(Ordering::Relaxed);
-                (holds > held).then_some(holds.min(u32::MAX / 4))
-            }
-        }
-    }
-
-    /// The place among `key`'s candidates that `rank` values most; `None` is not to be had.
-    fn choose(
-        &self,
-        key: Key,
-        now: u32,
-        rank: impl Fn(Occupant) -> Option<u32>,
-    ) -> Option<Place<'_>> {
-        let mut best = None;
-        for first in self.candidates(key) {
-            let neighbours = self
-                .bucket(first)
-                .filter(|place| read(*place).is_some())
-                .count() as u32;
-            for place in self.bucket(first) {
-                let occupant = match read(place) {
-                    None => Occupant::Empty { neighbours },
-                    Some((_, value)) if !self.is_live(value, now) => Occupant::Stale,
-                    Some((_, value)) if value.is_static() => continue,
-                    Some((_, value)) => Occupant::Live(value),
-                };
-                if let Some(rank) = rank(occupant)
-                    && best.is_none_or(|(_, least)| rank > least)
-                {
-                    best = Some((place, rank));
-                }
-            }
-        }
-        best.map(|(place, _)| place)
-    }
-
     /// Empties `place` and books its entry out. False if it was empty.
     fn vacate(&self, place: Place<'_>) -> bool {
         let Some((_, value)) = read(place) else {
@@ -587,16 +474,6 @@ impl PortState {
     }
 }
 
-/// What is in a place that a newcomer might take.
-enum Occupant {
-    /// Nothing; so many entries are in the same bucket.
-    Empty { neighbours: u32 },
-    /// An entry that is not found any more.
-    Stale,
-    /// A learned entry that is.
-    Live(Value),
-}
-
 /// The places in a slice of whole buckets.
 fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
     words
@@ -626,5 +503,6 @@ fn read((key, value): Place<'_>) -> Option<(Key, Value)> {
 }
 
 mod grow;
+mod insert;
 #[cfg(test)]
 mod tests;

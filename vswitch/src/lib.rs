@@ -18,6 +18,7 @@ pub mod drops;
 pub mod fdb;
 pub mod mac;
 pub mod network;
+pub mod patience;
 pub mod port;
 pub mod ports;
 pub mod slot;

@@ -17,7 +17,7 @@ use guestmem::Memory;
 use offload::Features;
 
 use crate::burst::Burst;
-use crate::deliver::{Job, Report};
+use crate::deliver::{Job, Outgoing, Report};
 
 /// A ring, memory or peer was found invalid: the port is taken out of service until its peer starts anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +85,12 @@ pub trait RxRing {
     /// What this destination agreed to receive.
     fn features(&self) -> Features;
 
+    /// What this destination agreed to receive of this frame, which is written next: for destinations to which frames differ.
+    #[inline]
+    fn agreed(&mut self, _frame: &Outgoing<'_>) -> Features {
+        self.features()
+    }
+
     /// Whether a tag that the frame is to have goes into [`RxMeta::tag`] instead of into its bytes.
     fn takes_tags(&self) -> bool {
         false
@@ -130,8 +136,9 @@ pub struct PlainFrame<'a> {
 /// Spans of the room reserved for one frame.
 pub type Room = arrayvec::ArrayVec<guestmem::Span, MAX_ROOM>;
 
-/// Pieces of one reserved frame, at most: 64 KiB in mergeable buffers of 1.5 KiB needs 44, in 1 KiB 65.
-pub const MAX_ROOM: usize = 72;
+/// Pieces of one reserved frame, at most: 64 KiB in mergeable buffers of 1.5 KiB needs 44, in 1 KiB 65; in 48 sections of a
+/// buffer over pages, each may come in two.
+pub const MAX_ROOM: usize = 96;
 
 /// What the destination is told about a frame besides its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

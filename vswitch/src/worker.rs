@@ -9,13 +9,11 @@ use std::time::Instant;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::network::NetworkView;
+use crate::patience::Patience;
 use crate::port::TxSide;
 use crate::slot::{PortId, PortSlot};
 use crate::turn::{Membership, Turn};
 
-/// Processor cycles without a frame after which a worker goes to sleep: some 40 µs. Waking costs 5 to 50 µs, so a
-/// shorter wait would sleep between the frames of one conversation.
-const IDLE_CYCLES: u64 = 100_000;
 /// Longest sleep: state that nobody signals (the clock) is looked at this often.
 const SLEEP: Timespec = Timespec {
     tv_sec: 1,
@@ -157,6 +155,7 @@ impl Worker {
         let born = guestmem::cycles();
         let mut last_frame = born;
         let mut turns = 0u32;
+        let mut patience = Patience::new();
         self.tick(born);
         while !self.stop {
             // A look is cheap; taking it would make every turn wait for what it has written.
@@ -170,10 +169,11 @@ impl Worker {
             if self.poll(self.now) > 0 {
                 last_frame = guestmem::cycles();
                 self.busy_cycles += last_frame.wrapping_sub(before);
-            } else if before.wrapping_sub(last_frame) > IDLE_CYCLES {
+            } else if patience.is_over(before.wrapping_sub(last_frame)) {
                 self.sleep();
                 self.tick(born);
                 last_frame = guestmem::cycles();
+                patience.slept(last_frame.wrapping_sub(before));
             } else {
                 std::hint::spin_loop();
             }

@@ -17,13 +17,17 @@ use vswitch::ports::vhost::driver::{Guest as Front, RingAddr, Setup};
 use vswitch::ports::vhost::notify;
 
 use self::{packed::Packed, split::Split};
-use crate::case::{Case, station};
+use crate::case::{Case, word};
 use crate::stats::Histogram;
 
 /// Bytes of a mergeable receive buffer.
 pub(crate) const BUFFER: u32 = 2048;
 /// Bytes of the virtio header.
 const HEADER: usize = 12;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// The broadcast address as [`word`] gives it.
+const EVERYBODY: u64 = 0xffff_ffff_ffff;
 /// Where a frame carries the time at which it was sent: behind all headers.
 const STAMP: usize = 56;
 /// The shortest frame that has room for a time.
@@ -52,14 +56,26 @@ trait Ring: Sized + Send + 'static {
 struct Walk {
     guest: u8,
     count: u32,
+    step: u32,
     at: u32,
 }
 
 impl Walk {
+    /// Through `count` stations of `guest`, from the one with index `at` on.
+    fn new(guest: u8, count: u32, at: u32) -> Self {
+        Walk {
+            guest,
+            count,
+            step: STEP % count,
+            at,
+        }
+    }
+
+    /// The next address, in the low 48 bits as it lies in memory.
     #[inline]
-    fn next(&mut self) -> [u8; 6] {
-        let address = station(self.guest, self.at);
-        self.at += STEP % self.count;
+    fn next(&mut self) -> u64 {
+        let address = word(self.guest, self.at);
+        self.at += self.step;
         if self.at >= self.count {
             self.at -= self.count;
         }
@@ -108,6 +124,8 @@ struct Tx<R> {
     len: u32,
     /// Header and frame, written again for each frame if payload is touched.
     image: Vec<u8>,
+    /// The header as two words, the second one with room for the first half of the destination's address.
+    header: [u64; 2],
     touched: bool,
     source: Walk,
     destination: Walk,
@@ -118,20 +136,20 @@ struct Tx<R> {
 }
 
 impl<R: Ring> Tx<R> {
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, at: usize, stamp: Option<u64>) -> Result<(), Fault> {
         if self.touched {
             self.area.write(at, &self.image)?;
         }
-        let mut head = [0; HEADER + 12];
         let (to, from) = (self.destination.next(), self.source.next());
-        let to = if self.everybody { [0xff; 6] } else { to };
-        let header = self.image.first_chunk::<HEADER>().unwrap_or(&[0; HEADER]);
-        let parts = header.iter().chain(&to).chain(&from);
-        head.iter_mut()
-            .zip(parts)
-            .for_each(|(to, from)| *to = *from);
-        self.area.write(at, &head)?;
+        let to = if self.everybody { EVERYBODY } else { to };
+        // Header and addresses as whole words: pieces put together in memory would be waited for.
+        let [first, second] = self.header;
+        let words = [first, second | to << 32, to >> 32 | from << 16];
+        for (index, word) in words.into_iter().enumerate() {
+            self.area
+                .store_u64(at + 8 * index, word, Ordering::Relaxed)?;
+        }
         match stamp {
             Some(stamp) => self.area.write(at + STAMP, &stamp.to_ne_bytes()),
             None => Ok(()),
@@ -141,14 +159,6 @@ impl<R: Ring> Tx<R> {
 
 impl<R: Ring> Sends for Tx<R> {
     fn send(&mut self, limit: usize, stamp: Option<u64>) -> Result<usize, Fault> {
-        for _ in 0..limit.max(64) {
-            let Some((id, _)) = self.ring.take()? else {
-                break;
-            };
-            self.ring.fetch(id);
-            self.area.prefetch_write(usize::from(id) * self.stride);
-            self.free.push_back(id);
-        }
         let mut sent = 0;
         while sent < limit
             && let Some(id) = self.free.pop_front()
@@ -162,7 +172,22 @@ impl<R: Ring> Sends for Tx<R> {
         if sent > 0 {
             self.ring.publish()?;
             self.unheard = true;
-        } else if self.unheard {
+        }
+        // The lines of what is taken back now are there when the next frames are written.
+        for _ in 0..limit.max(64) {
+            let Some((id, _)) = self.ring.take()? else {
+                break;
+            };
+            self.ring.fetch(id);
+            let at = usize::from(id) * self.stride;
+            self.area.prefetch_write(at);
+            if self.touched {
+                let rest = (at..at + self.len as usize).step_by(LINE).skip(1);
+                rest.for_each(|at| self.area.prefetch_write(at));
+            }
+            self.free.push_back(id);
+        }
+        if sent == 0 && self.unheard {
             // To ask costs a fence, so it is left until there is nothing else to do.
             self.unheard = false;
             if self.ring.wants_kick()? {
@@ -180,19 +205,11 @@ impl<R: Ring> Sends for Tx<R> {
     }
 
     fn sources(&mut self, first: u32, count: u32) {
-        self.source = Walk {
-            count,
-            at: first,
-            ..self.source
-        };
+        self.source = Walk::new(self.source.guest, count, first);
     }
 
     fn destinations(&mut self, count: u32) {
-        self.destination = Walk {
-            count,
-            at: 0,
-            ..self.destination
-        };
+        self.destination = Walk::new(self.destination.guest, count, 0);
     }
 }
 
@@ -206,7 +223,7 @@ struct Frames {
 
 impl Frames {
     /// Looks at a used buffer as a driver must; a frame starts in it or goes on.
-    #[inline]
+    #[inline(always)]
     fn look(&mut self, area: &Window, at: usize, len: u32, taken: &mut Taken) -> Result<(), Fault> {
         let word = area.load_u64(at + 8, Ordering::Relaxed)?;
         if self.continued == 0 {
@@ -245,7 +262,12 @@ impl<R: Ring> Receives for Rx<R> {
         while self.waiting.len() < limit
             && let Some((id, len)) = self.ring.take()?
         {
-            self.area.prefetch(usize::from(id) * self.stride);
+            let at = usize::from(id) * self.stride;
+            self.area.prefetch(at);
+            if self.frames.touched {
+                let rest = (at..at + len as usize).step_by(LINE).skip(1);
+                rest.for_each(|at| self.area.prefetch(at));
+            }
             self.ring.fetch(id);
             self.waiting.push_back((id, len));
         }
@@ -284,7 +306,7 @@ impl Guest {
     /// Guest `number`, for `case`, that sends to guest `other`. All receive buffers are available; none is sent.
     pub(crate) fn new(case: &Case, number: u8, other: u8) -> Result<Guest> {
         let image = case.image();
-        let (receive, transmit) = (stride(BUFFER + 256), stride(image.len() as u32).max(64));
+        let (receive, transmit) = (stride(BUFFER + 256), stride((image.len() as u32).max(1024)));
         let mut front = Front::new(Setup {
             features: case.features(),
             queue_size: case.ring,
@@ -357,10 +379,12 @@ impl Plan<'_> {
         for id in 0..self.case.ring {
             area.write(usize::from(id) * transmit, &self.image)?;
         }
-        let walk = |guest, count| Walk {
-            guest,
-            count,
-            at: 0,
+        let header = |range: std::ops::Range<usize>| match self.image.get(range) {
+            Some(bytes) => bytes
+                .iter()
+                .rev()
+                .fold(0, |word: u64, byte| word << 8 | u64::from(*byte)),
+            None => 0,
         };
         let tx = Tx {
             ring,
@@ -370,9 +394,10 @@ impl Plan<'_> {
             free: (0..self.case.ring).collect(),
             len: self.image.len() as u32,
             touched: self.case.touched,
-            source: walk(self.number, self.case.sources),
-            destination: walk(self.other, self.case.destinations),
+            source: Walk::new(self.number, self.case.sources, 0),
+            destination: Walk::new(self.other, self.case.destinations, 0),
             everybody: false,
+            header: [header(0..8), header(8..HEADER)],
             image: self.image,
             kick,
             unheard: false,

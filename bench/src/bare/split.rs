@@ -38,7 +38,7 @@ impl Ring for Split {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self) -> Result<Option<(u16, u32)>, Fault> {
         if self.device_idx == self.used_idx {
             self.device_idx = self.used.load_u16(2, Ordering::Acquire)?;
@@ -61,13 +61,13 @@ impl Ring for Split {
         Ok(Some((id as u16, len)))
     }
 
-    #[inline]
+    #[inline(always)]
     fn fetch(&self, id: u16) {
         self.table
             .prefetch_write(DESC_LEN * usize::from(id & self.mask));
     }
 
-    #[inline]
+    #[inline(always)]
     fn give(&mut self, id: u16, addr: u64, len: u32, writable: bool) -> Result<(), Fault> {
         let at = DESC_LEN * usize::from(id & self.mask);
         let flags = if writable { WRITE } else { 0 };

@@ -173,7 +173,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let (mtus, seconds): (&[u32], _) = if quick {
         (&[1500], "1")
     } else {
-        (&[1500, 9000], "2")
+        (&[1500, 9000], "1")
     };
     for &mtu in mtus {
         let label = format!("TCP, MTU {mtu}");

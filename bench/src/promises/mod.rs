@@ -52,14 +52,11 @@ pub(crate) fn groups() -> Vec<Group> {
 impl Promise {
     fn measured(&self, results: &Results) -> Option<f64> {
         let group = self.group.name();
-        let one = |[case, contender, name]: [&str; 3]| {
-            results
-                .figure([&group, case, contender, name])
-                .map(|stat| stat.median)
-        };
+        let one =
+            |[case, contender, name]: [&str; 3]| results.figure([&group, case, contender, name]);
         match self.of {
-            Of::One(figure) => one(figure),
-            Of::Ratio(figure, by) => Some(one(figure)? / one(by)?),
+            Of::One(figure) => Some(one(figure)?.median),
+            Of::Ratio(figure, by) => Some(one(figure)?.over(&one(by)?)),
         }
     }
 

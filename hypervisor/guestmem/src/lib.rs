@@ -25,19 +25,21 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("guestmem supports x86-64 Linux only");
 
+mod cursor;
 mod dirty;
 mod error;
-mod filler;
 mod mapping;
 mod memory;
 mod raw;
 mod sigbus;
+mod translator;
 mod window;
 
+pub use cursor::{Drainer, Filler};
 pub use dirty::DirtyLog;
 pub use error::{Fault, MapError};
-pub use filler::{Drainer, Filler, Translator};
 pub use memory::{MAX_REGIONS, Memory, RegionSpec, Span};
+pub use translator::Translator;
 pub use window::Window;
 
 /// Asks the processor for the cache line of `at`, to be read soon. For private data, of those who forbid `unsafe`.

@@ -27,6 +27,10 @@ pub const IO_APIC: u32 = 0xfec0_0000;
 /// Identifier of the I/O APIC.
 pub const IO_APIC_ID: u8 = 0;
 
+/// Where memory of the virtual machine bus's devices may lie: between the local APICs and the I/O APIC.
+const VMBUS_MEMORY: u32 = 0xfed8_0000;
+const VMBUS_MEMORY_LEN: u32 = 0x8_0000;
+
 /// Bytes of an RSDP.
 pub const RSDP_LEN: usize = 36;
 
@@ -39,8 +43,8 @@ pub struct Description {
     pub pci_hole: u32,
     /// The PCI functions with an interrupt pin, and the line that firmware routes INTA# to.
     pub interrupts: Vec<(Address, u8)>,
-    /// Further AML for the scope `\_SB`: the devices that the chipset does not have.
-    pub devices: Vec<u8>,
+    /// There is a virtual machine bus of Hyper-V.
+    pub vmbus: bool,
 }
 
 /// A byte string of the tables.
@@ -284,19 +288,45 @@ fn dsdt(description: &Description) -> Vec<u8> {
     let pci = Pci(description);
     let com1 = Com(1, serial::COM1, 4);
     let com2 = Com(2, serial::COM2, 3);
-    let more = Raw(&description.devices);
-    let devices: Vec<&dyn Aml> = vec![&pci, &com1, &com2, &more];
+    let mut devices: Vec<&dyn Aml> = vec![&pci, &com1, &com2];
+    if description.vmbus {
+        devices.push(&Vmbus);
+    }
     Scope::new(Path::new("_SB_"), devices).to_aml_bytes(&mut aml);
     sdt.append_slice(&aml);
     sdt.as_slice().to_vec()
 }
 
-/// AML made elsewhere.
-struct Raw<'a>(&'a [u8]);
+/// The virtual machine bus in its module device. Its drivers are bound by these names; all else they learn from the bus. The
+/// memory is for its devices to be placed in, of which none has any so far.
+struct Vmbus;
 
-impl Aml for Raw<'_> {
+impl Aml for Vmbus {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(self.0);
+        let memory = AddressSpace::new_memory(
+            AddressSpaceCacheable::NotCacheable,
+            true,
+            VMBUS_MEMORY,
+            VMBUS_MEMORY + VMBUS_MEMORY_LEN - 1,
+            None,
+        );
+        let memory = ResourceTemplate::new(vec![&memory]);
+        let nothing = ResourceTemplate::new(Vec::new());
+        let bus: [Name; 3] = [
+            Name::new(Path::new("_HID"), &"VMBus"),
+            Name::new(Path::new("_UID"), &ZERO),
+            Name::new(Path::new("_CRS"), &nothing),
+        ];
+        let bus = bus.iter().map(|name| name as &dyn Aml).collect();
+        let bus = Device::new(Path::new("VMBS"), bus);
+        let module: [Name; 3] = [
+            Name::new(Path::new("_HID"), &"ACPI0004"),
+            Name::new(Path::new("_UID"), &ZERO),
+            Name::new(Path::new("_CRS"), &memory),
+        ];
+        let mut module: Vec<_> = module.iter().map(|name| name as &dyn Aml).collect();
+        module.push(&bus);
+        Device::new(Path::new("VMOD"), module).to_aml_bytes(sink);
     }
 }
 
@@ -386,7 +416,7 @@ mod tests {
                     11,
                 ),
             ],
-            devices: Vec::new(),
+            vmbus: false,
         }
     }
 
@@ -473,12 +503,15 @@ mod tests {
     }
 
     #[test]
-    fn further_devices_are_in_the_system_bus() {
+    fn drivers_of_the_virtual_machine_bus_find_it() {
         let mut description = description();
-        let without = dsdt(&description).len();
-        description.devices = bytes(&Device::new(Path::new("VMOD"), Vec::new()));
-        let with = dsdt(&description);
-        assert_eq!(with.len(), without + description.devices.len());
-        assert!(with.ends_with(&description.devices));
+        let finds = |table: &[u8], name: &[u8]| table.windows(name.len()).any(|at| at == name);
+        assert!(!finds(&dsdt(&description), b"VMBus\0"));
+        description.vmbus = true;
+        let table = dsdt(&description);
+        assert_eq!(sum(&table), 0);
+        for name in [&b"VMBus\0"[..], b"ACPI0004\0"] {
+            assert!(finds(&table, name));
+        }
     }
 }

@@ -39,7 +39,7 @@ mod tests {
             interrupts: (2..14)
                 .map(|slot| (Address { slot, function: 0 }, 10))
                 .collect(),
-            devices: vec![0; 1024],
+            vmbus: true,
         };
         let smbios = smbios::Description {
             cpus: 64,

@@ -280,6 +280,10 @@ impl Device for HostBridge {
         self.tell_all(effects);
     }
 
+    fn is_settled(&self) -> bool {
+        self.bus.is_settled()
+    }
+
     fn save(&self) -> State {
         let saved = Saved {
             address: self.address,

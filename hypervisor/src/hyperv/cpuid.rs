@@ -46,7 +46,7 @@ mod hint {
     pub(super) const NO_AUTO_EOI: u32 = 1 << 9;
 }
 
-/// The leaves for a machine of `processors`. The leaves of KVM, if they are there, move to 0x40000100.
+/// The leaves for a machine of `processors`. They take the place of KVM's.
 pub fn leaves(processors: u32) -> [Leaf; 7] {
     let registers = may_use::SYNIC
         | may_use::HYPERCALL

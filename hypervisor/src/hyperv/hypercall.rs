@@ -2,6 +2,9 @@
 //!
 //! A guest calls the page it asked for. Its code is an `OUT` of 4 bytes to [`PORT`], which leaves to the monitor on every
 //! kind of host; `VMCALL` does not. The monitor finds the call in the registers and puts the result there.
+//!
+//! The call that comes often, to signal a connection, is an `OUT` of the connection's number to [`SIGNAL_PORT`] instead:
+//! KVM can turn that into an event for whom it concerns, without the monitor.
 
 use super::Hyperv;
 use super::msr::ENABLED;
@@ -9,8 +12,24 @@ use super::synic::MAX_PAYLOAD;
 
 /// The port that the page's code writes to.
 pub const PORT: u16 = 0xe4;
-/// The code: `ENDBR64` (no operation in other modes), `OUT PORT, EAX`, `RET`.
-pub(super) const PAGE_CODE: [u8; 7] = [0xf3, 0x0f, 0x1e, 0xfa, 0xe7, PORT as u8, 0xc3];
+/// The port that the page's code writes the number of a connection to, to signal it. That there is none is not told to
+/// the guest.
+pub const SIGNAL_PORT: u16 = 0xe6;
+/// The code. It means the same in 32-bit mode, but for the comparison: there ECX is the input, of which this value is
+/// neither the address of any (they are multiples of 8), nor a connection that a machine of this monitor has (it has
+/// fewer channels than 93).
+#[rustfmt::skip]
+pub(super) const PAGE_CODE: [u8; 22] = [
+    0xf3, 0x0f, 0x1e, 0xfa,             // endbr64
+    0x81, 0xf9, 0x5d, 0x00, 0x01, 0x00, // cmp ecx, SIGNAL_EVENT | FAST
+    0x75, 0x07,                         // jne call
+    0x89, 0xd0,                         // mov eax, edx
+    0xe7, SIGNAL_PORT as u8,            // out SIGNAL_PORT, eax
+    0x31, 0xc0,                         // xor eax, eax
+    0xc3,                               // ret
+    0xe7, PORT as u8,                   // call: out PORT, eax
+    0xc3,                               // ret
+];
 
 const POST_MESSAGE: u64 = 0x5c;
 const SIGNAL_EVENT: u64 = 0x5d;

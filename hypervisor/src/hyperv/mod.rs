@@ -97,6 +97,11 @@ impl Hyperv {
         }
     }
 
+    /// The clocks are these, from the next reset of the guest on.
+    pub fn set_clocks(&mut self, clocks: Clocks) {
+        self.clocks = clocks;
+    }
+
     /// As after power-on.
     pub fn reset(&mut self) {
         self.state = State::new(self.state.processors.len() as u32);

@@ -48,6 +48,25 @@ pub enum Exit<'a> {
     MemoryRead(u64, &'a mut [u8]),
     /// A store to an address that is no memory, or read-only memory.
     MemoryWrite(u64, &'a [u8]),
+    /// `RDMSR` of a register that [`Vm::pass_on_msrs`](super::Vm::pass_on_msrs) names; to be answered before the processor
+    /// runs again.
+    MsrRead {
+        /// The register.
+        register: u32,
+        /// Its value.
+        value: &'a mut u64,
+        /// Set to 1: there is no such register (#GP).
+        error: &'a mut u8,
+    },
+    /// `WRMSR` to such a register.
+    MsrWrite {
+        /// The register.
+        register: u32,
+        /// The value.
+        value: u64,
+        /// Set to 1: there is no such register, or it does not take the value (#GP).
+        error: &'a mut u8,
+    },
     /// Kicked, or a signal came.
     Interrupted,
     /// A triple fault, which resets a PC.
@@ -154,6 +173,7 @@ impl Vcpu {
             // The compiler cannot see that `exit` borrows nothing on this path.
             Plain::Memory { address, write } => Ok(self.memory(address, write)),
             Plain::Port => Ok(self.port()),
+            Plain::Msr { write } => Ok(self.msr(write)),
             Plain::Internal => Ok(self.internal_error()),
             Plain::Shutdown => Ok(Exit::Shutdown),
             Plain::Interrupted => Ok(Exit::Interrupted),
@@ -189,6 +209,28 @@ impl Vcpu {
             Exit::PortRead { port, size, data }
         } else {
             Exit::PortWrite { port, size, data }
+        }
+    }
+
+    fn msr(&mut self, write: bool) -> Exit<'_> {
+        // SAFETY: KVM_EXIT_X86_RDMSR or KVM_EXIT_X86_WRMSR says that this member of the union is in use; it is made of
+        // integers.
+        let msr = unsafe { &mut self.fd.get_kvm_run().__bindgen_anon_1.msr };
+        let (register, error) = (msr.index, &mut msr.error);
+        if write {
+            let value = msr.data;
+            Exit::MsrWrite {
+                register,
+                value,
+                error,
+            }
+        } else {
+            let value = &mut msr.data;
+            Exit::MsrRead {
+                register,
+                value,
+                error,
+            }
         }
     }
 
@@ -254,6 +296,7 @@ impl Drop for Vcpu {
 enum Plain {
     Memory { address: u64, write: bool },
     Port,
+    Msr { write: bool },
     Internal,
     Shutdown,
     Interrupted,
@@ -271,6 +314,8 @@ fn plain(exit: VcpuExit<'_>) -> Plain {
             address,
             write: true,
         },
+        VcpuExit::X86Rdmsr(_) => Plain::Msr { write: false },
+        VcpuExit::X86Wrmsr(_) => Plain::Msr { write: true },
         VcpuExit::InternalError => Plain::Internal,
         VcpuExit::Shutdown => Plain::Shutdown,
         VcpuExit::Intr | VcpuExit::IrqWindowOpen => Plain::Interrupted,

@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use guestmem::Memory;
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQFD_FLAG_DEASSIGN,
-    KVM_IRQFD_FLAG_RESAMPLE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data,
-    kvm_ioeventfd, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio,
-    kvm_irq_routing_entry, kvm_irqchip, kvm_irqfd, kvm_msi, kvm_pit_config, kvm_pit_state2,
-    kvm_userspace_memory_region,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
+    kvm_clock_data, kvm_enable_cap, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irq_routing_entry, kvm_irqchip,
+    kvm_irqfd, kvm_msi, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{
+    Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
+};
 
 use super::Vcpu;
 use crate::Error;
@@ -150,6 +152,33 @@ impl Vm {
         Ok(Vcpu::new(fd))
     }
 
+    /// From now on accesses to the `count` MSRs from `first` on come out as [`Exit::MsrRead`](super::Exit::MsrRead) and
+    /// [`Exit::MsrWrite`](super::Exit::MsrWrite). Before any processor is made.
+    ///
+    /// # Errors
+    /// What KVM refuses, as one that lacks KVM_CAP_X86_USER_SPACE_MSR or KVM_CAP_X86_MSR_FILTER does.
+    pub fn pass_on_msrs(&self, first: u32, count: u32) -> Result<(), Error> {
+        let exits = kvm_enable_cap {
+            cap: KVM_CAP_X86_USER_SPACE_MSR,
+            args: [MsrExitReason::Filter.bits().into(), 0, 0, 0],
+            ..Default::default()
+        };
+        self.fd
+            .enable_cap(&exits)
+            .map_err(Error::kvm("KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR)"))?;
+        // A bit that is clear keeps KVM from answering itself.
+        let bitmap = vec![0; count.div_ceil(8) as usize];
+        let range = MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base: first,
+            msr_count: count,
+            bitmap: &bitmap,
+        };
+        self.fd
+            .set_msr_filter(MsrFilterDefaultAction::ALLOW, &[range])
+            .map_err(Error::kvm("KVM_X86_SET_MSR_FILTER"))
+    }
+
     /// Drives interrupt line `gsi`.
     ///
     /// # Errors
@@ -235,11 +264,16 @@ impl Vm {
             Space::Port => 1 << kvm_ioeventfd_flag_nr_pio,
             Space::Memory => 0,
         };
+        let matched = doorbell
+            .value
+            .map_or(0, |_| 1 << kvm_ioeventfd_flag_nr_datamatch);
         let request = kvm_ioeventfd {
+            datamatch: doorbell.value.unwrap_or_default(),
             addr: doorbell.address,
             len: doorbell.len,
             fd: doorbell.event.as_raw_fd(),
             flags: space
+                | matched
                 | if on {
                     0
                 } else {

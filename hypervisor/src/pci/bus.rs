@@ -188,6 +188,13 @@ impl Bus {
         function.is_some_and(|(_, function)| function.wants_interrupt())
     }
 
+    /// Whether the devices of all functions are settled, as [`Device::is_settled`] says.
+    pub fn is_settled(&self) -> bool {
+        self.functions
+            .iter()
+            .all(|(_, function)| function.is_settled())
+    }
+
     /// Calls `access` with the device at `address`; `None` if there is none, or it is not a `T`.
     pub fn with_device<T: Device, R>(
         &mut self,

@@ -203,6 +203,7 @@ impl Function {
                 space,
                 address: start + bell.offset,
                 len: bell.len,
+                value: None,
                 event: Arc::clone(&bell.event),
             })
     }
@@ -256,6 +257,12 @@ impl Function {
         self.device
             .as_mut()
             .is_some_and(|device| device.wants_interrupt(0))
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.device
+            .as_ref()
+            .is_none_or(|device| device.is_settled())
     }
 
     pub(super) fn reset(&mut self, effects: &mut Effects) {

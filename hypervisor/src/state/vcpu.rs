@@ -7,10 +7,14 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::Error;
+use crate::hyperv::msr;
 use crate::kvm::Vcpu;
 
 /// The time at which the local APIC's timer fires, in ticks of the TSC: taken only once both are set.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
+
+/// The time-stamp counter.
+const MSR_TSC: u32 = 0x10;
 
 /// All that KVM keeps for a processor, but CPUID.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -38,7 +42,9 @@ pub(crate) fn readable_msrs(kvm: &Kvm, vcpu: &Vcpu) -> Result<Vec<u32>, Error> {
         .get_msr_index_list()
         .map_err(Error::kvm("KVM_GET_MSR_INDEX_LIST"))?;
     let mut readable = Vec::new();
-    for &index in list.as_slice() {
+    // Hyper-V's are not KVM's, even where it could offer them.
+    let own = list.as_slice().iter();
+    for &index in own.filter(|index| !(msr::FIRST..msr::FIRST + msr::COUNT).contains(index)) {
         // One at a time, as a call ends at the first that cannot be read.
         if read_msrs(vcpu.fd(), &[index])?.len() == 1 {
             readable.push(index);
@@ -46,6 +52,15 @@ pub(crate) fn readable_msrs(kvm: &Kvm, vcpu: &Vcpu) -> Result<Vec<u32>, Error> {
     }
     readable.sort_by_key(|&index| index == MSR_TSC_DEADLINE);
     Ok(readable)
+}
+
+/// The time-stamp counter of a processor that does not run.
+///
+/// # Errors
+/// What KVM refuses.
+pub(crate) fn time_stamp(vcpu: &Vcpu) -> Result<u64, Error> {
+    let read = read_msrs(vcpu.fd(), &[MSR_TSC])?;
+    Ok(read.first().map(|entry| entry.data).unwrap_or_default())
 }
 
 fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {

@@ -12,6 +12,8 @@
     reason = "each test program uses some of it"
 )]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -40,6 +42,8 @@ pub struct Probe {
     pub timers: u32,
     /// What opening a file from the guest's access gave, last.
     pub opened: Option<std::io::ErrorKind>,
+    /// Whether its reset is taken over by who serves it.
+    pub settled: Arc<AtomicBool>,
 }
 
 impl Probe {
@@ -62,6 +66,7 @@ impl Probe {
             wanted: 0,
             timers: 0,
             opened: None,
+            settled: Arc::new(true.into()),
         };
         (probe, seen)
     }
@@ -102,6 +107,10 @@ impl Device for Probe {
     }
 
     fn reset(&mut self, _effects: &mut Effects) {}
+
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
 
     fn save(&self) -> State {
         State::from(self.answer)
@@ -147,6 +156,7 @@ pub fn config(vcpus: u8, boot: Boot) -> Config {
         vcpus,
         memory: GuestMemory::new(16 << 20).unwrap(),
         boot,
+        hyperv: false,
         output: Box::new(|_, _| {}),
     }
 }

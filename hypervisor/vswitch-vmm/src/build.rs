@@ -6,21 +6,24 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use anyhow::{Context, ensure};
-use hypervisor::Machine;
+use anyhow::{Context, bail, ensure};
+use hypervisor::device::Effects;
 use hypervisor::memory::GuestMemory;
 use hypervisor::pc::{Pc, Start};
+use hypervisor::{Machine, Named};
+use vswitch::api::AdapterKind;
 use vswitch::attach::message::{Configure, FileRole};
 use vswitch::mac::Mac;
 
 use crate::attached::Files;
 use crate::console::Outbox;
 use crate::nic::{self, Shared};
+use crate::vmbus::{VMBUS, Vmbus};
 
 /// Bytes of a BIOS or an option ROM, at most.
 const MAX_IMAGE: u64 = 4 << 20;
 
-/// Makes the machine, with what vswitchd is given of its adapters.
+/// Makes the machine, with what vswitchd is given of its legacy adapters.
 pub(crate) fn machine(
     name: &str,
     configure: &Configure,
@@ -33,32 +36,61 @@ pub(crate) fn machine(
         .transpose()?;
     let mut functions = Vec::new();
     let mut shared = Vec::new();
-    for adapter in &configure.adapters {
-        let made = nic::adapter(
-            &adapter.name,
-            Mac(adapter.mac),
-            adapter.link,
-            rom.as_deref(),
-        )
-        .with_context(|| format!("adapter {}", adapter.name))?;
+    let adapters = configure.adapters.iter();
+    for adapter in adapters.filter(|adapter| adapter.name.kind() == AdapterKind::Legacy) {
+        let made = nic::adapter(adapter.name, Mac(adapter.mac), adapter.link, rom.as_deref())
+            .with_context(|| format!("adapter {}", adapter.name))?;
         functions.push(made.0);
         shared.push(made.1);
     }
+    let vcpus = u8::try_from(configure.cpus).context("number of processors")?;
+    let memory = GuestMemory::new(configure.memory)?;
+    let vmbus = vmbus(configure, &memory)?;
     let now = UNIX_EPOCH.elapsed().unwrap_or_default();
     let pc = Pc {
         name: name.to_owned(),
         uuid: configure.uuid,
-        vcpus: u8::try_from(configure.cpus).context("number of processors")?,
-        memory: GuestMemory::new(configure.memory)?,
+        vcpus,
+        memory,
         unix_nanos: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
         adapters: functions,
-        aml: Vec::new(),
+        hyperv: configure.hyperv,
         start: start(configure, files)?,
         debug: false,
     };
     let output = Box::new(move |console: u32, bytes: &[u8]| outbox.say(console, bytes));
-    let (config, devices) = pc.assemble(output)?;
-    Ok((Machine::new(config, devices)?, shared))
+    let (config, mut devices) = pc.assemble(output)?;
+    devices.extend(vmbus.map(|vmbus| Named::new(VMBUS, vmbus)));
+    let machine = Machine::new(config, devices)?;
+    let tsc_hz = machine.tsc_hz();
+    machine.with(VMBUS, |vmbus: &mut Vmbus, _| vmbus.set_clock(tsc_hz));
+    Ok((machine, shared))
+}
+
+/// Hyper-V's interface, if the guest is to find it, with its synthetic adapters and services.
+fn vmbus(configure: &Configure, memory: &GuestMemory) -> anyhow::Result<Option<Vmbus>> {
+    let adapters = configure.adapters.iter();
+    let mut synthetic = adapters.filter(|adapter| adapter.name.kind() == AdapterKind::Synthetic);
+    if !configure.hyperv {
+        if let Some(adapter) = synthetic.next() {
+            bail!(
+                "adapter {} needs Hyper-V, which is switched off",
+                adapter.name
+            );
+        }
+        return Ok(None);
+    }
+    let mut vmbus = Vmbus::new(memory.memory().clone(), configure.cpus)?;
+    for adapter in synthetic {
+        // Nobody runs yet who could be told anything.
+        vmbus
+            .add_adapter(adapter.name, adapter.instance, &mut Effects::default())
+            .with_context(|| format!("adapter {}", adapter.name))?;
+    }
+    for service in &configure.services {
+        vmbus.add_service(*service, &mut Effects::default())?;
+    }
+    Ok(Some(vmbus))
 }
 
 fn start(configure: &Configure, files: &mut Files) -> anyhow::Result<Start> {

@@ -8,6 +8,7 @@ mod build;
 mod console;
 mod nic;
 mod vm;
+mod vmbus;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -15,6 +15,7 @@ use vnic_legacy::csr::mode;
 use vnic_legacy::page::SharedPage;
 use vnic_legacy::pci;
 use vnic_legacy::registers::{self, Registers, Timer};
+use vswitch::api::AdapterName;
 use vswitch::mac::Mac;
 
 /// Command register: the function may use the bus.
@@ -24,6 +25,8 @@ const CSR6: u64 = 6 * 8;
 
 /// What of an adapter vswitchd is given.
 pub(crate) struct Shared {
+    /// Its name.
+    pub(crate) name: AdapterName,
     /// The page that registers and rings share.
     pub(crate) page: OwnedFd,
     /// The guest kicks.
@@ -34,7 +37,7 @@ pub(crate) struct Shared {
 
 /// The registers of an adapter.
 pub(crate) struct Nic {
-    name: String,
+    name: AdapterName,
     registers: Registers,
     kick: Arc<OwnedFd>,
     /// Machine time at the last access, for saved timers.
@@ -46,7 +49,7 @@ pub(crate) struct Nic {
 /// An adapter with its cable plugged in or not, as a PCI function, and what vswitchd is given of it. `rom` is what a
 /// machine boots from it with.
 pub(crate) fn adapter(
-    name: &str,
+    name: AdapterName,
     mac: Mac,
     link: bool,
     rom: Option<&[u8]>,
@@ -56,7 +59,7 @@ pub(crate) fn adapter(
     let kick = event().context("cannot make an event file descriptor")?;
     let interrupt = event().context("cannot make an event file descriptor")?;
     let mut nic = Nic {
-        name: name.to_owned(),
+        name,
         registers: Registers::new(mac, page),
         kick: kick.clone(),
         now: 0,
@@ -72,6 +75,7 @@ pub(crate) fn adapter(
         None => function,
     };
     let shared = Shared {
+        name,
         page: file,
         kick,
         interrupt,
@@ -124,7 +128,7 @@ impl Nic {
         if let Some(what) = wanted.refused.filter(|_| !self.warned) {
             self.warned = true;
             warn!(
-                adapter = self.name,
+                adapter = %self.name,
                 "the guest asks for what is not implemented: {what}"
             );
         }
@@ -208,6 +212,10 @@ impl Device for Nic {
 
     fn reset(&mut self, effects: &mut Effects) {
         self.call(effects, |registers, _, wanted| registers.reset(wanted));
+    }
+
+    fn is_settled(&self) -> bool {
+        self.registers.settled()
     }
 
     fn save(&self) -> State {

@@ -1,31 +1,38 @@
 //! The VM: waits for vswitchd, for the machine and for its consoles, and does what they ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::UNIX_EPOCH;
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::Context;
 use hypervisor::chipset::i440fx::HostBridge;
 use hypervisor::chipset::rtc::Rtc;
 use hypervisor::chipset::serial::ComPort;
-use hypervisor::device::Effects;
+use hypervisor::device::{Device, Effects};
 use hypervisor::pc::{self, Pc};
 use hypervisor::sandbox::{self, Thread};
 use hypervisor::{Event, Machine, Phase};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use vswitch::attach::message::{Command, Ended, FileRole, Region, RunState, Status, shortened};
+use vswitch::api::{AdapterKind, AdapterName};
+use vswitch::attach::message::{
+    AdapterConfig, Command, CrashReport, Ended, FileRole, Region, RunState, Status, shortened,
+};
 use vswitch::attach::{FromVmm, ToVmm};
 
 use crate::attached::Attached;
 use crate::build;
 use crate::console::{Consoles, Outbox};
 use crate::nic::{Nic, Shared};
+use crate::vmbus::{VMBUS, Vmbus};
 
 /// How often vswitchd is looked for, where it is not there.
 const RETRY: Timespec = millis(200);
+/// How long vswitchd is waited for before a reset.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How often a guest is offered what it had no room for.
 const OFFER: Timespec = millis(10);
 
@@ -39,7 +46,14 @@ const fn millis(millis: i64) -> Timespec {
 struct Vm {
     attached: Attached,
     machine: Machine,
+    /// The legacy ones.
     adapters: Vec<Shared>,
+    /// Signalled when the virtual machine bus has something for us, if there is one.
+    vmbus: Option<Arc<OwnedFd>>,
+    /// What came while answers were waited for.
+    later: VecDeque<(ToVmm, Vec<OwnedFd>)>,
+    /// What the guest said when it crashed, until it is reset.
+    crash: Option<CrashReport>,
     consoles: Consoles,
     /// The machine goes on from a saved state, and has not been started yet.
     restored: bool,
@@ -51,6 +65,9 @@ pub(crate) fn run(mut attached: Attached) -> anyhow::Result<()> {
         Ok((machine, adapters, consoles, restored)) => {
             let mut vm = Vm {
                 attached,
+                vmbus: machine.with(VMBUS, |vmbus: &mut Vmbus, _| vmbus.wake()),
+                later: VecDeque::new(),
+                crash: None,
                 machine,
                 adapters,
                 consoles,
@@ -83,7 +100,8 @@ fn make(attached: &mut Attached) -> anyhow::Result<Made> {
         machine
             .restore(BufReader::new(File::from(saved)))
             .context("the saved state cannot be used")?;
-        for (index, adapter) in configure.adapters.iter().enumerate() {
+        let legacy = |adapter: &&AdapterConfig| adapter.name.kind() == AdapterKind::Legacy;
+        for (index, adapter) in configure.adapters.iter().filter(legacy).enumerate() {
             // Its cable may have been pulled out, or plugged in, since it was saved.
             with_nic(&machine, index, |nic, _| nic.set_link(adapter.link));
         }
@@ -105,9 +123,14 @@ impl Vm {
             len: range.len,
             offset: range.fd_offset,
         });
+        let legacy = self.adapters.iter().map(|adapter| adapter.name);
+        let synthetic = self.with_vmbus(|vmbus, _| vmbus.adapters());
+        let synthetic = synthetic.unwrap_or_default();
         let ready = FromVmm::Ready {
             regions: regions.collect(),
-            adapters: self.adapters.len(),
+            adapters: legacy
+                .chain(synthetic.iter().map(|(name, _)| *name))
+                .collect(),
             state: self.state(),
         };
         let mut fds = vec![memory.fd().as_fd()];
@@ -118,7 +141,12 @@ impl Vm {
                 adapter.interrupt.as_fd(),
             ]);
         }
+        fds.extend(synthetic.iter().map(|(_, kick)| kick.as_fd()));
         self.attached.send(&ready, &fds);
+        self.with_vmbus(|vmbus, effects| vmbus.set_served(true, effects));
+        if let Some(report) = &self.crash {
+            self.attached.send(&FromVmm::Crashed(report.clone()), &[]);
+        }
     }
 
     fn state(&self) -> RunState {
@@ -138,7 +166,8 @@ impl Vm {
                 return;
             }
             self.wait(typed);
-            while let Some((message, fds)) = self.attached.next() {
+            self.ask_for_vmbus();
+            while let Some((message, fds)) = self.next() {
                 self.obey(message, fds);
             }
             if let Some(ended) = self.take_events() {
@@ -156,6 +185,10 @@ impl Vm {
         }
     }
 
+    fn next(&mut self) -> Option<(ToVmm, Vec<OwnedFd>)> {
+        self.later.pop_front().or_else(|| self.attached.next())
+    }
+
     /// Looks for vswitchd. False if there is nothing to come back with.
     fn return_home(&mut self) -> bool {
         if self.state() == RunState::Ready || self.attached.is_orphan() {
@@ -165,6 +198,7 @@ impl Vm {
         for adapter in 0..self.adapters.len() {
             self.with_nic(adapter, |nic, effects| nic.set_served(false, effects));
         }
+        self.with_vmbus(|vmbus, effects| vmbus.set_served(false, effects));
         if self.attached.again() {
             self.announce();
         }
@@ -179,6 +213,9 @@ impl Vm {
         };
         let mut which = Vec::new();
         let mut fds = vec![PollFd::new(self.machine.event_fd(), PollFlags::IN)];
+        let vmbus = self.vmbus.iter();
+        fds.extend(vmbus.map(|wake| PollFd::new(wake, PollFlags::IN)));
+        let before = fds.len();
         self.consoles.each_fd(|name, fd, flags| {
             which.push(name);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
@@ -192,17 +229,48 @@ impl Vm {
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(200)),
         }
         let fired: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let consoles = which.into_iter().zip(fired.into_iter().skip(1));
+        let consoles = which.into_iter().zip(fired.into_iter().skip(before));
         let ready: Vec<_> = consoles
             .filter_map(|(name, fired)| fired.then_some(name))
             .collect();
         self.consoles.ready(&ready);
     }
 
+    /// Tells vswitchd what the bus has for it.
+    fn ask_for_vmbus(&mut self) {
+        let Some(wake) = &self.vmbus else {
+            return;
+        };
+        // Nothing to read means nothing new.
+        if rustix::io::read(wake, &mut [0; 8]).is_err() {
+            return;
+        }
+        let news = self.with_vmbus(|vmbus, _| (vmbus.take_demands(), vmbus.take_crash()));
+        let (demands, crash) = news.unwrap_or_default();
+        for demanded in demands {
+            let interrupt = demanded.interrupt.as_ref().map(AsFd::as_fd);
+            let message = FromVmm::Demand {
+                id: demanded.id,
+                adapter: demanded.adapter,
+                demand: demanded.demand,
+            };
+            self.attached.send(&message, interrupt.as_slice());
+        }
+        if let Some(parameters) = crash {
+            let message = None;
+            let report = CrashReport {
+                parameters,
+                message,
+            };
+            self.attached.send(&FromVmm::Crashed(report.clone()), &[]);
+            self.crash = Some(report);
+        }
+    }
+
     fn take_events(&mut self) -> Option<Ended> {
         for event in self.machine.events() {
             match event {
-                Event::Reset => self.attached.send(&FromVmm::WasReset {}, &[]),
+                Event::Reset => self.was_reset(),
                 Event::PoweredOff => return Some(Ended::PoweredOff {}),
                 Event::Crashed(reason) => {
                     return Some(Ended::Failed {
@@ -215,12 +283,20 @@ impl Vm {
     }
 
     fn obey(&mut self, message: ToVmm, fds: Vec<OwnedFd>) {
-        let ToVmm::Command { id, command } = message else {
-            tracing::error!("vswitchd says what it may not say to a machine that is made");
-            return;
+        let (id, command) = match message {
+            ToVmm::Command { id, command } => (id, command),
+            ToVmm::Done { id, ok } => {
+                self.with_vmbus(|vmbus, effects| vmbus.done(id, ok, effects));
+                return;
+            }
+            ToVmm::Configure(_) | ToVmm::Adopt {} => {
+                tracing::error!("vswitchd says what it may not say to a machine that is made");
+                return;
+            }
         };
+        let asks = command == Command::Status;
         let done = self.carry_out(command, fds);
-        let status = (command == Command::Status).then(|| self.status());
+        let status = asks.then(|| self.status());
         let error = done.err().map(|error| shortened(&format!("{error:#}")));
         self.attached
             .send(&FromVmm::Reply { id, error, status }, &[]);
@@ -229,20 +305,23 @@ impl Vm {
     fn carry_out(&mut self, command: Command, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
         match command {
             Command::Start if self.restored => {
-                set_clock(&self.machine);
-                self.machine.resume()?;
+                self.resume()?;
                 self.restored = false;
             }
             Command::Start => self.machine.start()?,
             Command::Pause => self.machine.pause()?,
-            Command::Resume => {
-                set_clock(&self.machine);
-                self.machine.resume()?;
-            }
+            Command::Resume => self.resume()?,
             Command::Reset => {
+                let runs = self.machine.pause().is_ok();
+                self.let_go();
                 self.machine.reset()?;
-                self.attached.send(&FromVmm::WasReset {}, &[]);
+                if runs {
+                    self.machine.resume()?;
+                }
+                self.was_reset();
             }
+            Command::PowerButton
+                if self.with_vmbus(|vmbus, effects| vmbus.shut_down(effects)) == Some(true) => {}
             Command::PowerButton => {
                 let press = |bridge: &mut HostBridge, effects: &mut Effects| {
                     bridge.press_power_button(effects);
@@ -256,14 +335,68 @@ impl Vm {
                 file.flush().context("cannot write the saved state")?;
             }
             Command::Link { adapter, up } => {
-                self.with_nic(adapter, |nic, _| nic.set_link(up));
+                self.with_nic(self.index(adapter)?, |nic, _| nic.set_link(up));
             }
             Command::Served { adapter, served } => {
-                self.with_nic(adapter, |nic, effects| nic.set_served(served, effects));
+                let index = self.index(adapter)?;
+                self.with_nic(index, |nic, effects| nic.set_served(served, effects));
+            }
+            Command::SubChannels { adapter, count } => {
+                self.vmbus(|vmbus, effects| vmbus.offer_sub_channels(adapter, count, effects))?;
+            }
+            Command::Keep { adapter, state } => {
+                self.vmbus(|vmbus, _| vmbus.keep(adapter, state))?
+            }
+            Command::AddAdapter { adapter } => {
+                let AdapterConfig { name, instance, .. } = adapter;
+                let kick =
+                    self.vmbus(|vmbus, effects| vmbus.add_adapter(name, instance, effects))?;
+                let added = FromVmm::Added { adapter: name };
+                self.attached.send(&added, &[kick.as_fd()]);
+            }
+            Command::RemoveAdapter { adapter } => {
+                self.vmbus(|vmbus, effects| vmbus.remove_adapter(adapter, effects))?;
             }
             Command::Status => {}
         }
         Ok(())
+    }
+
+    /// Lets vswitchd let go of what the guest of the paused machine has set up. Its answers are heard by this thread, which
+    /// cannot wait for them while it resets the machine.
+    fn let_go(&mut self) {
+        self.with_vmbus(|vmbus, effects| vmbus.reset(effects));
+        let begin = Instant::now();
+        let settled = |vm: &Vm| vm.with_vmbus(|vmbus, _| vmbus.is_settled()) != Some(false);
+        while !settled(self) && begin.elapsed() < ANSWER_LIMIT && self.attached.fd().is_some() {
+            self.ask_for_vmbus();
+            if let Some(fd) = self.attached.fd() {
+                // What cannot be waited for is looked at.
+                let _ = poll(
+                    &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
+                    Some(&OFFER),
+                );
+            }
+            while let Some((message, fds)) = self.attached.next() {
+                match message {
+                    ToVmm::Done { .. } => self.obey(message, fds),
+                    other => self.later.push_back((other, fds)),
+                }
+            }
+        }
+    }
+
+    /// Goes on, and tells the guest what time it is.
+    fn resume(&self) -> anyhow::Result<()> {
+        set_clock(&self.machine);
+        self.machine.resume()?;
+        self.with_vmbus(|vmbus, effects| vmbus.set_time(effects));
+        Ok(())
+    }
+
+    fn was_reset(&mut self) {
+        self.crash = None;
+        self.attached.send(&FromVmm::WasReset {}, &[]);
     }
 
     fn status(&self) -> Status {
@@ -273,16 +406,47 @@ impl Vm {
             ("mmio", exits.memory_reads + exits.memory_writes),
             ("interrupted", exits.interrupted),
             ("emulated", exits.emulated),
+            ("msr", exits.msrs),
+            ("hypercall", exits.hypercalls),
             // KVM handles these itself.
-            ("msr", 0),
             ("hlt", 0),
         ];
-        let driver = |adapter| self.with_nic(adapter, Nic::has_driver).unwrap_or_default();
+        let bound = |index| self.with_nic(index, Nic::has_driver).unwrap_or_default();
+        let adapters = self.adapters.iter().enumerate();
+        let synthetic = self.with_vmbus(|vmbus, _| vmbus.drivers());
+        let services = self.with_vmbus(|vmbus, _| vmbus.services_in_use());
+        let facts = self.with_vmbus(|vmbus, effects| vmbus.facts(effects));
         Status {
             state: self.state(),
             exits: BTreeMap::from(kinds.map(|(kind, count)| (kind.to_owned(), count))),
-            drivers: (0..self.adapters.len()).map(driver).collect(),
+            drivers: adapters
+                .filter_map(|(index, adapter)| bound(index).then_some(adapter.name))
+                .chain(synthetic.unwrap_or_default())
+                .collect(),
+            services: services.unwrap_or_default(),
+            facts: facts.unwrap_or_default(),
         }
+    }
+
+    fn index(&self, name: AdapterName) -> anyhow::Result<usize> {
+        let index = self
+            .adapters
+            .iter()
+            .position(|adapter| adapter.name == name);
+        index.with_context(|| format!("no adapter {name}"))
+    }
+
+    /// Calls the virtual machine bus, if there is one.
+    fn with_vmbus<T>(&self, call: impl FnOnce(&mut Vmbus, &mut Effects) -> T) -> Option<T> {
+        self.machine.with(VMBUS, call)
+    }
+
+    /// Calls the virtual machine bus.
+    fn vmbus<T>(
+        &self,
+        call: impl FnOnce(&mut Vmbus, &mut Effects) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        self.with_vmbus(call).context("the VM has no Hyper-V")?
     }
 
     fn with_nic<T>(
@@ -307,7 +471,7 @@ fn with_nic<T>(
         .flatten()
 }
 
-/// Puts the guest's clock right after it stood still.
+/// Puts the machine's clock right after it stood still.
 fn set_clock(machine: &Machine) {
     let now = UNIX_EPOCH.elapsed().unwrap_or_default();
     let nanos = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);

@@ -1,12 +1,15 @@
 //! What guests of our own monitor run beside busybox. It is linked statically, because there are no libraries.
 //!
 //! `vswitch-guest sniff COUNT SECONDS` prints the frames that this machine's interfaces receive, as lines
-//! `DESTINATION SOURCE TYPE LENGTH`; `vswitch-guest join GROUP SECONDS` is a member of an IPv4 multicast group so long.
+//! `DESTINATION SOURCE TYPE LENGTH`; `vswitch-guest join GROUP SECONDS` is a member of an IPv4 multicast group so long;
+//! `vswitch-guest poke FILE OFFSET COUNT` writes four zero bytes to a place of a file (a register, if that is a BAR in
+//! sysfs) again and again.
 
 use std::{
-    env,
+    env, fs,
     io::Write,
     net::{Ipv4Addr, UdpSocket},
+    os::unix::fs::FileExt,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -27,8 +30,9 @@ fn main() -> ExitCode {
     let result = match *args.as_slice() {
         ["sniff", count, seconds] => sniff(count, seconds),
         ["join", group, seconds] => join(group, seconds),
+        ["poke", file, offset, count] => poke(file, offset, count),
         _ => Err(anyhow::anyhow!(
-            "usage: vswitch-guest sniff COUNT SECONDS | join GROUP SECONDS"
+            "usage: vswitch-guest sniff COUNT SECONDS | join GROUP SECONDS | poke FILE OFFSET COUNT"
         )),
     };
     match result {
@@ -96,5 +100,18 @@ fn join(group: &str, seconds: &str) -> Result<()> {
         .with_context(|| format!("joining {group}"))?;
     writeln!(std::io::stdout(), "joined")?;
     thread::sleep(Duration::from_secs(number(seconds)?));
+    Ok(())
+}
+
+fn poke(path: &str, offset: &str, count: &str) -> Result<()> {
+    let (offset, count): (u64, u32) = (number(offset)?, number(count)?);
+    let file = fs::File::options()
+        .write(true)
+        .open(path)
+        .with_context(|| path.to_owned())?;
+    for _ in 0..count {
+        file.write_all_at(&[0; 4], offset)
+            .with_context(|| format!("writing at {offset} of {path}"))?;
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cmd;
+use crate::{cmd, station::Address};
 
 /// How long one command may take. Where KVM emulates ring 0, starting a program takes a tenth of a second.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
@@ -107,6 +107,16 @@ impl Console {
     pub fn output(&mut self, command: &str) -> Result<(i32, String)> {
         let number = self.begin(command)?;
         self.end(number)
+    }
+
+    /// Has the guest ping `to` twice.
+    ///
+    /// # Errors
+    /// When an answer is missing.
+    pub fn ping(&mut self, to: Address) -> Result<()> {
+        let said = self.run(&format!("ping -c 2 -W 5 {}", to.ip(false)))?;
+        ensure!(said.contains(" 0% packet loss"), "{said}");
+        Ok(())
     }
 
     /// Hands a shell command to the guest and returns its number.

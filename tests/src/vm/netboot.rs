@@ -3,11 +3,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -113,6 +114,18 @@ impl Netboot {
     pub fn offer_file(&self, name: &str, file: &Path) -> Result<()> {
         let to = self.dir.path().join("http").join(name);
         fs::copy(file, &to).with_context(|| format!("copying {}", file.display()))?;
+        Ok(())
+    }
+
+    /// Offers a file, packed by gzip, by HTTP as `/NAME`: what a slow guest gets of it is short.
+    ///
+    /// # Errors
+    /// When it cannot be packed.
+    pub fn offer_packed(&self, name: &str, file: &Path) -> Result<()> {
+        let to = fs::File::create(self.dir.path().join("http").join(name))?;
+        let status = Command::new("gzip").arg("-c").arg(file).stdout(to).status();
+        let status = status.context("starting gzip")?;
+        ensure!(status.success(), "gzip ended with {status}");
         Ok(())
     }
 

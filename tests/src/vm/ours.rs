@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{COMMAND_LINE, Console, image};
-use crate::{Lab, cmd};
+use crate::{Lab, Station, cmd, station::Address};
 
 /// How long a guest may take from its start until it takes commands. Ten to twenty seconds are usual where KVM emulates
 /// ring 0, on a machine that does nothing else.
@@ -23,12 +23,35 @@ impl Lab {
     /// # Errors
     /// When it is refused.
     pub fn create_vm(&self, name: &str, adapters: &[&str], parameters: &str) -> Result<()> {
+        self.create_linux_vm(name, "--legacy", adapters, parameters)
+    }
+
+    /// The same with synthetic adapters; `adapters` are arguments of `--synthetic`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_synthetic_vm(
+        &self,
+        name: &str,
+        adapters: &[&str],
+        parameters: &str,
+    ) -> Result<()> {
+        self.create_linux_vm(name, "--synthetic", adapters, parameters)
+    }
+
+    fn create_linux_vm(
+        &self,
+        name: &str,
+        kind: &str,
+        adapters: &[&str],
+        parameters: &str,
+    ) -> Result<()> {
         let image = image::shared()?;
         let kernel = format!("kernel:{}", image.kernel.display());
         let initrd = image.initrd.display().to_string();
         let line = format!("{COMMAND_LINE} {parameters}");
         let boot = ["--boot", &kernel, "--initrd", &initrd, "--cmdline", &line];
-        self.create_vm_with(name, adapters, &boot)
+        self.create_vm_with(name, kind, adapters, &boot)
     }
 
     /// Creates a machine that boots from the network by its first adapter.
@@ -37,14 +60,22 @@ impl Lab {
     /// When it is refused.
     pub fn create_network_vm(&self, name: &str, adapters: &[&str]) -> Result<()> {
         let rom = image::shared()?.rom.display().to_string();
-        self.create_vm_with(name, adapters, &["--boot", "network", "--boot-rom", &rom])
+        let boot = ["--boot", "network", "--boot-rom", &rom];
+        self.create_vm_with(name, "--legacy", adapters, &boot)
     }
 
-    fn create_vm_with(&self, name: &str, adapters: &[&str], boot: &[&str]) -> Result<()> {
-        let mut words = vec!["vm", "create", name, "--memory", "64M"];
+    fn create_vm_with(
+        &self,
+        name: &str,
+        kind: &str,
+        adapters: &[&str],
+        boot: &[&str],
+    ) -> Result<()> {
+        // The driver of a synthetic adapter takes 17 MiB for its buffers.
+        let mut words = vec!["vm", "create", name, "--memory", "96M"];
         words.extend(boot);
         for adapter in adapters {
-            words.extend(["--legacy", adapter]);
+            words.extend([kind, adapter]);
         }
         self.daemon.ctl_words(&words).map(drop)
     }
@@ -114,6 +145,21 @@ impl Lab {
         let sum = exits.iter().map(|(_, count)| count).sum();
         Ok((exits, sum))
     }
+}
+
+/// An internal network `inner`: the host's station in it at `host`, and a guest that is ready at `guest`.
+///
+/// # Errors
+/// When something is refused, or the guest does not boot.
+pub fn guest_on_internal_network(host: Address, guest: Address) -> Result<(Lab, Station, Console)> {
+    let lab = Lab::start()?;
+    lab.ctl("network create inner --type internal")?;
+    let host = lab.host_station("inner", host)?;
+    let ip = ip_parameter(&guest.ip(false), "eth0");
+    lab.create_vm("guest", &["net=inner"], &ip)?;
+    let mut console = lab.start_vm("guest")?;
+    console.wait_ready(BOOT_LIMIT)?;
+    Ok((lab, host, console))
 }
 
 /// The `ip=` parameter that gives an interface of a guest its address before there is an init.

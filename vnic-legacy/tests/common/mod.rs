@@ -10,7 +10,7 @@
 use offload::Request;
 use offload::request::validate;
 use vnic_legacy::csr::{mode, status};
-use vnic_legacy::descriptor::{END_OF_RING, OWN};
+use vnic_legacy::descriptor::{END_OF_RING, OWN, rdes0};
 use vnic_legacy::driver::{BASE, Guest};
 use vswitch::burst::{BURST, Burst};
 use vswitch::deliver::{FrameMeta, Job, Report};
@@ -222,3 +222,22 @@ impl Bench {
         self.sides = Some(self.guest.open_port().unwrap());
     }
 }
+
+/// Puts the bytes of a frame to be sent in guest memory.
+pub(crate) fn data(bench: &Bench, at: u32, bytes: &[u8]) {
+    bench.guest.put(DATA + at, bytes).unwrap();
+}
+
+/// What the adapter sends in one turn.
+pub(crate) fn sent(bench: &mut Bench) -> Vec<Vec<u8>> {
+    bench.turn();
+    bench.sent.drain(..).map(Result::unwrap).collect()
+}
+
+/// A frame's length, CRC included, in RDES0.
+pub(crate) fn length(bytes: u32) -> u32 {
+    bytes << rdes0::FL_SHIFT
+}
+
+/// RDES0 of a frame in one descriptor.
+pub(crate) const WHOLE: u32 = rdes0::FS | rdes0::LS;

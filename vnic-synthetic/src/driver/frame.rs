@@ -44,4 +44,6 @@ pub struct Received {
     pub bytes: Vec<u8>,
     /// Per-packet information: type and value.
     pub info: Vec<(u32, u32)>,
+    /// Sections it came in.
+    pub parts: usize,
 }

@@ -16,6 +16,8 @@ use crate::port::Config;
 
 pub(super) const SECTION: u32 = 6144;
 pub(super) const RING: u32 = 0xe1e10;
+/// Per-packet information on which part of a frame it is.
+const PART: u32 = 1 << 31 | 1;
 const RECEIVE: u32 = 0xe1e11;
 const SEND: u32 = 0xe1e12;
 /// The connection that signals channel 1.
@@ -62,6 +64,11 @@ impl Setup {
         }
     }
 
+    /// Pages of memory that the guest needs. The first is its own for what the host signals by.
+    pub fn pages(&self) -> usize {
+        2 * self.ring + self.receive + self.send + 1024
+    }
+
     /// As iPXE does it: the first versions of everything, and no send buffer.
     pub fn ipxe() -> Setup {
         Setup {
@@ -90,6 +97,8 @@ pub struct Guest {
     /// Packets of frames received by each channel.
     pub by_channel: [usize; crate::port::MAX_CHANNELS],
     receive: Area,
+    /// Bytes of a section of the receive buffer.
+    section: u32,
     pub(super) send: Option<Area>,
     /// Free sections of the send buffer.
     pub(super) sections: Vec<u32>,
@@ -98,6 +107,8 @@ pub struct Guest {
     pub(super) next: u64,
     /// Answers to packets: transaction, payload.
     pub answers: VecDeque<(u64, Vec<u8>)>,
+    /// Messages that the host sent by itself.
+    pub notices: VecDeque<Vec<u8>>,
     /// Control messages of the adapter.
     pub controls: VecDeque<Vec<u8>>,
     /// Frames received.
@@ -114,14 +125,22 @@ pub struct Guest {
 impl Guest {
     /// Makes a guest, connects it to its bus and opens the channel of its adapter.
     pub fn new(setup: Setup) -> Guest {
-        let pages = 2 * setup.ring + setup.receive + setup.send + 1024;
-        let mut heap = Heap::new(pages, setup.scattered);
-        let mut host = Host::new(heap.memory.clone(), setup.config);
+        let memory = Memory::anonymous(setup.pages() * 4096).expect("memory of a test guest");
+        let memory = Arc::new(memory);
+        let host = Host::new(memory.clone(), setup.config);
+        Guest::over(setup, memory, host)
+    }
+
+    /// The same in the memory `memory`, of [`Setup::pages`] at address 0, with the bus of `host`.
+    pub fn over(setup: Setup, memory: Arc<Memory>, mut host: Host) -> Guest {
+        let mut heap = Heap::over(memory, setup.scattered);
         let rings = heap.take(2 * setup.ring);
         let receive = heap.take(setup.receive);
         let send = (setup.send > 0).then(|| heap.take(setup.send));
         let sections = (0..setup.send as u32 * 4096 / SECTION).collect();
-        host.message(&message(14, &[setup.bus, 0, 0x2000, 0, 0, 0, 0, 0]));
+        // From version 5.0 on, the SINT for messages instead of an interrupt page.
+        let page = if setup.bus < 0x5_0000 { 0x2000 } else { 2 };
+        host.message(&message(14, &[setup.bus, 0, page, 0, 0, 0, 0, 0]));
         host.message(&message(3, &[]));
         share(&mut host, 1, RING, &rings);
         let (to_host, from_host) = guest_rings(&heap.memory, &rings, setup.ring);
@@ -138,11 +157,13 @@ impl Guest {
             subs: Vec::new(),
             by_channel: [0; crate::port::MAX_CHANNELS],
             receive,
+            section: 0,
             send,
             sections,
             outstanding: BTreeMap::new(),
             next: 1,
             answers: VecDeque::new(),
+            notices: VecDeque::new(),
             controls: VecDeque::new(),
             received: VecDeque::new(),
             returns: true,
@@ -161,6 +182,11 @@ impl Guest {
             poll(tx);
         });
         (guest, sides)
+    }
+
+    /// Its adapter, as it was made.
+    pub fn config(&self) -> Config {
+        self.setup.config
     }
 
     /// Its memory.
@@ -188,6 +214,7 @@ impl Guest {
         assert_eq!(&answer[..8], words(&[102, 1]), "receive buffer");
         let (size, count) = (word(&answer, 16), word(&answer, 20));
         assert!(size > self.setup.mtu + 14 && size * count <= self.setup.receive as u32 * 4096);
+        self.section = size;
         if let Some(send) = self.send.clone() {
             share(&mut self.host, 1, SEND, &send);
             let answer = self.ask(step, &[104, SEND, 0]).expect("an answer");
@@ -227,11 +254,15 @@ impl Guest {
 
     /// Sends a control message, whatever it is.
     pub fn send_control(&mut self, request: &[u8]) -> u64 {
+        self.try_send_control(request).expect("room in the ring")
+    }
+
+    /// Sends a control message, if there is room.
+    pub fn try_send_control(&mut self, request: &[u8]) -> Option<u64> {
         let area = self.heap_page(request);
         let header = gpa_header(&area.pieces(0, request.len() as u32));
         let payload = rndis_packet(1, u32::MAX, 0);
         self.packet(9, true, &header, &payload, None)
-            .expect("room in the ring")
     }
 
     /// Asks for the value of an object: status and value.
@@ -367,6 +398,7 @@ impl Guest {
                 self.sections.extend(section);
                 self.answers.push_back((transaction, payload.to_vec()));
             }
+            6 => self.notices.push_back(payload.to_vec()),
             7 => {
                 assert_eq!(word(payload, 0), 107);
                 let control = word(payload, 4) == 1;
@@ -390,9 +422,10 @@ impl Guest {
                 None => &mut self.to_host,
                 Some(sub) => &mut self.subs[sub].0,
             };
-            let sent = ring.send(11, 0, transaction, &[], &payload);
-            if sent.expect("room for the answer") {
-                self.host.signal(CONNECTION + channel as u32);
+            match ring.send(11, 0, transaction, &[], &payload) {
+                Some(true) => self.host.signal(CONNECTION + channel as u32),
+                Some(false) => {}
+                None => self.held.push((channel, transaction)),
             }
         }
     }
@@ -402,8 +435,10 @@ impl Guest {
             return;
         }
         assert_eq!(header[..2], 0xcafe_u16.to_le_bytes(), "the receive buffer");
+        let mut open: Option<Received> = None;
         for index in 0..word(header, 4) as usize {
             let (len, at) = (word(header, 8 + 8 * index), word(header, 12 + 8 * index));
+            assert!(len <= self.section, "longer than a section");
             let mut message = vec![0; len as usize];
             self.receive
                 .pages
@@ -411,9 +446,10 @@ impl Guest {
                 .expect("a section");
             match control {
                 true => self.controls.push_back(message),
-                false => self.received.push_back(read_data(&message)),
+                false => self.received.extend(join(&mut open, read_data(&message))),
             }
         }
+        assert_eq!(open, None, "a frame ends with its packet");
     }
 
     /// Packets that were sent and are not answered.
@@ -432,6 +468,29 @@ impl Guest {
         self.host.message(&message(16, &[]));
         assert_eq!(word(self.host.messages.last().expect("an answer"), 0), 17);
     }
+}
+
+/// Adds a part to the frame that is open; gives the frame once it is whole.
+fn join(open: &mut Option<Received>, mut part: Received) -> Option<Received> {
+    let flags = part.info.iter().find(|(kind, _)| *kind == PART);
+    let Some((_, flags)) = flags.copied() else {
+        assert_eq!(*open, None, "a whole frame between parts");
+        return Some(part);
+    };
+    part.info.retain(|(kind, _)| *kind != PART);
+    assert_eq!(flags & 0x1ff, 1 << 8 | 1, "version 1, a part");
+    match open {
+        None => {
+            assert_ne!(flags & 0x200, 0, "the first");
+            *open = Some(part);
+        }
+        Some(frame) => {
+            assert_eq!((flags & 0x200, part.info.len()), (0, 0), "not the first");
+            frame.bytes.extend(part.bytes);
+            frame.parts += 1;
+        }
+    }
+    open.take_if(|_| flags & 0x400 != 0)
 }
 
 /// A message of VMBus.

@@ -40,8 +40,12 @@ impl Area {
 impl Heap {
     pub(super) fn new(pages: usize, scattered: bool) -> Heap {
         let memory = Memory::anonymous(pages * 4096).expect("memory of a test guest");
+        Heap::over(Arc::new(memory), scattered)
+    }
+
+    pub(super) fn over(memory: Arc<Memory>, scattered: bool) -> Heap {
         Heap {
-            memory: Arc::new(memory),
+            memory,
             // Page 0 is nobody's.
             next: 1,
             scattered,

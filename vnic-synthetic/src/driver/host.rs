@@ -8,13 +8,11 @@ use rustix::event::{EventfdFlags, eventfd};
 use vswitch::burst::Burst;
 use vswitch::port::TxSide;
 
-use crate::port::{Adapter, Config, Signal};
-use crate::vmbus::{Bus, Demand, Done, Effect, Offer, Target};
+use crate::port::{Adapter, Config, Signal, State};
+use crate::vmbus::{Bus, BusState, Demand, Done, Effect, Offer, Target};
 
-/// Interface of network adapters, as on the wire.
-pub const NETWORK: [u8; 16] = [
-    0x63, 0x51, 0x61, 0xf8, 0x3e, 0xdf, 0xc5, 0x46, 0x91, 0x3f, 0xf2, 0xd2, 0xf9, 0x65, 0xed, 0x0e,
-];
+/// An adapter that is served elsewhere: meets a demand for the channel of an index, if it can be met.
+pub type Elsewhere = Box<dyn FnMut(usize, &Demand) -> bool>;
 
 /// A bus with one adapter.
 pub struct Host {
@@ -30,6 +28,7 @@ pub struct Host {
     pub messages: Vec<Vec<u8>>,
     /// Channels of the adapter by number: their index.
     channels: Vec<(u16, usize)>,
+    elsewhere: Option<Elsewhere>,
 }
 
 fn event() -> Arc<OwnedFd> {
@@ -49,17 +48,63 @@ impl Host {
             interrupt: event(),
             messages: Vec::new(),
             channels: Vec::new(),
+            elsewhere: None,
         };
         host.offer(None);
         host
     }
 
+    /// The same, but the adapter is served elsewhere, and `kick` is what the guest signals.
+    pub fn elsewhere(
+        memory: Arc<Memory>,
+        config: Config,
+        kick: Arc<OwnedFd>,
+        elsewhere: Elsewhere,
+    ) -> Host {
+        Host {
+            kick,
+            elsewhere: Some(elsewhere),
+            ..Host::new(memory, config)
+        }
+    }
+
+    /// The state of the bus and of the adapter, whose sides are detached.
+    pub fn save(&self) -> (BusState, State) {
+        (self.bus.save(), self.adapter.save())
+    }
+
+    /// A host that goes on where another was saved.
+    ///
+    /// # Panics
+    /// The state is refused.
+    pub fn restore(memory: Arc<Memory>, config: Config, state: &(BusState, State)) -> Host {
+        let (kick, attention) = (event(), event());
+        let adapter = Adapter::new(memory, config, kick.clone(), attention);
+        let mut effects = Vec::new();
+        let bus = Bus::restore(&state.0, &mut effects).expect("the state of a bus");
+        let index = |offer: &Offer| offer.sub_channel.map_or(0, |(_, index)| index.into());
+        let channels = bus.channels().map(|(relid, offer)| (relid, index(offer)));
+        let mut host = Host {
+            channels: channels.collect(),
+            bus,
+            adapter,
+            kick,
+            interrupt: event(),
+            messages: Vec::new(),
+            elsewhere: None,
+        };
+        host.serve(effects);
+        assert!(host.messages.is_empty(), "the guest is not told");
+        host.adapter
+            .restore(&state.1)
+            .expect("the state of an adapter");
+        host
+    }
+
     fn offer(&mut self, sub_channel: Option<(u16, u16)>) {
         let offer = Offer {
-            interface: NETWORK,
-            instance: [7; 16],
-            user_defined: [0; 120],
             sub_channel,
+            ..Offer::network([7; 16])
         };
         let mut effects = Vec::new();
         let relid = self.bus.offer(offer, &mut effects).expect("an offer");
@@ -116,9 +161,19 @@ impl Host {
         }
     }
 
-    fn meet(&self, relid: u16, demand: Demand) -> Done {
+    fn meet(&mut self, relid: u16, demand: Demand) -> Done {
         let index = self.channels.iter().find(|(known, _)| *known == relid);
         let index = index.map_or(usize::MAX, |(_, index)| *index);
+        if let Some(elsewhere) = &mut self.elsewhere {
+            let ok = elsewhere(index, &demand);
+            return match demand {
+                Demand::Add { gpadl, .. } => Done::Added { gpadl, ok },
+                Demand::Remove { gpadl } => Done::Removed { gpadl },
+                Demand::Open(_) => Done::Opened { ok },
+                Demand::Close => Done::Closed,
+                Demand::Retarget { .. } => Done::Retargeted { ok },
+            };
+        }
         match demand {
             Demand::Add { gpadl, list } => Done::Added {
                 gpadl,

@@ -10,8 +10,10 @@ pub mod host;
 mod load;
 pub mod ring;
 mod rndis;
+mod service;
 mod sub_channel;
 
 pub use frame::{Carry, Frame, Received};
 pub use guest::{Guest, Setup};
 pub use host::poll;
+pub use service::{GuestService, Versions};

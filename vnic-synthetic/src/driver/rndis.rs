@@ -64,5 +64,6 @@ pub(super) fn read_data(message: &[u8]) -> Received {
     Received {
         bytes: message[at..at + len].to_vec(),
         info,
+        parts: 1,
     }
 }

@@ -12,10 +12,10 @@ use vswitch::ports::vhost::notify;
 
 use super::receive::{RxChannel, RxState, SyntheticRx};
 use super::signal::Signal;
-use super::transmit::{SyntheticTx, TxChannel, TxState};
+use super::transmit::{State, SyntheticTx, TxChannel, TxState};
 use crate::vmbus::pages::{PageError, Pages};
 use crate::vmbus::ring::{self, RingError};
-use crate::vmbus::{PageList, PageRange};
+use crate::vmbus::{PageList, PageRange, StateError};
 
 /// Channels of an adapter, at most: its primary channel and sub-channels.
 pub const MAX_CHANNELS: usize = 8;
@@ -99,7 +99,8 @@ pub struct Adapter(Arc<Shared>);
 
 impl Adapter {
     /// An adapter of a guest with the memory `memory`. `kick` becomes readable when the guest signals any of its channels
-    /// and is written to for changes; `attention` is written to when the driver asks for sub-channels.
+    /// and is written to for changes; `attention` is written to when the driver negotiated something: it may want
+    /// [`Adapter::sub_channels`], and [`Adapter::negotiated`] may be another.
     pub fn new(
         memory: Arc<Memory>,
         config: Config,
@@ -197,6 +198,9 @@ impl Adapter {
             ring: outgoing,
             signal,
         });
+        // The last of the sub-channels that the driver asked for.
+        let open = tx.channels.iter().flatten().count() as u32;
+        tx.table_due = index > 0 && open == 1 + self.sub_channels();
         drop(rx);
         drop(tx);
         notify::signal(&*self.0.kick);
@@ -232,6 +236,30 @@ impl Adapter {
     pub fn set_link(&self, up: bool) {
         self.0.link_up.store(up, Ordering::Relaxed);
         notify::signal(&*self.0.kick);
+    }
+
+    /// All there is to know besides the guest's memory: what the driver negotiated, what it holds, and what is on its way to
+    /// it. To be taken while the sides are detached, and before the guest's memory is saved.
+    pub fn save(&self) -> State {
+        lock(&self.0.tx).save(&self.0)
+    }
+
+    /// What the driver negotiated: what is needed to go on if this process ends without a word. It may have changed whenever
+    /// `attention` was written to.
+    pub fn negotiated(&self) -> State {
+        lock(&self.0.tx).negotiated(&self.0)
+    }
+
+    /// Goes on where `state` was taken: over the same memory, which has been added, and the same channels, which have been
+    /// opened. Nothing is changed if it is refused.
+    ///
+    /// After [`Adapter::save`] nothing is lost and nothing comes twice. After [`Adapter::negotiated`], frames that were on
+    /// their way when the process ended may be, and what the driver set last may be missing.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn restore(&self, state: &State) -> Result<(), StateError> {
+        lock(&self.0.tx).restore(&self.0, state)
     }
 
     /// Sub-channels that the driver asked for and waits to be offered.

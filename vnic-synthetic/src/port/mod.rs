@@ -16,3 +16,4 @@ mod transmit;
 
 pub use adapter::{Adapter, Config, MAX_CHANNELS, OpenError};
 pub use signal::{EventFlag, Signal};
+pub use transmit::State;

@@ -2,28 +2,32 @@
 
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
-use guestmem::{Memory, Span};
-use offload::Features;
 use vswitch::deliver::{Job, Report, deliver};
 use vswitch::drops::DropReason;
-use vswitch::port::{PortFault, Room, RxMeta, RxRing, RxSide};
+use vswitch::port::{PortFault, RxSide};
 
 use super::adapter::{MAX_CHANNELS, Shared, lock};
 use super::sections::Sections;
 use super::signal::Signal;
 use crate::nvsp::{self, Channel};
 use crate::rndis::filter::Filter;
-use crate::rndis::packet::{self, FRAME_AT};
+use crate::rndis::offload::Receive;
 use crate::rndis::rss::Scaling;
 use crate::vmbus::pages::Pages;
 use crate::vmbus::ring::{Outgoing, kind};
 use crate::wire::{put, put32};
 
-/// Frames that one packet names, at most.
-const MAX_RANGES: usize = 32;
+mod coalesce;
+mod delivery;
+mod place;
+mod verdict;
+
+use delivery::Delivery;
+
+/// Sections that one packet names, at most.
+const MAX_RANGES: usize = 64;
 /// Bytes in front of the ranges: identifier of the buffer, and their number.
-const RANGES_AT: usize = 8;
+pub(super) const RANGES_AT: usize = 8;
 
 /// The ring of a channel that the guest reads, and how it is told.
 pub(super) struct RxChannel {
@@ -47,6 +51,7 @@ pub(super) struct RxState {
     pub(super) buffer: Option<Buffer>,
     pub(super) sections: Sections,
     pub(super) filter: Filter,
+    pub(super) receive: Receive,
     pub(super) scaling: Option<Scaling>,
     pub(super) received: u64,
     pub(super) no_buffer: u64,
@@ -60,6 +65,7 @@ impl RxState {
             buffer: None,
             sections: Sections::new(),
             filter: Filter::default(),
+            receive: Receive::default(),
             scaling: None,
             received: 0,
             no_buffer: 0,
@@ -67,19 +73,20 @@ impl RxState {
         }
     }
 
-    /// A control message to the driver. False if there is no room for it now.
+    /// A control message to the driver. False if there is no room in its ring now. To wait for a section would be to wait for
+    /// good: it comes back by the ring that waits for this answer. There is one, unless a driver keeps all of them.
     pub(super) fn send_control(&mut self, message: &[u8]) -> Result<bool, PortFault> {
         let (Some(Some(channel)), Some(buffer)) = (self.channels.first_mut(), &self.buffer) else {
             // Nobody can be told.
             return Ok(true);
         };
         let Some(section) = self.sections.take_reserved() else {
-            return Ok(false);
+            return Ok(true);
         };
         let at = u32::from(section) * buffer.section;
         let written = buffer.pages.write(at, message).is_ok();
         let range = [(message.len() as u32, at)];
-        let transaction = section.into();
+        let transaction = self.sections.transaction(section);
         if !written || !announce(channel, buffer.id, Channel::Control, transaction, &range)? {
             self.sections.put_back(section);
             return Ok(!written);
@@ -114,138 +121,6 @@ fn announce(
         .push(kind::TRANSFER_PAGES, transaction, header, &message)
 }
 
-/// One delivery to one channel.
-struct Delivery<'a> {
-    channel: &'a mut RxChannel,
-    buffer: &'a Buffer,
-    sections: &'a mut Sections,
-    fault: &'a mut Option<PortFault>,
-    /// The section that is being filled, and the length of its frame.
-    reserved: Option<(u16, u32)>,
-    /// Frames that are written and not yet named by a packet: sections, and their ranges.
-    taken: ArrayVec<u16, MAX_RANGES>,
-    ranges: ArrayVec<(u32, u32), MAX_RANGES>,
-}
-
-impl Delivery<'_> {
-    /// Names what is written in a packet; there is room for it.
-    fn announce(&mut self) -> Result<(), PortFault> {
-        if self.taken.is_empty() {
-            return Ok(());
-        }
-        let transaction = self.sections.show(&self.taken);
-        let (id, ranges) = (self.buffer.id, &self.ranges);
-        announce(self.channel, id, Channel::Data, transaction, ranges)?;
-        self.taken.clear();
-        self.ranges.clear();
-        Ok(())
-    }
-
-    /// Takes a section, and makes sure that a packet can name it.
-    fn take(&mut self) -> Result<Option<u16>, PortFault> {
-        if self.taken.is_full() {
-            self.announce()?;
-        }
-        let header = RANGES_AT + 8 * (self.ranges.len() + 1);
-        if !self.channel.ring.fits(header, nvsp::MESSAGE)? {
-            return Ok(None);
-        }
-        Ok(self.sections.take())
-    }
-
-    #[cold]
-    fn fail(&mut self, fault: PortFault) {
-        self.fault.get_or_insert(fault);
-    }
-}
-
-impl RxRing for Delivery<'_> {
-    fn memory(&self) -> &Memory {
-        self.buffer.pages.memory()
-    }
-
-    fn features(&self) -> Features {
-        Features::default()
-    }
-
-    fn takes_tags(&self) -> bool {
-        true
-    }
-
-    #[inline]
-    fn reserve(&mut self, len: u32, room: &mut Room) -> Result<(), DropReason> {
-        if self.fault.is_some() {
-            return Err(DropReason::RxFault);
-        }
-        let size = self.buffer.section;
-        if FRAME_AT + len > size {
-            return Err(DropReason::RxTooSmall);
-        }
-        let section = match self.take() {
-            Ok(Some(section)) => section,
-            Ok(None) => return Err(DropReason::RxFull),
-            Err(fault) => {
-                self.fail(fault);
-                return Err(DropReason::RxFault);
-            }
-        };
-        self.reserved = Some((section, len));
-        let at = u32::from(section) * size + FRAME_AT;
-        room.clear();
-        let all = self
-            .buffer
-            .pages
-            .spans(at, len, |span: Span| room.try_push(span).is_ok());
-        if !all {
-            self.cancel();
-            return Err(DropReason::RxTooSmall);
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn commit(&mut self, meta: &RxMeta) {
-        let Some((section, len)) = self.reserved.take() else {
-            return;
-        };
-        let about = packet::Received {
-            checksum: 0,
-            tag: meta.tag.map(|tag| tag.tci),
-        };
-        let at = u32::from(section) * self.buffer.section;
-        if self
-            .buffer
-            .pages
-            .write(at, &packet::header(len, &about))
-            .is_err()
-        {
-            self.fail(PortFault {
-                what: "receive buffer",
-                value: at.into(),
-            });
-        }
-        self.taken.push(section);
-        self.ranges.push((FRAME_AT + len, at));
-    }
-
-    fn cancel(&mut self) {
-        if let Some((section, _)) = self.reserved.take() {
-            self.sections.put_back(section);
-        }
-    }
-
-    fn publish(&mut self) -> bool {
-        let published = self
-            .announce()
-            .and_then(|()| self.channel.ring.publish())
-            .unwrap_or_else(|fault| {
-                self.fail(fault);
-                false
-            });
-        published && self.channel.signal.raise()
-    }
-}
-
 /// The side that frames go to.
 pub(super) struct SyntheticRx {
     pub(super) shared: Arc<Shared>,
@@ -260,6 +135,7 @@ impl RxSide for SyntheticRx {
             buffer,
             sections,
             filter,
+            receive,
             scaling,
             fault,
             ..
@@ -277,15 +153,7 @@ impl RxSide for SyntheticRx {
                 report.dropped(DropReason::RxNotReady, frames.count_ones());
                 continue;
             };
-            let mut delivery = Delivery {
-                channel,
-                buffer,
-                sections: &mut *sections,
-                fault: &mut *fault,
-                reserved: None,
-                taken: ArrayVec::new(),
-                ranges: ArrayVec::new(),
-            };
+            let mut delivery = Delivery::new(channel, buffer, sections, *receive, fault);
             deliver(&mut delivery, &Job { frames, ..*job }, report);
         }
         self.fault = *fault;

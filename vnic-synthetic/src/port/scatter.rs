@@ -124,12 +124,4 @@ impl Scatter {
         });
         result.map(|()| len)
     }
-
-    /// Asks the processor for the first line.
-    #[inline]
-    pub(super) fn prefetch(&self, memory: &Memory) {
-        if let Some(first) = self.pieces.first() {
-            memory.prefetch(*first);
-        }
-    }
 }

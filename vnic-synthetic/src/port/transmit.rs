@@ -5,35 +5,33 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use guestmem::{Memory, Span};
-use offload::Request;
-use vswitch::burst::{Burst, MAX_SEGMENTS, MIN_FRAME, SNAPSHOT};
-use vswitch::drops::DropReason;
+use guestmem::Memory;
+use vswitch::burst::Burst;
 use vswitch::port::{PortFault, TxSide};
 use vswitch::ports::vhost::notify;
 
 use super::adapter::{Config, MAX_CHANNELS, Shared, lock};
-use super::large;
 use super::scatter::{Malformed, Scatter};
 use crate::nvsp::{self, Channel, Message, Version};
 use crate::rndis::control::{self, Reply};
-use crate::rndis::packet::{HEADER, Layout, MAX_INFO, Sent};
 use crate::vmbus::pages::Pages;
 use crate::vmbus::ring::{Incoming, MAX_PACKET, Packet, kind};
+use crate::wire::u32_at;
 
 mod answer;
+mod frames;
 mod negotiate;
+mod state;
+
+use frames::Window;
+pub use state::State;
 
 /// Answers that wait to be written, at most.
 const MAX_PENDING: usize = 64;
 /// Packets looked at in one gathering, at most: some bear no frame and want no answer.
 const MAX_LOOKS: usize = 256;
-/// Bytes of a data message that are read at once: header, information and the start of the frame.
-const FRONT: usize = 256;
-/// Bytes of the two addresses, behind which a tag goes.
-const ADDRESSES: usize = 12;
-/// Bytes of a tag.
-const TAG: u32 = 4;
+/// Data messages of one packet, at most, as the driver was told.
+const MAX_MESSAGES: usize = control::MAX_PACKETS as usize;
 
 /// The ring of a channel that the guest writes.
 pub(super) struct TxChannel {
@@ -49,6 +47,8 @@ impl TxChannel {
 /// An answer to a packet.
 struct Completion {
     channel: u8,
+    /// Where the packet starts in the channel's ring.
+    start: u32,
     transaction: u64,
     payload: Payload,
 }
@@ -57,16 +57,6 @@ enum Payload {
     /// The data messages of a packet were dealt with.
     Packet(bool),
     Message(nvsp::Bytes),
-}
-
-/// A packet with data messages, of which some may still have to be taken.
-struct Current {
-    channel: u8,
-    wants_completion: bool,
-    transaction: u64,
-    /// Where its next message starts.
-    at: u32,
-    ok: bool,
 }
 
 struct SendBuffer {
@@ -83,15 +73,19 @@ pub(super) struct TxState {
     send_buffer: Option<SendBuffer>,
     version: Option<Version>,
     revision: u8,
+    /// The driver knows of coalescing on receive.
+    coalescing: bool,
     mtu: u16,
     adapter: control::Adapter,
     /// The link as the driver knows it.
     link_up: bool,
     scatter: Scatter,
-    current: Option<Current>,
+    window: Window,
     pending: ArrayVec<Completion, MAX_PENDING>,
     /// Control messages to the driver that found no room yet.
     replies: ArrayVec<Reply, 2>,
+    /// The driver is to be told to spread what it sends.
+    pub(super) table_due: bool,
     /// Packets that the guest gave back and that are not yet booked.
     returned: ArrayVec<u64, MAX_PENDING>,
     /// Channel that is looked at first.
@@ -109,13 +103,15 @@ impl TxState {
             send_buffer: None,
             version: None,
             revision: 1,
+            coalescing: false,
             mtu: nvsp::DEFAULT_MTU,
             adapter: control::Adapter::new(config.mac),
             link_up: config.link_up,
             scatter: Scatter::default(),
-            current: None,
+            window: Window::default(),
             pending: ArrayVec::new(),
             replies: ArrayVec::new(),
+            table_due: false,
             returned: ArrayVec::new(),
             start: 0,
             sent: 0,
@@ -141,13 +137,6 @@ impl TxState {
         let of_this = |channel: u8| usize::from(channel) == index;
         self.pending
             .retain(|completion| !of_this(completion.channel));
-        if self
-            .current
-            .as_ref()
-            .is_some_and(|current| of_this(current.channel))
-        {
-            self.current = None;
-        }
     }
 
     /// Whether the driver must first make room or give sections back.
@@ -167,10 +156,6 @@ impl TxState {
         }
         let (mut looks, mut idle) = (0, 0);
         while !burst.is_full() && !self.is_stuck() && looks < MAX_LOOKS && idle < MAX_CHANNELS {
-            if self.current.is_some() {
-                self.take_frames(&shared.memory, burst);
-                continue;
-            }
             let next = match self.channels.get_mut(self.start) {
                 Some(Some(channel)) => channel.ring.next(buffer)?,
                 _ => None,
@@ -178,7 +163,13 @@ impl TxState {
             match next {
                 Some(packet) => {
                     (idle, looks) = (0, looks + 1);
-                    self.take(shared, &packet);
+                    if !self.take(shared, &packet, burst) {
+                        // It is looked at again in the next turn: between turns no packet is half taken.
+                        if let Some(Some(channel)) = self.channels.get_mut(self.start) {
+                            channel.ring.put_back();
+                        }
+                        break;
+                    }
                 }
                 None => {
                     idle += 1;
@@ -190,10 +181,10 @@ impl TxState {
         Ok(())
     }
 
-    /// Deals with a packet of channel `start`.
-    fn take(&mut self, shared: &Shared, packet: &Packet<'_>) {
+    /// Deals with a packet of channel `start`. False if it has more frames than the burst has room for: nothing is done.
+    fn take(&mut self, shared: &Shared, packet: &Packet<'_>, burst: &mut Burst) -> bool {
         match packet.kind {
-            kind::IN_BAND | kind::GPA_DIRECT => self.take_message(shared, packet),
+            kind::IN_BAND | kind::GPA_DIRECT => return self.take_message(shared, packet, burst),
             // Anything else than the answer to a packet that the guest holds means nothing.
             kind::COMPLETION => {
                 if self.returned.is_full() {
@@ -203,12 +194,13 @@ impl TxState {
             }
             _ => self.refuse(packet),
         }
+        true
     }
 
-    fn take_message(&mut self, shared: &Shared, packet: &Packet<'_>) {
+    fn take_message(&mut self, shared: &Shared, packet: &Packet<'_>, burst: &mut Burst) -> bool {
         let Some(message) = Message::parse(packet.payload) else {
             self.refuse(packet);
-            return;
+            return true;
         };
         let Message::RndisPacket {
             channel,
@@ -221,7 +213,7 @@ impl TxState {
                 packet,
                 answer.map_or(Payload::Packet(true), Payload::Message),
             );
-            return;
+            return true;
         };
         if self
             .find_bytes(&shared.memory, packet, section, len)
@@ -229,24 +221,26 @@ impl TxState {
         {
             self.errors += 1;
             self.refuse(packet);
-            return;
+            return true;
         }
-        match channel {
-            Channel::Control => {
-                let ok = self.control(shared);
-                self.answer(packet, Payload::Packet(ok));
-            }
+        let ok = match channel {
+            Channel::Control => self.control(shared),
             Channel::Data => {
-                self.scatter.prefetch(&shared.memory);
-                self.current = Some(Current {
-                    channel: self.start as u8,
-                    wants_completion: packet.wants_completion,
-                    transaction: packet.transaction,
-                    at: 0,
-                    ok: true,
-                });
+                if burst.room() <= MAX_MESSAGES && !self.is_single(&shared.memory) {
+                    return false;
+                }
+                self.take_frames(&shared.memory, burst)
             }
-        }
+        };
+        self.answer(packet, Payload::Packet(ok));
+        true
+    }
+
+    /// Whether the packet seems to be one message.
+    fn is_single(&self, memory: &Memory) -> bool {
+        let mut front = [0; 8];
+        let read = self.scatter.read(memory, 0, &mut front);
+        read == Ok(front.len()) && u32_at(&front, 4) == Some(self.scatter.len())
     }
 
     /// Finds the bytes that a packet is about: `len` bytes of a section of the send buffer, then the pages it names.
@@ -272,133 +266,6 @@ impl TxState {
         Ok(())
     }
 
-    /// Takes frames of the packet that was begun, until it ends or the burst is full.
-    fn take_frames(&mut self, memory: &Memory, burst: &mut Burst) {
-        let Some(mut current) = self.current.take() else {
-            return;
-        };
-        while current.at < self.scatter.len() {
-            if burst.is_full() {
-                self.current = Some(current);
-                return;
-            }
-            let mut front = [0; FRONT];
-            match self.scatter.read(memory, current.at, &mut front) {
-                Ok(read) => match self.take_frame(memory, burst, &front, read, current.at) {
-                    Some(len) => current.at += len,
-                    None => {
-                        // Where a message does not say where it ends, the rest of the packet is lost.
-                        self.errors += 1;
-                        burst.push_refused(DropReason::Malformed);
-                        current.ok = false;
-                        break;
-                    }
-                },
-                Err(_) => {
-                    burst.push_refused(DropReason::SourceFault);
-                    current.ok = false;
-                    break;
-                }
-            }
-        }
-        if current.wants_completion {
-            self.pending.push(Completion {
-                channel: current.channel,
-                transaction: current.transaction,
-                payload: Payload::Packet(current.ok),
-            });
-        }
-    }
-
-    /// Takes the frame of the data message at `at`, of which `front` has the first `read` bytes; gives the message's length.
-    #[inline]
-    fn take_frame(
-        &mut self,
-        memory: &Memory,
-        burst: &mut Burst,
-        front: &[u8; FRONT],
-        read: usize,
-        at: u32,
-    ) -> Option<u32> {
-        let header = front.first_chunk::<HEADER>()?;
-        let layout = Layout::parse(header, self.scatter.len() - at).ok()?;
-        let sent = match self.read_info(memory, front, read, (at, layout.info)) {
-            Ok(sent) => sent,
-            Err(reason) => {
-                self.errors += 1;
-                burst.push_refused(reason);
-                return Some(layout.len);
-            }
-        };
-        let (frame_at, frame_len) = layout.frame;
-        if frame_len < MIN_FRAME {
-            burst.push_refused(DropReason::Runt);
-            return Some(layout.len);
-        }
-        let tag_len = if sent.tag.is_some() { TAG } else { 0 };
-        let head_len = frame_len.min(SNAPSHOT as u32 - tag_len);
-        let mut body = ArrayVec::<Span, MAX_SEGMENTS>::new();
-        let mut fits = true;
-        self.scatter
-            .each(at + frame_at + head_len, frame_len - head_len, |piece| {
-                fits &= body.try_push(piece).is_ok();
-            });
-        if !fits {
-            burst.push_refused(DropReason::TooManySegments);
-            return Some(layout.len);
-        }
-        let known = front
-            .get(frame_at as usize..read)
-            .and_then(|frame| frame.get(..head_len as usize));
-        let mut request = Request::default();
-        burst.push(frame_len + tag_len, request, &body, |head| {
-            let (_, to) = head
-                .split_at_mut_checked(tag_len as usize)
-                .ok_or(DropReason::Runt)?;
-            match known {
-                Some(frame) => to.copy_from_slice(frame),
-                None => {
-                    self.scatter
-                        .read(memory, at + frame_at, to)
-                        .map_err(|_| DropReason::SourceFault)?;
-                }
-            }
-            if let Some(tci) = sent.tag {
-                insert_tag(head, tci);
-            }
-            request = large::request(head, frame_len + tag_len, &sent, tag_len as u16)?;
-            Ok(())
-        });
-        if let Some(frame) = burst.last_mut() {
-            frame.request = request;
-        }
-        self.sent += 1;
-        Some(layout.len)
-    }
-
-    /// Per-packet information of the message at `at`.
-    #[inline]
-    fn read_info(
-        &self,
-        memory: &Memory,
-        front: &[u8; FRONT],
-        read: usize,
-        (at, (info_at, len)): (u32, (u32, u32)),
-    ) -> Result<Sent, DropReason> {
-        let near = front
-            .get(info_at as usize..read)
-            .and_then(|info| info.get(..len as usize));
-        if let Some(info) = near {
-            return Sent::parse(info).map_err(|_| DropReason::Malformed);
-        }
-        let mut info = [0; MAX_INFO];
-        let info = info.get_mut(..len as usize).unwrap_or(&mut []);
-        self.scatter
-            .read(memory, at + info_at, info)
-            .map_err(|_| DropReason::SourceFault)?;
-        Sent::parse(info).map_err(|_| DropReason::Malformed)
-    }
-
     /// Answers a packet that makes no sense.
     fn refuse(&mut self, packet: &Packet<'_>) {
         self.answer(packet, Payload::Packet(false));
@@ -406,8 +273,10 @@ impl TxState {
 
     fn answer(&mut self, packet: &Packet<'_>, payload: Payload) {
         if packet.wants_completion {
+            let channel = self.channels.get(self.start).and_then(Option::as_ref);
             self.pending.push(Completion {
                 channel: self.start as u8,
+                start: channel.map_or(0, |channel| channel.ring.last()),
                 transaction: packet.transaction,
                 payload,
             });
@@ -423,16 +292,6 @@ impl TxState {
         for transaction in self.returned.drain(..) {
             rx.sections.answered(transaction);
         }
-    }
-}
-
-/// Writes a tag behind the addresses, over what is at the start of `head`: its first 4 bytes are free.
-fn insert_tag(head: &mut [u8], tci: u16) {
-    let end = ADDRESSES + TAG as usize;
-    if head.len() >= end {
-        head.copy_within(TAG as usize..end, 0);
-        crate::wire::put(head, ADDRESSES, vswitch::classify::TPID_8021Q.to_be_bytes());
-        crate::wire::put(head, ADDRESSES + 2, tci.to_be_bytes());
     }
 }
 

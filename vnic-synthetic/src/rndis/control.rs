@@ -121,11 +121,13 @@ impl Adapter {
                 None => status::INVALID_LENGTH,
             },
             oid::ETHERNET_MULTICAST_LIST => self.set_multicast(value),
-            oid::TCP_OFFLOAD_PARAMETERS => invalid_unless(self.receive.set(value)),
+            oid::TCP_OFFLOAD_PARAMETERS => {
+                invalid_unless(self.receive.set(value, facts.coalescing))
+            }
             oid::OFFLOAD_ENCAPSULATION => status::SUCCESS,
             oid::GEN_CURRENT_LOOKAHEAD => status::SUCCESS,
             oid::GEN_RECEIVE_SCALE_PARAMETERS if facts.channels > 1 => {
-                match Scaling::parse(value, facts.channels) {
+                match Scaling::parse(value, facts.channels, self.scaling.as_ref()) {
                     Some(scaling) => {
                         self.scaling = scaling;
                         status::SUCCESS

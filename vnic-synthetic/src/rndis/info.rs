@@ -82,6 +82,8 @@ pub struct Facts {
     pub channels: u32,
     /// Revision of NDIS structures that the driver reads.
     pub revision: u8,
+    /// Whether the driver knows of coalescing on receive.
+    pub coalescing: bool,
     /// Counters.
     pub statistics: Statistics,
 }
@@ -131,7 +133,8 @@ pub(super) fn query(adapter: &Adapter, facts: &Facts, id: u32, asked: &[u8]) -> 
         }
         oid::ETHERNET_MAXIMUM_LIST_SIZE => MAX_MULTICAST as u32,
         oid::TCP_OFFLOAD_CURRENT_CONFIG | oid::TCP_OFFLOAD_HARDWARE_CAPABILITIES => {
-            let (capabilities, len) = offload::capabilities(asked, facts.revision);
+            let (capabilities, len) =
+                offload::capabilities(asked, facts.revision, facts.coalescing);
             return Some(bytes(capabilities.get(..len)?));
         }
         oid::GEN_RECEIVE_SCALE_CAPABILITIES if facts.channels > 1 => {

@@ -1,5 +1,7 @@
 //! Offloads: what the adapter offers, and what a driver switched on (NDIS 6 offload structures).
 
+use serde::{Deserialize, Serialize};
+
 use crate::wire::{put, put32, u16_at};
 
 /// Type of a structure of offload capabilities (`NDIS_OBJECT_TYPE_OFFLOAD`).
@@ -10,6 +12,11 @@ const OBJECT_DEFAULT: u8 = 0x80;
 pub const CAPABILITIES: usize = 156;
 /// Shortest parameters: up to the sizes that NDIS 6.0 knows.
 const PARAMETERS_MIN: usize = 20;
+
+/// Where the parameters say whether received segments may be coalesced: over IPv4, and IPv6.
+const RSC: usize = 22;
+/// Where the capabilities say so.
+const CAPABILITY_RSC: usize = 144;
 
 /// Ethernet without tag, and with the tag in per-packet information.
 const ENCAPSULATION: u32 = 0x2 | 0x8;
@@ -45,8 +52,8 @@ fn capabilities_len(revision: u8) -> usize {
 }
 
 /// What the adapter offers (`NDIS_OFFLOAD`), in the revision that `asked`, the driver's own structure, names, else in
-/// `default`. The bytes, and how many of them count.
-pub fn capabilities(asked: &[u8], default: u8) -> ([u8; CAPABILITIES], usize) {
+/// `default`; `coalescing` if both sides speak of it. The bytes, and how many of them count.
+pub fn capabilities(asked: &[u8], default: u8, coalescing: bool) -> ([u8; CAPABILITIES], usize) {
     let revision = match asked {
         [OBJECT_OFFLOAD, revision @ 1..=3, ..] => *revision,
         _ => default,
@@ -81,11 +88,15 @@ pub fn capabilities(asked: &[u8], default: u8) -> ([u8; CAPABILITIES], usize) {
     ] {
         put32(&mut bytes, at, value);
     }
+    if coalescing && revision >= 3 {
+        put(&mut bytes, CAPABILITY_RSC, [1, 1]);
+    }
     (bytes, len)
 }
 
 /// Receive offloads that a driver switched on. Transmit offloads are asked for packet by packet and always done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Receive {
     /// Verdicts on checksums of IPv4 headers.
     pub ip4: bool,
@@ -97,12 +108,21 @@ pub struct Receive {
     pub tcp6: bool,
     /// On those of UDP over IPv6.
     pub udp6: bool,
+    /// TCP segments over IPv4 may come as one large frame.
+    pub rsc4: bool,
+    /// And those over IPv6.
+    pub rsc6: bool,
 }
 
 impl Receive {
-    /// Applies parameters (`NDIS_OFFLOAD_PARAMETERS`). False, and nothing is changed, if they are none or hold a value
-    /// that is not defined.
-    pub fn set(&mut self, parameters: &[u8]) -> bool {
+    /// Whether verdicts of any kind are wanted.
+    pub fn any_checksum(&self) -> bool {
+        self.ip4 || self.tcp4 || self.udp4 || self.tcp6 || self.udp6
+    }
+
+    /// Applies parameters (`NDIS_OFFLOAD_PARAMETERS`). False, and nothing is changed, if they are none, hold a value that is
+    /// not defined, or switch coalescing on that was not offered.
+    pub fn set(&mut self, parameters: &[u8], coalescing: bool) -> bool {
         let shape = (parameters.first(), u16_at(parameters, 2));
         let (Some(&OBJECT_DEFAULT), Some(len)) = shape else {
             return false;
@@ -132,6 +152,17 @@ impl Receive {
                 _ => return false,
             }
         }
+        // Older drivers' structures end before these.
+        let known = parameters.get(..usize::from(len)).unwrap_or(parameters);
+        let coalesce = known.get(RSC..RSC + 2).unwrap_or(&[0, 0]);
+        for (field, value) in [&mut new.rsc4, &mut new.rsc6].into_iter().zip(coalesce) {
+            match value {
+                0 => {}
+                1 => *field = false,
+                2 if coalescing => *field = true,
+                _ => return false,
+            }
+        }
         *self = new;
         true
     }
@@ -152,7 +183,7 @@ mod tests {
             (&[0x80, 1, 0, 0], 3, 156),
             (&[0xa7, 9, 0, 0], 3, 156),
         ] {
-            let (bytes, count) = capabilities(asked, default);
+            let (bytes, count) = capabilities(asked, default, true);
             assert_eq!(count, len, "{asked:?}");
             assert_eq!(u16_at(&bytes, 2), Some(len as u16));
             assert_eq!(bytes[0], 0xa7);
@@ -165,7 +196,7 @@ mod tests {
     /// The bits that drivers insist on.
     #[test]
     fn drivers_find_what_they_look_for() {
-        let (bytes, _) = capabilities(&[], 3);
+        let (bytes, _) = capabilities(&[], 3, true);
         let word = |at| u32_at(&bytes, at).unwrap();
         assert_eq!(word(8) & 0x14, 0x14, "TCP over IPv4, with options");
         assert_eq!(
@@ -179,7 +210,15 @@ mod tests {
             5,
             "LSOv2 over IPv6, with options and extensions"
         );
-        assert_eq!(bytes[144..146], [0, 0], "no coalescing");
+        assert_eq!(bytes[144..146], [1, 1], "coalescing");
+        let (bytes, _) = capabilities(&[], 3, false);
+        assert_eq!(bytes[144..146], [0, 0], "without it");
+        let (bytes, _) = capabilities(&[], 2, true);
+        assert_eq!(
+            bytes[144..146],
+            [0, 0],
+            "nothing that the revision does not know"
+        );
     }
 
     #[test]
@@ -191,18 +230,40 @@ mod tests {
             bytes.resize(28, 0);
             bytes
         };
-        assert!(receive.set(&parameters([4, 4, 3, 4, 3])));
+        assert!(receive.set(&parameters([4, 4, 3, 4, 3]), true));
         assert!(receive.ip4 && receive.tcp4 && receive.udp4 && receive.tcp6 && receive.udp6);
-        assert!(receive.set(&parameters([0, 2, 1, 0, 0])));
+        assert!(receive.set(&parameters([0, 2, 1, 0, 0]), true));
         assert!(receive.ip4 && !receive.tcp4 && !receive.udp4 && receive.tcp6);
         let before = receive;
-        assert!(!receive.set(&parameters([1, 5, 0, 0, 0])));
-        assert!(!receive.set(&parameters([1; 5])[..19]));
-        assert!(!receive.set(&[0xa7; 28]));
+        assert!(!receive.set(&parameters([1, 5, 0, 0, 0]), true));
+        assert!(!receive.set(&parameters([1; 5])[..19], true));
+        assert!(!receive.set(&[0xa7; 28], true));
         assert_eq!(receive, before);
         assert!(
-            receive.set(&parameters([1; 5])[..22]),
+            receive.set(&parameters([1; 5])[..22], true),
             "what older drivers send"
         );
+    }
+
+    #[test]
+    fn coalescing_is_switched_on_and_off() {
+        let mut receive = Receive::default();
+        let parameters = |v4, v6, len: u8| {
+            let mut bytes = vec![0x80, 3, len, 0];
+            bytes.resize(28, 0);
+            (bytes[22], bytes[23]) = (v4, v6);
+            bytes
+        };
+        assert!(!receive.set(&parameters(2, 0, 28), false), "not offered");
+        assert!(receive.set(&parameters(2, 0, 28), true));
+        assert!(receive.rsc4 && !receive.rsc6);
+        assert!(receive.set(&parameters(1, 2, 28), true));
+        assert!(!receive.rsc4 && receive.rsc6);
+        assert!(!receive.set(&parameters(3, 0, 28), true));
+        assert!(
+            receive.set(&parameters(2, 1, 22), true),
+            "not in the structure"
+        );
+        assert!(!receive.rsc4 && receive.rsc6);
     }
 }

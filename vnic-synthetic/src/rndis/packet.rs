@@ -1,5 +1,7 @@
 //! Data messages: a frame, and per-packet information about it.
 
+use arrayvec::ArrayVec;
+
 use super::kind;
 use crate::wire::{put32, u32_at};
 
@@ -7,19 +9,28 @@ use crate::wire::{put32, u32_at};
 pub const HEADER: usize = 44;
 /// Bytes of per-packet information that are looked at, at most.
 pub const MAX_INFO: usize = 256;
-/// Where the frame starts in a message to the driver: behind the header and all information that the host ever gives.
-pub const FRAME_AT: u32 = 96;
+/// Bytes in front of a frame in a message to the driver, at most: header and all information that the host ever gives.
+pub const MAX_FRONT: usize = HEADER + 3 * ITEM_LEN;
 
 /// Offsets in a message count from here.
 const BODY: u32 = 8;
+/// Where the header says where the information is, and how long.
+const INFO_AT: usize = 28;
+pub(crate) const INFO_LEN: usize = 32;
 /// Bytes in front of the value of an item of information.
 const ITEM: u32 = 12;
+/// Bytes of an item with a value of 32 bits.
+pub(crate) const ITEM_LEN: usize = 16;
+/// Where the value of the first item is: that on checksums, if there is one.
+pub(crate) const CHECKSUM_VALUE_AT: usize = HEADER + ITEM as usize;
 
 /// Types of per-packet information.
 mod info {
     pub(super) const CHECKSUM: u32 = 0;
     pub(super) const LARGE_SEND: u32 = 2;
     pub(super) const VLAN: u32 = 6;
+    /// Which part of a large frame it is: an item between host and driver, not of NDIS.
+    pub(super) const PART: u32 = 1 << 31 | 1;
 }
 
 /// What is wrong with a data message. It fails alone.
@@ -73,7 +84,7 @@ impl Layout {
                 .map(|at| (at, size))
                 .ok_or(PacketError::Range(what))
         };
-        let info_len = word(32);
+        let info_len = word(INFO_LEN);
         if info_len > MAX_INFO as u32 {
             return Err(PacketError::Info);
         }
@@ -82,7 +93,7 @@ impl Layout {
             frame: range(word(8), word(12), "frame")?,
             info: match info_len {
                 0 => (0, 0),
-                _ => range(word(28), info_len, "per-packet information")?,
+                _ => range(word(INFO_AT), info_len, "per-packet information")?,
             },
         })
     }
@@ -149,6 +160,29 @@ pub mod verdict {
     pub const UDP: u32 = 1 << 4;
     /// The IPv4 header checksum is right.
     pub const IP4: u32 = 1 << 5;
+    /// What is in the TCP checksum field means nothing.
+    pub const TCP_VALUE_INVALID: u32 = 1 << 7;
+}
+
+/// Which part of a large frame it is, that comes in several sections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// It begins the frame.
+    pub first: bool,
+    /// It ends it.
+    pub last: bool,
+}
+
+impl Part {
+    /// The value of the item: version 1, flags, and a number that nobody reads.
+    pub fn value(self) -> u32 {
+        const SECTION: u32 = 1;
+        const FIRST: u32 = 2;
+        const LAST: u32 = 4;
+        let first = if self.first { FIRST } else { 0 };
+        let last = if self.last { LAST } else { 0 };
+        1 | (SECTION | first | last) << 8
+    }
 }
 
 /// What the host says about a frame that a driver receives.
@@ -158,18 +192,33 @@ pub struct Received {
     pub checksum: u32,
     /// Tag control information of the tag that was taken off.
     pub tag: Option<u16>,
+    /// If it is not a whole frame: which part. It is the last item.
+    pub part: Option<Part>,
 }
 
-/// Bytes in front of the frame, of a message with a frame of `len` bytes at [`FRAME_AT`].
+impl Received {
+    /// Bytes in front of the frame.
+    #[inline]
+    pub fn front(&self) -> usize {
+        let items = [self.checksum != 0, self.tag.is_some(), self.part.is_some()];
+        HEADER + ITEM_LEN * items.map(usize::from).iter().sum::<usize>()
+    }
+}
+
+/// What is in front of a frame.
+pub type Front = ArrayVec<u8, MAX_FRONT>;
+
+/// What is in front of the `len` bytes of a frame, or of a part of one.
 #[inline]
-pub fn header(len: u32, about: &Received) -> [u8; FRAME_AT as usize] {
-    let mut bytes = [0; FRAME_AT as usize];
+pub fn front(len: u32, about: &Received) -> Front {
+    let mut bytes = [0; MAX_FRONT];
+    let end = about.front();
     let mut at = HEADER;
     let mut item = |kind, value| {
-        for (index, word) in [16, kind, ITEM, value].into_iter().enumerate() {
+        for (index, word) in [ITEM_LEN as u32, kind, ITEM, value].into_iter().enumerate() {
             put32(&mut bytes, at + 4 * index, word);
         }
-        at += 16;
+        at += ITEM_LEN;
     };
     if about.checksum != 0 {
         item(info::CHECKSUM, about.checksum);
@@ -177,7 +226,10 @@ pub fn header(len: u32, about: &Received) -> [u8; FRAME_AT as usize] {
     if let Some(tci) = about.tag {
         item(info::VLAN, info_from_tag(tci));
     }
-    let info_len = (at - HEADER) as u32;
+    if let Some(part) = about.part {
+        item(info::PART, part.value());
+    }
+    let info_len = (end - HEADER) as u32;
     let info_at = if info_len == 0 {
         0
     } else {
@@ -185,16 +237,15 @@ pub fn header(len: u32, about: &Received) -> [u8; FRAME_AT as usize] {
     };
     for (at, word) in [
         (0, kind::PACKET),
-        (4, FRAME_AT + len),
-        (8, FRAME_AT - BODY),
+        (4, end as u32 + len),
+        (8, end as u32 - BODY),
         (12, len),
-        (28, info_at),
-        (32, info_len),
+        (INFO_AT, info_at),
+        (INFO_LEN, info_len),
     ] {
         put32(&mut bytes, at, word);
     }
-    bytes
+    let mut front = Front::from(bytes);
+    front.truncate(end);
+    front
 }
-
-/// Room for all items that the host ever gives.
-const _: () = assert!(HEADER + 3 * 16 <= FRAME_AT as usize);

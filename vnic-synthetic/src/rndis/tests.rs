@@ -18,6 +18,7 @@ fn facts() -> Facts {
         mtu: 1500,
         channels: 4,
         revision: 3,
+        coalescing: true,
         statistics: Statistics {
             sent: 5,
             send_errors: 1,

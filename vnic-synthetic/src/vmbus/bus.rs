@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::effect::{Demand, Done, Effect, MAX_CHANNELS, Offer, OfferError, Refused, Target};
 use super::gpadl::Assembly;
-use super::message::{self, FromGuest, Message, OfferFields, REFUSED, Version};
+use super::message::{self, FromGuest, Message, OfferFields, Version};
 use memory::{Gpadl, GpadlState, begin_remove};
 
 mod channels;
-mod memory;
+pub(super) mod memory;
 
 /// Event connections are numbered from here on by channel.
 const EVENT_CONNECTIONS: u32 = 0x1_0000;
@@ -16,38 +18,57 @@ const EVENT_CONNECTIONS: u32 = 0x1_0000;
 const LEGACY_EVENT_CONNECTION: u32 = 2;
 /// The connection that guests of version 5.0 and later are told to send messages to.
 const MESSAGE_CONNECTION: u32 = 4;
+/// The synthetic interrupt source that messages to the guest are posted to.
+const MESSAGE_SINT: u8 = 2;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum State {
     Closed,
     Opening { open_id: u32 },
     Open,
     Closing,
 }
 
-struct Channel {
-    offer: Offer,
-    state: State,
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Channel {
+    pub(super) offer: Offer,
+    pub(super) state: State,
     /// The offer was taken back, and the guest has not let go yet.
     rescinded: bool,
     /// The guest has let go, and the channel only has to be closed.
     released: bool,
     /// The GPADL of its rings, once it was opened.
-    ring: u32,
+    pub(super) ring: u32,
+    /// First page of the ring to the guest.
+    downstream_page: u32,
+    /// The virtual processor that is interrupted.
+    target_vp: u32,
+    /// The one that is to be, once the service has agreed.
+    pub(super) moving: Option<u32>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Connection {
-    version: Version,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Connection {
+    pub(super) version: Version,
     target_vp: u32,
     interrupt_page: u64,
     /// The guest asked for offers, and is told of new ones.
     offered: bool,
 }
 
+impl Connection {
+    /// Whether messages are to go where they do. From version 5.0 on the guest says so, in the place of the address that is
+    /// no longer needed.
+    fn has_our_sint(&self) -> bool {
+        self.version < Version::V5_0 || self.interrupt_page as u8 == MESSAGE_SINT
+    }
+}
+
 /// What is answered once everything is closed.
-#[derive(Clone, Copy)]
-enum Waiting {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Waiting {
     Unload { vp: u32 },
     Contact(Connection),
 }
@@ -55,14 +76,14 @@ enum Waiting {
 /// The bus of one guest.
 #[derive(Default)]
 pub struct Bus {
-    connection: Option<Connection>,
-    waiting: Option<Waiting>,
-    channels: BTreeMap<u16, Channel>,
-    gpadls: BTreeMap<u32, Gpadl>,
+    pub(super) connection: Option<Connection>,
+    pub(super) waiting: Option<Waiting>,
+    pub(super) channels: BTreeMap<u16, Channel>,
+    pub(super) gpadls: BTreeMap<u32, Gpadl>,
 }
 
 /// The connection that the guest signals channel `relid` by.
-fn event_connection(relid: u16) -> u32 {
+pub fn event_connection(relid: u16) -> u32 {
     EVENT_CONNECTIONS + u32::from(relid)
 }
 
@@ -96,6 +117,9 @@ impl Bus {
             rescinded: false,
             released: false,
             ring: 0,
+            downstream_page: 0,
+            target_vp: 0,
+            moving: None,
         };
         if let Some(connection) = self.connection.filter(|connection| connection.offered) {
             post(
@@ -196,7 +220,7 @@ impl Bus {
                 ranges,
             } => {
                 let assembly = Assembly::new(range_count, ranges_len);
-                self.gpadl_header(relid, gpadl, assembly)?;
+                self.gpadl_header(relid, gpadl, assembly, effects)?;
                 self.gpadl_part(gpadl, ranges, effects)
             }
             FromGuest::GpadlBody { gpadl, ranges } => self.gpadl_part(gpadl, ranges, effects),
@@ -219,21 +243,13 @@ impl Bus {
             Done::Removed { gpadl } => self.gpadl_removed(relid, gpadl, effects),
             Done::Opened { ok } => self.opened(relid, ok, effects),
             Done::Closed => self.closed(relid),
-            Done::Retargeted { ok } => {
-                if let Some(connection) = self.connection
-                    && connection.version >= Version::V5_3
-                {
-                    let status = if ok { 0 } else { REFUSED };
-                    let message = message::modify_response(relid.into(), status);
-                    post(effects, connection.target_vp, message);
-                }
-            }
+            Done::Retargeted { ok } => self.retargeted(relid, ok, effects),
         }
         self.answer_if_idle(effects);
     }
 
     fn contact(&mut self, connection: Connection, effects: &mut Vec<Effect>) {
-        if !connection.version.is_known() {
+        if !connection.version.is_known() || !connection.has_our_sint() {
             let message = message::version_response(false, 0);
             post(effects, connection.target_vp, message);
             return;
@@ -310,6 +326,7 @@ fn offer_message(relid: u16, channel: &Channel) -> Message {
         interface: &offer.interface,
         instance: &offer.instance,
         user_defined: &offer.user_defined,
+        pipe: offer.pipe,
         sub_channel: offer.sub_channel.map_or(0, |(_, index)| index),
         relid,
         connection: event_connection(relid),
@@ -320,7 +337,7 @@ fn post(effects: &mut Vec<Effect>, vp: u32, message: Message) {
     effects.push(Effect::Post { vp, message });
 }
 
-fn ask(effects: &mut Vec<Effect>, relid: u16, demand: Demand) {
+pub(super) fn ask(effects: &mut Vec<Effect>, relid: u16, demand: Demand) {
     effects.push(Effect::Ask { relid, demand });
 }
 

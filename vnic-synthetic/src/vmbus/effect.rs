@@ -2,23 +2,56 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::gpadl::PageList;
 use super::message::Message;
 
 /// Channels a bus offers at most, sub-channels included: event flags number them from 1.
 pub const MAX_CHANNELS: u16 = 2047;
 
+/// Interface of network adapters: f8615163-df3e-46c5-913f-f2d2f965ed0e, as on the wire.
+pub const NETWORK: [u8; 16] = [
+    0x63, 0x51, 0x61, 0xf8, 0x3e, 0xdf, 0xc5, 0x46, 0x91, 0x3f, 0xf2, 0xd2, 0xf9, 0x65, 0xed, 0x0e,
+];
+
 /// A channel to offer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Offer {
     /// Class of the device, as on the wire.
     pub interface: [u8; 16],
     /// The device: what the guest knows it by across restarts. Sub-channels have their primary channel's.
     pub instance: [u8; 16],
     /// Data for the class's driver.
+    #[serde(with = "super::state::user_defined")]
     pub user_defined: [u8; 120],
+    /// Packets have the header of a pipe, as those of integration services.
+    pub pipe: bool,
     /// The primary channel and an index from 1, for a sub-channel.
     pub sub_channel: Option<(u16, u16)>,
+}
+
+impl Offer {
+    /// A network adapter's channel. `instance` is what its guest knows it by.
+    pub fn network(instance: [u8; 16]) -> Offer {
+        Offer {
+            interface: NETWORK,
+            instance,
+            user_defined: [0; 120],
+            pipe: false,
+            sub_channel: None,
+        }
+    }
+
+    /// The same device's sub-channel `index`, from 1; its primary channel is `primary`.
+    #[must_use]
+    pub fn sub_channel(&self, primary: u16, index: u16) -> Offer {
+        Offer {
+            sub_channel: Some((primary, index)),
+            ..self.clone()
+        }
+    }
 }
 
 /// Why a channel is not offered.

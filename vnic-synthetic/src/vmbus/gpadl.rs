@@ -1,5 +1,7 @@
 //! GPADLs: lists of guest pages that a guest shares under a handle, put together from a header and bodies.
 
+use serde::{Deserialize, Serialize};
+
 use crate::wire::{u32_at, u64_at};
 
 /// Bytes of a page.
@@ -8,7 +10,8 @@ pub(crate) const PAGE: u32 = 4096;
 pub const MAX_GPADL_PAGES: usize = 8190;
 
 /// A run of memory over guest pages that need not be neighbours.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PageRange {
     /// Where it starts in the first page, below 4096.
     pub offset: u32,
@@ -19,7 +22,8 @@ pub struct PageRange {
 }
 
 /// What a GPADL describes: almost always one range.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PageList {
     /// The ranges.
     pub ranges: Box<[PageRange]>,
@@ -34,10 +38,26 @@ impl PageList {
         }
     }
 
+    /// Whether it could have come from a guest: there are ranges, none is empty, and each has the pages it takes.
+    pub(crate) fn is_valid(&self) -> bool {
+        let whole = |range: &PageRange| {
+            let count = pages_of(range.offset, range.len);
+            range.offset < PAGE && range.len > 0 && range.pages.len() == count
+        };
+        !self.ranges.is_empty()
+            && self.page_count() <= MAX_GPADL_PAGES
+            && self.ranges.iter().all(whole)
+    }
+
     /// Pages of all ranges.
     pub fn page_count(&self) -> usize {
         self.ranges.iter().map(|range| range.pages.len()).sum()
     }
+}
+
+/// Pages that a range takes.
+fn pages_of(offset: u32, len: u32) -> usize {
+    (u64::from(offset) + u64::from(len)).div_ceil(PAGE.into()) as usize
 }
 
 /// Why a GPADL is refused.
@@ -62,7 +82,8 @@ pub enum GpadlError {
 }
 
 /// A GPADL of which some messages are still to come.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Assembly {
     range_count: u16,
     /// Bytes of all ranges together.
@@ -78,6 +99,11 @@ impl Assembly {
             len: len.into(),
             bytes: Vec::new(),
         }
+    }
+
+    /// Whether something is missing.
+    pub(crate) fn is_building(&self) -> bool {
+        self.bytes.len() < self.len && self.len <= u16::MAX.into()
     }
 
     /// Takes the next part. True once all is there; bytes beyond are padding.
@@ -116,7 +142,7 @@ impl Assembly {
         if offset >= PAGE || len == 0 {
             return Err(GpadlError::Range { offset, len });
         }
-        let count = (u64::from(offset) + u64::from(len)).div_ceil(PAGE.into()) as usize;
+        let count = pages_of(offset, len);
         if count > MAX_GPADL_PAGES {
             return Err(GpadlError::Range { offset, len });
         }

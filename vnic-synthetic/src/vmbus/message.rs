@@ -1,5 +1,7 @@
 //! Messages of VMBus channel management. Each begins with its type and four bytes of padding.
 
+use serde::{Deserialize, Serialize};
+
 use crate::wire::{put, put32, u16_at, u32_at, u64_at};
 
 /// Bytes in front of the body.
@@ -32,7 +34,7 @@ pub(crate) mod kind {
 pub(crate) const REFUSED: u32 = 0xc000_000d;
 
 /// A version of the protocol: major in the high half, minor in the low.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version(pub u32);
 
 impl Version {
@@ -75,7 +77,7 @@ pub(crate) enum FromGuest<'a> {
     InitiateContact {
         version: Version,
         target_vp: u32,
-        /// Guest address of the interrupt page; from 5.0 on something else.
+        /// Guest address of the interrupt page; from 5.0 on, the low byte is the SINT that messages go to.
         interrupt_page: u64,
     },
     RequestOffers,
@@ -226,16 +228,24 @@ pub(crate) struct OfferFields<'a> {
     pub(crate) interface: &'a [u8; 16],
     pub(crate) instance: &'a [u8; 16],
     pub(crate) user_defined: &'a [u8; 120],
+    pub(crate) pipe: bool,
     pub(crate) sub_channel: u16,
     pub(crate) relid: u16,
     pub(crate) connection: u32,
 }
+
+/// Flag of an offer: the guest shows the device to its drivers.
+const ENUMERATE: u16 = 0x1;
+/// Flag of an offer: packets of the channel have the header of a pipe.
+const NAMED_PIPE: u16 = 0x10;
 
 /// Offer of a channel, 196 bytes. No monitor page is allocated, and the interrupt is the channel's own.
 pub(crate) fn offer(fields: &OfferFields<'_>) -> Message {
     message(kind::OFFER_CHANNEL, 188, |bytes| {
         put(bytes, 8, *fields.interface);
         put(bytes, 24, *fields.instance);
+        let flags = ENUMERATE | if fields.pipe { NAMED_PIPE } else { 0 };
+        put(bytes, 56, flags.to_le_bytes());
         put(bytes, 60, *fields.user_defined);
         put(bytes, 180, fields.sub_channel.to_le_bytes());
         put32(bytes, 184, fields.relid.into());

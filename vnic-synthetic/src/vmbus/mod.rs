@@ -13,11 +13,14 @@ mod gpadl;
 pub mod message;
 pub mod pages;
 pub mod ring;
+mod state;
 #[cfg(test)]
 mod tests;
 
-pub use bus::Bus;
+pub use bus::{Bus, event_connection};
 pub use effect::{
-    Demand, Done, Effect, Interrupts, MAX_CHANNELS, Offer, OfferError, Open, Refused, Target,
+    Demand, Done, Effect, Interrupts, MAX_CHANNELS, NETWORK, Offer, OfferError, Open, Refused,
+    Target,
 };
 pub use gpadl::{GpadlError, MAX_GPADL_PAGES, PageList, PageRange};
+pub use state::{BusState, StateError};

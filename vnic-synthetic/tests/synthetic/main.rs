@@ -7,6 +7,9 @@
     reason = "tests"
 )]
 
+mod integration;
 mod offload;
 mod port;
+mod receive;
 mod rig;
+mod saved;

@@ -58,7 +58,7 @@ fn join(segments: &[Vec<u8>], mss: usize) -> Vec<u8> {
 }
 
 /// `frame` with IPv4 header checksum and transport checksum as they must be, and where the transport header is.
-fn finished(frame: &[u8]) -> (Vec<u8>, u16) {
+pub(crate) fn finished(frame: &[u8]) -> (Vec<u8>, u16) {
     let (mut right, at) = partial(frame, true);
     let mut sum = offload::Sum::new();
     sum.add_bytes(&right[usize::from(at.start)..]);
@@ -267,11 +267,11 @@ fn a_small_large_send_is_a_plain_frame() {
 }
 
 /// A frame with an 802.1Q tag.
-fn tagged(frame: &[u8], tci: u16) -> Vec<u8> {
+pub(crate) fn tagged(frame: &[u8], tci: u16) -> Vec<u8> {
     [&frame[..12], &[0x81, 0], &tci.to_be_bytes(), &frame[12..]].concat()
 }
 
-fn trunk() -> VlanMode {
+pub(crate) fn trunk() -> VlanMode {
     let mut allowed = VidSet::empty();
     (1..4095).for_each(|vid| allowed.insert(vid));
     VlanMode::Trunk {

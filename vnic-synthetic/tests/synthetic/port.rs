@@ -81,6 +81,16 @@ fn several_messages_in_one_packet_are_several_frames() {
 }
 
 #[test]
+fn a_packet_of_more_messages_than_the_driver_may_send_is_cut_off() {
+    let mut rig = Rig::new(Setup::linux());
+    let frames = vec![Frame::plain(&frame(PEER, GUEST, 60)); 9];
+    rig.guest.send(Carry::SendBuffer, &frames).unwrap();
+    assert_eq!(rig.at_station().len(), 8);
+    assert_eq!(rig.dropped(DropReason::Malformed), 1);
+    rig.balanced();
+}
+
+#[test]
 fn a_bad_message_fails_alone() {
     let good = Frame::plain(&frame(PEER, GUEST, 100));
     // Offset of a field of the message, and what it says instead.
@@ -450,6 +460,13 @@ fn sub_channels_share_the_load_as_the_driver_says() {
         ..linux
     });
     assert_eq!(rig.open_sub_channels(9), 3, "as many as there are");
+    rig.turn();
+    let table = rig.guest.notices.pop_front().unwrap();
+    let words: Vec<u32> = table.chunks_exact(4).map(word).collect();
+    assert_eq!(words[..3], [134, 16, 40], "behind the message");
+    let spread: Vec<u32> = (0..16).map(|entry| entry % 4).collect();
+    assert_eq!(words[10..], spread);
+    assert!(rig.guest.notices.is_empty(), "once");
     // All to channel 2.
     let mut parameters = vec![0u8; 44];
     parameters[0] = 0x89;
@@ -462,6 +479,11 @@ fn sub_channels_share_the_load_as_the_driver_says() {
     let mut down = tcp(false, 100);
     down[..6].copy_from_slice(&GUEST.0);
     down[6..12].copy_from_slice(&PEER.0);
+    // Trap: the filter holds for sub-channels as well.
+    assert_eq!(rig.set(0x0001_010e, &[0; 4]), 0);
+    rig.station.send(&down);
+    assert!(rig.at_guest().is_empty());
+    assert_eq!(rig.set(0x0001_010e, &[0x0d, 0, 0, 0]), 0);
     rig.station.send(&down);
     assert_eq!(rig.at_guest()[0].bytes, down);
     assert_eq!(rig.guest.by_channel[..4], [0, 0, 1, 0]);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use offload::checksum::{Sum, pseudo_v4, pseudo_v6};
 use offload::{CsumAt, Features};
+use vnic_synthetic::driver::host::Host;
 use vnic_synthetic::driver::{Guest, Received, Setup};
 use vswitch::control::{NetworkSpec, PortHandle, SteppedWorker, Switch};
 use vswitch::drops::DropReason;
@@ -90,6 +91,27 @@ impl Rig {
         .rig()
     }
 
+    /// Saves bus and adapter as text, and goes on with new ones that read it.
+    pub(crate) fn save_and_restore(&mut self) {
+        drop(self.port.detach());
+        let text = serde_json::to_string(&self.guest.host.save()).unwrap();
+        let state = serde_json::from_str(&text).unwrap();
+        let memory = self.guest.memory().clone();
+        self.guest.host = Host::restore(memory, self.guest.config(), &state);
+        assert_eq!(self.guest.host.save(), state);
+        self.port.attach(self.guest.host.adapter.sides());
+    }
+
+    /// The switch's process ends without a word, and another goes on with what the driver is known to have negotiated.
+    pub(crate) fn kill_and_restore(&mut self) {
+        drop(self.port.detach());
+        let host = &self.guest.host;
+        let state = (host.bus.save(), host.adapter.negotiated());
+        let memory = self.guest.memory().clone();
+        self.guest.host = Host::restore(memory, self.guest.config(), &state);
+        self.port.attach(self.guest.host.adapter.sides());
+    }
+
     /// Some turns of the worker and of the driver.
     pub(crate) fn turn(&mut self) {
         for _ in 0..4 {
@@ -130,6 +152,11 @@ impl Rig {
     /// Frames the station received since it was last asked.
     pub(crate) fn at_station(&mut self) -> Vec<Vec<u8>> {
         self.turn();
+        self.received()
+    }
+
+    /// The same without a turn.
+    pub(crate) fn received(&mut self) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| self.station.receive())
             .map(|received| received.frame)
             .collect()

@@ -29,10 +29,12 @@ pub use views::{
 
 pub use vm::{
     AdapterKind, AdapterName, AutoStart, AutoStop, Boot, CLASSIC_CPUS, CreateAdapter, CreateVm,
-    MAX_CPUS, MAX_LEGACY, MemorySize, PatchAdapter, PatchVm, Profile, StartWhen, VmAction,
-    VmConfig, VmName, VmState, VmVerb, choose_name,
+    MAX_CPUS, MAX_LEGACY, MAX_SYNTHETIC, MemorySize, PatchAdapter, PatchVm, Profile, Service,
+    StartWhen, VmAction, VmConfig, VmName, VmState, VmVerb, no_hyperv,
 };
-pub use vm_views::{AdapterView, ConsoleView, DriverState, VmGlance, VmList, VmView};
+pub use vm_views::{
+    AdapterView, ConsoleView, CrashView, DriverState, ServiceView, VmGlance, VmList, VmView,
+};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Refusal, present};
 use super::policy::{MacGuard, StationMac, VlanSpec};
 use super::values::{IfName, Link, Mtu, NetworkName, PortName, Queues, SocketPath, VlanId};
-use super::vm::{AdapterName, VmName};
+use super::vm::{AdapterKind, AdapterName, VmName};
 
 /// The name of the host NIC's port.
 pub const HOST_PORT: &str = "host";
@@ -70,9 +70,24 @@ pub enum PortBackend {
         /// The adapter.
         adapter: AdapterName,
     },
+    /// A synthetic adapter of a VM; comes and goes with it.
+    Synthetic {
+        /// The VM.
+        vm: VmName,
+        /// The adapter.
+        adapter: AdapterName,
+    },
 }
 
 impl PortBackend {
+    /// What is behind the port of an adapter.
+    pub fn of_adapter(vm: VmName, adapter: AdapterName) -> PortBackend {
+        match adapter.kind() {
+            AdapterKind::Legacy => PortBackend::Legacy { vm, adapter },
+            AdapterKind::Synthetic => PortBackend::Synthetic { vm, adapter },
+        }
+    }
+
     /// The interface, socket or adapter: what no two ports may share.
     pub fn target(&self) -> Cow<'_, str> {
         match self {
@@ -81,14 +96,18 @@ impl PortBackend {
             | PortBackend::Tap { interface } => interface.as_str().into(),
             PortBackend::VhostUser { path, .. } => path.as_str().into(),
             // No interface has a colon in its name, and no socket's path begins so.
-            PortBackend::Legacy { vm, adapter } => format!("vm:{vm}.{adapter}").into(),
+            PortBackend::Legacy { vm, adapter } | PortBackend::Synthetic { vm, adapter } => {
+                format!("vm:{vm}.{adapter}").into()
+            }
         }
     }
 
     /// The VM and its adapter, where the port is that of one.
     pub fn adapter(&self) -> Option<(&VmName, AdapterName)> {
         match self {
-            PortBackend::Legacy { vm, adapter } => Some((vm, *adapter)),
+            PortBackend::Legacy { vm, adapter } | PortBackend::Synthetic { vm, adapter } => {
+                Some((vm, *adapter))
+            }
             _ => None,
         }
     }
@@ -109,6 +128,7 @@ impl PortBackend {
             PortBackend::Tap { .. } => "tap",
             PortBackend::VhostUser { .. } => "vhost_user",
             PortBackend::Legacy { .. } => "legacy",
+            PortBackend::Synthetic { .. } => "synthetic",
         }
     }
 }
@@ -299,7 +319,7 @@ impl PatchPort {
                 return refuse("its MTU is that of its network; change the network's".to_owned());
             }
         }
-        if config.backend.adapter().is_some() && self.mtu.is_some() {
+        if matches!(config.backend, PortBackend::Legacy { .. }) && self.mtu.is_some() {
             return refuse(
                 "a legacy adapter is a 10/100 Mb/s card of its time, which has MTU 1500".to_owned(),
             );

@@ -38,6 +38,26 @@ impl InvalidValue {
     }
 }
 
+/// Declares how a type that is parsed from text is read and written by serde.
+macro_rules! as_text {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = InvalidValue;
+
+            fn try_from(text: String) -> Result<Self, InvalidValue> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> String {
+                value.to_string()
+            }
+        }
+    };
+}
+pub(super) use as_text;
+
 /// Declares a type that is a checked text.
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $allowed:literal, $check:path) => {
@@ -65,19 +85,7 @@ macro_rules! text_type {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = InvalidValue;
-
-            fn try_from(text: String) -> Result<Self, InvalidValue> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> String {
-                value.0
-            }
-        }
+        as_text!($name);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,6 +94,7 @@ macro_rules! text_type {
         }
     };
 }
+pub(super) use text_type;
 
 text_type! {
     /// The name of a network.

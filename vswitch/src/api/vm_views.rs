@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::policy::StationMac;
 use super::values::{Link, NetworkName, VlanId};
 use super::vm::{
-    AdapterKind, AdapterName, AutoStart, AutoStop, Boot, MemorySize, Profile, VmName, VmState,
+    AdapterKind, AdapterName, AutoStart, AutoStop, Boot, MemorySize, Profile, Service, VmName,
+    VmState,
 };
 
 /// Whether a driver of the guest has taken an adapter into use.
@@ -51,6 +52,24 @@ pub struct AdapterView {
     pub driver: DriverState,
 }
 
+/// An integration service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ServiceView {
+    /// Which.
+    pub name: Service,
+    /// Whether a driver of the guest has taken it into use.
+    pub driver: DriverState,
+}
+
+/// What a guest said when it crashed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CrashView {
+    /// Five numbers; their meaning is the guest's, as a Windows bug check and its parameters.
+    pub parameters: [u64; 5],
+    /// Its last words, if it had any.
+    pub message: Option<String>,
+}
+
 /// A VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VmView {
@@ -77,6 +96,10 @@ pub struct VmView {
     pub cmdline: String,
     /// The option ROM that legacy adapters boot with, if it is not vswitchd's own.
     pub boot_rom: Option<String>,
+    /// Whether its guest finds Hyper-V.
+    pub hyperv: bool,
+    /// The integration services that its guest is offered.
+    pub services: Vec<ServiceView>,
     /// When it starts by itself.
     #[schema(value_type = String)]
     pub auto_start: AutoStart,
@@ -86,6 +109,10 @@ pub struct VmView {
     pub notes: String,
     /// Its adapters, by name.
     pub adapters: Vec<AdapterView>,
+    /// What the guest says of itself by key/value exchange.
+    pub facts: BTreeMap<String, String>,
+    /// What the guest said when it crashed, since the VM was started.
+    pub crash: Option<CrashView>,
     /// Exits to user space by kind, since its process was started.
     pub exits: BTreeMap<String, u64>,
     /// What is not as one would wish, as an address that two adapters of a network have.

@@ -1,11 +1,16 @@
 //! The messages, and what is checked about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// Adapters of a VM, at most: 4 legacy and 8 synthetic ones.
-pub const MAX_ADAPTERS: usize = 12;
+use super::demand::{Demand, MAX_CHANNELS, check_state};
+use crate::api::{AdapterKind, AdapterName, MAX_LEGACY, MAX_SYNTHETIC, Service};
+
+/// Adapters of a VM, at most.
+pub const MAX_ADAPTERS: usize = MAX_LEGACY + MAX_SYNTHETIC;
+/// Integration services of a VM, at most.
+pub const MAX_SERVICES: usize = Service::ALL.len();
 /// Characters of a name, at most.
 pub const MAX_NAME: usize = 64;
 /// Bytes of a kernel's command line, at most (Linux on x86: `COMMAND_LINE_SIZE`).
@@ -16,6 +21,10 @@ pub const MAX_TEXT: usize = 2048;
 pub const MAX_REGIONS: usize = 8;
 /// Kinds of exits that are counted, at most.
 pub const MAX_EXITS: usize = 32;
+/// Things that a guest says of itself, at most.
+pub const MAX_FACTS: usize = 16;
+/// Characters of such a thing, at most.
+pub const MAX_FACT: usize = 256;
 
 /// What is wrong with a message that can be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +38,7 @@ pub struct InvalidMessage {
     pub allowed: String,
 }
 
-fn invalid(
+pub(super) fn invalid(
     what: &'static str,
     value: impl ToString,
     allowed: impl ToString,
@@ -41,7 +50,7 @@ fn invalid(
     })
 }
 
-fn at_most(what: &'static str, found: usize, most: usize) -> Result<(), InvalidMessage> {
+pub(super) fn at_most(what: &'static str, found: usize, most: usize) -> Result<(), InvalidMessage> {
     if found > most {
         return invalid(what, found, format_args!("at most {most}"));
     }
@@ -88,12 +97,14 @@ pub enum FileRole {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterConfig {
-    /// Its name, as `legacy0`.
-    pub name: String,
+    /// Its name, which also says its kind.
+    pub name: AdapterName,
     /// Its MAC address.
     pub mac: [u8; 6],
     /// Whether it is connected to a network that is up.
     pub link: bool,
+    /// Identifies it to its guest, always as the same, if it is a synthetic one (GUID, as on the wire).
+    pub instance: [u8; 16],
 }
 
 /// Everything about a VM.
@@ -108,14 +119,18 @@ pub struct Configure {
     pub cmdline: String,
     /// Identifies the VM to its guest (SMBIOS system UUID).
     pub uuid: [u8; 16],
-    /// Its adapters, in the order of their slots.
+    /// Its adapters; legacy ones are in the order of their slots.
     pub adapters: Vec<AdapterConfig>,
+    /// Whether the guest finds Hyper-V. Without it there are neither synthetic adapters nor services.
+    pub hyperv: bool,
+    /// The integration services it is offered.
+    pub services: Vec<Service>,
     /// What the file descriptors are, in their order.
     pub files: Vec<FileRole>,
 }
 
 /// What a VM is told to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Command {
     /// Run, from reset or from what was restored.
@@ -126,23 +141,48 @@ pub enum Command {
     Resume,
     /// Press the reset button.
     Reset,
-    /// Press the power button.
+    /// Ask the guest to switch itself off: by the integration service if its driver is there, else by the power button.
     PowerButton,
     /// Write the state of the paused machine to the file descriptor that comes along.
     Save,
-    /// Show an adapter its link.
+    /// Show a legacy adapter its link.
     Link {
-        /// Its index in the configuration.
-        adapter: usize,
+        /// The adapter.
+        adapter: AdapterName,
         /// Whether it is up.
         up: bool,
     },
-    /// Whether anybody serves the rings of an adapter.
+    /// Whether anybody serves the rings of a legacy adapter.
     Served {
-        /// Its index in the configuration.
-        adapter: usize,
+        /// The adapter.
+        adapter: AdapterName,
         /// Whether somebody does.
         served: bool,
+    },
+    /// Offer so many sub-channels of a synthetic adapter: its driver asked for them.
+    SubChannels {
+        /// The adapter.
+        adapter: AdapterName,
+        /// Their number, 0 to 7.
+        count: u8,
+    },
+    /// Keep this for a synthetic adapter, instead of what was kept before, as part of the machine's state: it comes back
+    /// with [`Demand::Restore`].
+    Keep {
+        /// The adapter.
+        adapter: AdapterName,
+        /// What vswitchd knows of its driver; nothing that the process understands.
+        state: String,
+    },
+    /// Plug a synthetic adapter in. [`FromVmm::Added`] comes before the answer.
+    AddAdapter {
+        /// The adapter.
+        adapter: AdapterConfig,
+    },
+    /// Unplug a synthetic adapter.
+    RemoveAdapter {
+        /// The adapter.
+        adapter: AdapterName,
     },
     /// Say how things stand.
     Status,
@@ -163,6 +203,13 @@ pub enum ToVmm {
         /// The command.
         command: Command,
     },
+    /// The answer to a demand.
+    Done {
+        /// The number of the demand.
+        id: u64,
+        /// Whether it is met.
+        ok: bool,
+    },
 }
 
 impl Checked for ToVmm {
@@ -172,8 +219,8 @@ impl Checked for ToVmm {
                 configure.check()?;
                 configure.files.len()
             }
-            ToVmm::Adopt {} => 0,
-            ToVmm::Command { command, .. } => usize::from(*command == Command::Save),
+            ToVmm::Adopt {} | ToVmm::Done { .. } => 0,
+            ToVmm::Command { command, .. } => command.check()?,
         };
         exactly(fds, due)
     }
@@ -186,6 +233,50 @@ fn exactly(fds: usize, due: usize) -> Result<(), InvalidMessage> {
     Ok(())
 }
 
+/// Checks that no adapter is there twice. As there are [`MAX_ADAPTERS`] names, this bounds their number.
+fn check_adapters(names: impl Iterator<Item = AdapterName>) -> Result<(), InvalidMessage> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return invalid("adapter", name, "each once");
+        }
+    }
+    Ok(())
+}
+
+fn check_kind(adapter: AdapterName, due: AdapterKind) -> Result<(), InvalidMessage> {
+    if adapter.kind() != due {
+        return invalid("adapter", adapter, format_args!("a {due} one"));
+    }
+    Ok(())
+}
+
+impl Command {
+    /// Checks the fields; gives how many file descriptors belong to it.
+    fn check(&self) -> Result<usize, InvalidMessage> {
+        match self {
+            Command::Link { adapter, .. } | Command::Served { adapter, .. } => {
+                check_kind(*adapter, AdapterKind::Legacy)?;
+            }
+            Command::SubChannels { adapter, count } => {
+                check_kind(*adapter, AdapterKind::Synthetic)?;
+                if *count >= MAX_CHANNELS {
+                    invalid("number of sub-channels", count, "0 to 7")?;
+                }
+            }
+            Command::Keep { adapter, state } => {
+                check_kind(*adapter, AdapterKind::Synthetic)?;
+                check_state(state)?;
+            }
+            Command::AddAdapter { adapter } => check_kind(adapter.name, AdapterKind::Synthetic)?,
+            Command::RemoveAdapter { adapter } => check_kind(*adapter, AdapterKind::Synthetic)?,
+            Command::Save => return Ok(1),
+            _ => {}
+        }
+        Ok(0)
+    }
+}
+
 impl Configure {
     fn check(&self) -> Result<(), InvalidMessage> {
         if !(1..=64).contains(&self.cpus) {
@@ -196,9 +287,13 @@ impl Configure {
             self.cmdline.len(),
             MAX_CMDLINE,
         )?;
-        at_most("number of adapters", self.adapters.len(), MAX_ADAPTERS)?;
-        for adapter in &self.adapters {
-            at_most("length of an adapter's name", adapter.name.len(), MAX_NAME)?;
+        check_adapters(self.adapters.iter().map(|adapter| adapter.name))?;
+        let mut services = self.services.clone();
+        services.sort_unstable();
+        services.dedup();
+        if services.len() != self.services.len() {
+            let shown = format!("{:?}", self.services);
+            return invalid("list of services", shown, "each once");
         }
         let mut roles = self.files.clone();
         roles.sort_unstable();
@@ -242,8 +337,22 @@ pub struct Status {
     pub state: RunState,
     /// Exits to user space by kind.
     pub exits: BTreeMap<String, u64>,
-    /// For each adapter whether a driver has taken it into use.
-    pub drivers: Vec<bool>,
+    /// The adapters that a driver has taken into use.
+    pub drivers: Vec<AdapterName>,
+    /// The integration services that the guest uses.
+    pub services: Vec<Service>,
+    /// What the guest says of itself by key/value exchange.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// What a guest said when it crashed, in Hyper-V's registers for that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CrashReport {
+    /// Five numbers; their meaning is the guest's, as a Windows bug check and its parameters.
+    pub parameters: [u64; 5],
+    /// Its last words, if it had any.
+    pub message: Option<String>,
 }
 
 /// Why a VM ended.
@@ -272,13 +381,14 @@ pub enum FromVmm {
         /// Whether the machine is made already.
         running: bool,
     },
-    /// The machine is there. With it go the file of its RAM, then three for each adapter: the shared page, the event
-    /// by which the guest kicks, the event that interrupts the guest.
+    /// The machine is there. With it go the file of its RAM, then for each legacy adapter three: the shared page, the
+    /// event by which the guest kicks, the event that interrupts the guest; for each synthetic adapter the event by
+    /// which the guest kicks any of its channels. Demands for what is shared and open already follow at once.
     Ready {
         /// Where RAM is.
         regions: Vec<Region>,
-        /// How many adapters there are.
-        adapters: usize,
+        /// Its adapters.
+        adapters: Vec<AdapterName>,
         /// Whether it runs.
         state: RunState,
     },
@@ -291,8 +401,24 @@ pub enum FromVmm {
         /// How things stand, if that was asked for.
         status: Option<Status>,
     },
+    /// A synthetic adapter was plugged in. With it goes the event by which the guest kicks any of its channels.
+    Added {
+        /// The adapter.
+        adapter: AdapterName,
+    },
+    /// A demand for a channel of a synthetic adapter; those of an adapter are met in order, and each is answered.
+    Demand {
+        /// A number to know the answer by.
+        id: u64,
+        /// The adapter.
+        adapter: AdapterName,
+        /// What is demanded.
+        demand: Demand,
+    },
     /// The guest was reset: it did so itself, or was told to.
     WasReset {},
+    /// The guest says that it crashed. Said again after each `Ready` until it is reset.
+    Crashed(CrashReport),
     /// The VM has ended; the process ends, too.
     Ended(Ended),
 }
@@ -308,8 +434,11 @@ impl Checked for FromVmm {
                 regions, adapters, ..
             } => {
                 at_most("number of regions", regions.len(), MAX_REGIONS)?;
-                at_most("number of adapters", *adapters, MAX_ADAPTERS)?;
-                1 + 3 * adapters
+                check_adapters(adapters.iter().copied())?;
+                1 + adapters
+                    .iter()
+                    .map(|name| files_of(name.kind()))
+                    .sum::<usize>()
             }
             FromVmm::Reply { error, status, .. } => {
                 let text = error.as_deref().unwrap_or_default();
@@ -323,9 +452,32 @@ impl Checked for FromVmm {
                 at_most("length of the reason", reason.chars().count(), MAX_TEXT)?;
                 0
             }
+            FromVmm::Added { adapter } => {
+                check_kind(*adapter, AdapterKind::Synthetic)?;
+                files_of(AdapterKind::Synthetic)
+            }
+            FromVmm::Demand {
+                adapter, demand, ..
+            } => {
+                check_kind(*adapter, AdapterKind::Synthetic)?;
+                demand.check()?
+            }
+            FromVmm::Crashed(report) => {
+                let text = report.message.as_deref().unwrap_or_default();
+                at_most("length of the last words", text.chars().count(), MAX_TEXT)?;
+                0
+            }
             FromVmm::WasReset {} | FromVmm::Ended(Ended::PoweredOff {}) => 0,
         };
         exactly(fds, due)
+    }
+}
+
+/// File descriptors of an adapter.
+fn files_of(kind: AdapterKind) -> usize {
+    match kind {
+        AdapterKind::Legacy => 3,
+        AdapterKind::Synthetic => 1,
     }
 }
 
@@ -333,6 +485,12 @@ impl Status {
     fn check(&self) -> Result<(), InvalidMessage> {
         at_most("number of kinds of exits", self.exits.len(), MAX_EXITS)?;
         at_most("number of drivers", self.drivers.len(), MAX_ADAPTERS)?;
+        at_most("number of services", self.services.len(), MAX_SERVICES)?;
+        at_most("number of facts", self.facts.len(), MAX_FACTS)?;
+        for (key, value) in &self.facts {
+            at_most("length of a fact's name", key.chars().count(), MAX_NAME)?;
+            at_most("length of a fact", value.chars().count(), MAX_FACT)?;
+        }
         for kind in self.exits.keys() {
             at_most("length of a kind of exit", kind.len(), MAX_NAME)?;
         }

@@ -16,9 +16,22 @@
 //! When vswitchd goes away the process keeps the VM running and connects again; it then says `Hello { running: true }`,
 //! is answered `Adopt`, and sends `Ready` as above.
 //!
-//! * [`message`] has the messages and what is checked about them.
+//!
+//! The channels of a synthetic adapter are opened and closed by its guest, over the bus that the process has. What the
+//! bus demands for them goes to vswitchd as it comes, and the guest is answered once vswitchd has done it:
+//! ```text
+//! Demand { id, adapter, Add }              ──►
+//! Demand { id, adapter, Open } + interrupt ──►  opens the rings, attaches the adapter to its port
+//!                                          ◄──  Done { id, ok }, for each
+//!                                          ◄──  Command SubChannels, Keep
+//! ```
+//! After `Ready` the process demands again what was shared and open already, and then `Restore` with what was kept. While there is
+//! no vswitchd it answers its guest itself, and nobody uses the memory.
+//!
+//! * [`message`] has the messages and what is checked about them; [`demand`] those about channels.
 //! * [`socket`] carries them.
 
+pub mod demand;
 pub mod message;
 pub mod socket;
 
@@ -26,10 +39,11 @@ pub use message::{FromVmm, ToVmm};
 pub use socket::{AttachError, Connection, Listener};
 
 /// The version of the protocol. Both ends come from one build: any other is refused.
-pub const VERSION: u32 = 1;
-/// Bytes of a message, at most. The longest is a configuration with a kernel command line of 2 KiB.
-pub const MAX_MESSAGE: usize = 16 * 1024;
-/// File descriptors with a message, at most: guest RAM, and three for each of 12 adapters.
+pub const VERSION: u32 = 2;
+/// Bytes of a message, at most. The longest is a demand with 8190 page numbers of 13 digits.
+pub const MAX_MESSAGE: usize = 128 * 1024;
+/// File descriptors with a message, at most: guest RAM, three for each of 4 legacy adapters, one for each of 8 synthetic
+/// ones, with room to spare.
 pub const MAX_FDS: usize = 40;
 
 #[cfg(test)]

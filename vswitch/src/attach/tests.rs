@@ -6,8 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
+use std::collections::BTreeMap;
+
+use super::demand::*;
 use super::message::*;
 use super::*;
+use crate::api::{AdapterKind, AdapterName, Service};
 
 const LIMIT: Timespec = Timespec {
     tv_sec: 2,
@@ -18,6 +22,10 @@ const AT_ONCE: Timespec = Timespec {
     tv_nsec: 10_000_000,
 };
 
+fn legacy(index: usize) -> AdapterName {
+    AdapterName::of(AdapterKind::Legacy).nth(index).unwrap()
+}
+
 fn configure() -> Configure {
     Configure {
         memory: 64 << 20,
@@ -25,10 +33,13 @@ fn configure() -> Configure {
         cmdline: "console=ttyS0".into(),
         uuid: [7; 16],
         adapters: vec![AdapterConfig {
-            name: "legacy0".into(),
+            name: legacy(0),
             mac: [2, 0, 0, 0, 0, 1],
             link: true,
+            instance: [7; 16],
         }],
+        hyperv: true,
+        services: vec![Service::Shutdown, Service::TimeSync],
         files: vec![FileRole::Kernel, FileRole::Com1],
     }
 }
@@ -68,7 +79,9 @@ fn messages_arrive_with_their_files_in_order() {
         status: Some(Status {
             state: RunState::Paused,
             exits: [("pio".to_owned(), 4)].into(),
-            drivers: vec![true],
+            drivers: vec![legacy(0)],
+            services: vec![Service::Heartbeat],
+            facts: [("OSName".to_owned(), "Linux \"x\"".to_owned())].into(),
         }),
     };
     b.send(&reply, &[], LIMIT).unwrap();
@@ -164,14 +177,18 @@ fn fields_out_of_bounds_are_refused_by_name() {
     );
     assert!(why(&with(|c| c.cmdline = "x".repeat(2048)), 2).contains("command line is 2048"));
     assert!(why(&with(|c| c.files.push(FileRole::Kernel)), 3).contains("each once"));
-    assert!(why(&with(|c| c.adapters = vec![c.adapters[0].clone(); 13]), 2).contains("at most 12"));
+    assert!(
+        why(&with(|c| c.adapters.push(c.adapters[0].clone())), 2)
+            .contains("adapter is legacy0; allowed: each once")
+    );
+    assert!(why(&with(|c| c.services.push(Service::Shutdown)), 2).contains("list of services"));
     assert!(why(&with(|_| {}), 1).contains("file descriptors is 1; allowed: 2"));
     let save = ToVmm::Command {
         id: 1,
         command: Command::Save,
     };
     assert!(save.check(1).is_ok() && save.check(0).is_err());
-    let ready = |regions, adapters| FromVmm::Ready {
+    let ready = |regions, adapters: &[AdapterName]| FromVmm::Ready {
         regions: vec![
             Region {
                 guest: 0,
@@ -180,13 +197,14 @@ fn fields_out_of_bounds_are_refused_by_name() {
             };
             regions
         ],
-        adapters,
+        adapters: adapters.to_vec(),
         state: RunState::Ready,
     };
-    assert!(ready(2, 4).check(13).is_ok());
-    assert!(why(&ready(9, 0), 1).contains("number of regions is 9"));
-    assert!(why(&ready(1, usize::MAX), 1).contains("number of adapters"));
-    assert!(why(&ready(1, 1), 1).contains("file descriptors is 1; allowed: 4"));
+    let all: Vec<AdapterName> = AdapterName::all().collect();
+    assert!(ready(2, &all).check(1 + 4 * 3 + 8).is_ok());
+    assert!(why(&ready(9, &[]), 1).contains("number of regions is 9"));
+    assert!(why(&ready(1, &[legacy(2), legacy(2)]), 7).contains("adapter is legacy2"));
+    assert!(why(&ready(1, &[legacy(0)]), 1).contains("file descriptors is 1; allowed: 4"));
     let ended = |reason: String| FromVmm::Ended(Ended::Failed { reason });
     let long = "é".repeat(MAX_TEXT + 1);
     assert!(ended(long.clone()).check(0).is_err());
@@ -254,4 +272,198 @@ fn only_the_owner_may_connect_and_the_peer_is_known() {
     drop(listener);
     assert!(!path.exists());
     assert!(Connection::dial(&path).is_err());
+}
+
+fn synthetic(index: usize) -> AdapterName {
+    AdapterName::of(AdapterKind::Synthetic).nth(index).unwrap()
+}
+
+fn demand(demand: Demand) -> FromVmm {
+    FromVmm::Demand {
+        id: 1,
+        adapter: synthetic(7),
+        demand,
+    }
+}
+
+fn range(offset: u32, len: u32, pages: Vec<u64>) -> PageRange {
+    PageRange { offset, len, pages }
+}
+
+fn open(change: impl FnOnce(&mut PageRange, &mut Vec<Flag>, &mut u8)) -> FromVmm {
+    let mut ring = range(0, 8192, vec![1, 2]);
+    let mut flags = vec![Flag {
+        address: 0x3200,
+        bit: 2047,
+    }];
+    let mut channel = 7;
+    change(&mut ring, &mut flags, &mut channel);
+    demand(Demand::Open {
+        channel,
+        ring,
+        downstream_page: 1,
+        flags,
+        resumed: false,
+    })
+}
+
+#[test]
+fn demands_out_of_bounds_are_refused_by_name() {
+    assert!(open(|_, _, _| {}).check(1).is_ok());
+    for (message, fds, reason) in [
+        (open(|_, _, _| {}), 0, "file descriptors is 0; allowed: 1"),
+        (
+            open(|_, _, channel| *channel = 8),
+            1,
+            "index of a channel is 8; allowed: 0 to 7",
+        ),
+        (
+            open(|ring, _, _| ring.len = 0),
+            1,
+            "length of a range is 0; allowed: at least 1",
+        ),
+        (
+            open(|ring, _, _| ring.offset = 4096),
+            1,
+            "offset in a page is 4096; allowed: below 4096",
+        ),
+        (
+            open(|ring, _, _| ring.offset = 1),
+            1,
+            "number of pages is 2; allowed: 3",
+        ),
+        (
+            open(|ring, _, _| ring.len = u32::MAX),
+            1,
+            "number of pages is 2; allowed: 1048576",
+        ),
+        (
+            open(|ring, _, _| ring.pages[1] = 1 << 40),
+            1,
+            "number of a page is 1099511627776; allowed: below 2^40",
+        ),
+        (
+            open(|ring, _, _| *ring = range(0, 4097 * 4096, vec![0; 4097])),
+            1,
+            "number of pages of rings is 4097; allowed: at most 4096",
+        ),
+        (
+            open(|_, flags, _| flags[0].address += 8),
+            1,
+            "address of flags is 12808; allowed: a multiple of 256",
+        ),
+        (
+            open(|_, flags, _| flags[0].bit = 2048),
+            1,
+            "number of a flag is 2048; allowed: below 2048",
+        ),
+        (
+            open(|_, flags, _| *flags = vec![flags[0]; 3]),
+            1,
+            "number of flags is 3; allowed: at most 2",
+        ),
+        (
+            demand(Demand::Close { channel: 9 }),
+            0,
+            "index of a channel is 9",
+        ),
+        (
+            demand(Demand::Add {
+                gpadl: 1,
+                range: range(0, 8191 * 4096, vec![0; 8191]),
+            }),
+            0,
+            "number of pages is 8191; allowed: at most 8190",
+        ),
+        (
+            FromVmm::Demand {
+                id: 1,
+                adapter: legacy(0),
+                demand: Demand::Remove { gpadl: 1 },
+            },
+            0,
+            "adapter is legacy0; allowed: a synthetic one",
+        ),
+        (
+            FromVmm::Added { adapter: legacy(1) },
+            1,
+            "adapter is legacy1",
+        ),
+    ] {
+        assert!(
+            why(&message, fds).contains(reason),
+            "{}",
+            why(&message, fds)
+        );
+    }
+}
+
+#[test]
+fn commands_are_for_the_kind_of_adapter_that_knows_them() {
+    let checked = |command| ToVmm::Command { id: 1, command }.check(0);
+    let link = |adapter| Command::Link { adapter, up: true };
+    assert!(checked(link(legacy(0))).is_ok() && checked(link(synthetic(0))).is_err());
+    let keep = |adapter, state: &str| Command::Keep {
+        adapter,
+        state: state.to_owned(),
+    };
+    assert!(checked(keep(synthetic(0), "{\"a\": 1}")).is_ok());
+    assert!(checked(keep(synthetic(0), "\n")).is_err());
+    assert!(checked(keep(legacy(0), "")).is_err());
+    assert!(checked(keep(synthetic(0), &"x".repeat(MAX_STATE + 1))).is_err());
+    let sub_channels = |count| Command::SubChannels {
+        adapter: synthetic(0),
+        count,
+    };
+    assert!(checked(sub_channels(7)).is_ok() && checked(sub_channels(8)).is_err());
+    let remove = |adapter| Command::RemoveAdapter { adapter };
+    assert!(checked(remove(synthetic(1))).is_ok() && checked(remove(legacy(1))).is_err());
+}
+
+#[test]
+fn the_longest_messages_fit_a_packet() {
+    let (a, b) = Connection::pair().unwrap();
+    let last = (1 << 40) - 1;
+    let add = demand(Demand::Add {
+        gpadl: u32::MAX,
+        range: range(0, 8190 * 4096, vec![last; MAX_PAGES]),
+    });
+    a.send(&add, &[], LIMIT).unwrap();
+    assert_eq!(b.receive::<FromVmm>(LIMIT).unwrap().0, add);
+    let open = demand(Demand::Open {
+        channel: 0,
+        ring: range(0, 4096 * 4096, vec![last; MAX_RING_PAGES]),
+        downstream_page: u32::MAX,
+        flags: vec![
+            Flag {
+                address: u64::MAX << 8,
+                bit: 2047,
+            };
+            2
+        ],
+        resumed: true,
+    });
+    let event = event();
+    a.send(&open, &[event.as_fd()], LIMIT).unwrap();
+    assert_eq!(b.receive::<FromVmm>(LIMIT).unwrap().0, open);
+    let restore = demand(Demand::Restore {
+        state: "\"".repeat(MAX_STATE),
+    });
+    a.send(&restore, &[], LIMIT).unwrap();
+    assert_eq!(b.receive::<FromVmm>(LIMIT).unwrap().0, restore);
+    let status = FromVmm::Reply {
+        id: u64::MAX,
+        error: Some("\u{1}".repeat(MAX_TEXT)),
+        status: Some(Status {
+            state: RunState::Running,
+            exits: BTreeMap::new(),
+            drivers: AdapterName::all().collect(),
+            services: Service::ALL.to_vec(),
+            facts: (0..MAX_FACTS)
+                .map(|n| (format!("{n:\u{1}>64}"), "\u{1}".repeat(MAX_FACT)))
+                .collect(),
+        }),
+    };
+    a.send(&status, &[], LIMIT).unwrap();
+    assert_eq!(b.receive::<FromVmm>(LIMIT).unwrap().0, status);
 }

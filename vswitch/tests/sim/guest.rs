@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use guestmem::{Memory, Span};
 use offload::{Features, Request};
-use vswitch::burst::{BURST, Burst};
+use vswitch::burst::Burst;
 use vswitch::drops::DropReason;
 use vswitch::port::{PortFault, Sides, TxSide};
 use vswitch::ports::memory::{MemoryPort, Station};
@@ -34,6 +34,8 @@ pub struct Gathered {
     pub port: usize,
     pub frames: Vec<Record>,
     pub gone: bool,
+    /// There may be more that was not taken.
+    pub full: bool,
     /// Nothing was scribbled on before it: what a driver wrote is what was gathered.
     pub honest: bool,
 }
@@ -96,7 +98,7 @@ impl TxSide for Twisted {
                 scribble(memory, at, &mut self.rng, 64);
                 scribble(memory, at + 64 * self.rng.below(24), &mut self.rng, 16);
             }
-            if burst.len() < BURST {
+            if !burst.is_full() {
                 for &at in &self.descriptors {
                     scribble(memory, at, &mut self.rng, 8);
                 }
@@ -125,6 +127,7 @@ impl TxSide for Twisted {
             port: self.port,
             frames,
             gone,
+            full: burst.is_full(),
             honest,
         });
     }

@@ -51,6 +51,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
         ("initrd", or_dash(vm.initrd.as_ref())),
         ("cmdline", vm.cmdline.clone()),
         ("boot ROM", or_dash(vm.boot_rom.as_ref())),
+        ("Hyper-V", if vm.hyperv { "on" } else { "off" }.to_owned()),
         ("auto start", vm.auto_start.to_string()),
         ("auto stop", vm.auto_stop.to_string()),
         ("notes", vm.notes.clone()),
@@ -60,6 +61,31 @@ pub(crate) fn vm(vm: &VmView) -> String {
     });
     if !vm.adapters.is_empty() {
         text += &format!("\n{}", adapters(&vm.adapters));
+    }
+    if !vm.services.is_empty() {
+        let rows: Vec<_> = vm
+            .services
+            .iter()
+            .map(|service| vec![service.name.to_string(), service.driver.to_string()])
+            .collect();
+        text += &format!("\n{}", table(&["SERVICE", "DRIVER"], &rows));
+    }
+    if !vm.facts.is_empty() {
+        let rows: Vec<_> = vm
+            .facts
+            .iter()
+            .map(|(name, value)| vec![printable(name), printable(value)])
+            .collect();
+        text += &format!("\n{}", table(&["GUEST SAYS", "VALUE"], &rows));
+    }
+    if let Some(crash) = &vm.crash {
+        let numbers = crash.parameters.map(|number| format!("{number:#x}"));
+        text += &format!("\nthe guest crashed: {}\n", numbers.join(" "));
+        if let Some(message) = &crash.message {
+            for line in message.lines() {
+                text += &format!("{}\n", printable(line));
+            }
+        }
     }
     if !vm.exits.is_empty() {
         let rows: Vec<_> = vm
@@ -73,6 +99,12 @@ pub(crate) fn vm(vm: &VmView) -> String {
         text += &format!("\nwarning: {warning}\n");
     }
     text
+}
+
+/// What a guest said, without what would drive a terminal.
+fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().map(shown).collect()
 }
 
 fn adapters(adapters: &[AdapterView]) -> String {

@@ -43,6 +43,15 @@ fn every_verb_is_taken() {
         "fdb flush lab --port vm1",
         "stats",
         "stats lab vm1 --watch",
+        "vm create web --memory 64M --cpus 4 --boot kernel:/k --initrd /i --cmdline -x --legacy --legacy net=lab,vlan=7",
+        "vm create web --synthetic --synthetic net=lab --services shutdown,heartbeat --hyperv",
+        "vm create web --no-hyperv --boot-rom none",
+        "vm set web --services none",
+        "vm set web --no-hyperv",
+        "adapter add web synthetic0 --net lab",
+        "adapter add web --kind synthetic --mac 02:00:00:00:00:01 --vlan 7",
+        "adapter set web synthetic7 --disconnect",
+        "adapter remove web legacy3",
         "completion bash",
     ] {
         if let Err(error) = parse(line) {
@@ -103,6 +112,16 @@ fn values_are_refused_in_one_line() {
         ("port set lab vm1 --mac-guard xx", "xx", "off, or"),
         ("port set lab vm1 --link on", "on", "up, down"),
         (
+            "adapter remove web synthetic8",
+            "synthetic8",
+            "legacy0 to legacy3, synthetic0 to synthetic7",
+        ),
+        (
+            "adapter add web --kind modern",
+            "modern",
+            "legacy, synthetic",
+        ),
+        (
             "fdb add lab ff:ff:ff:ff:ff:ff vm1",
             "ff:ff:ff:ff:ff:ff",
             "one station",
@@ -135,6 +154,10 @@ fn wrong_usage() {
         "port add lab vm1 --vhost-user /s --client --server",
         "port set lab vm1",
         "port set lab vm1 --connect a --disconnect",
+        "vm set web",
+        "vm create web --no-hyperv --synthetic",
+        "vm create web --no-hyperv --services all",
+        "vm set web --hyperv --no-hyperv",
         "stats --frobnicate",
         "completion tcsh-ish",
     ] {

@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Subcommand};
 use vswitch::api::{
-    AdapterName, AutoStart, AutoStop, Boot, CreateAdapter, InvalidValue, MemorySize, NetworkName,
-    Profile, StationMac, VlanId, VmName,
+    AdapterKind, AdapterName, AutoStart, AutoStop, Boot, CreateAdapter, InvalidValue, MemorySize,
+    NetworkName, Profile, Service, StationMac, VlanId, VmName,
 };
 
 use crate::cli::OrNone;
@@ -56,9 +56,39 @@ pub(crate) enum VmVerbs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = CREATE_EXAMPLES)]
 pub(crate) struct VmCreate {
     /// 1 to 50 characters A-Z a-z 0-9 . _ -
     pub(crate) name: VmName,
+    /// A legacy adapter: `[net=NETWORK][,mac=MAC][,vlan=ID]`; up to 4 times
+    #[arg(long, value_name = "ADAPTER", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) legacy: Vec<AdapterSpec>,
+    /// A synthetic adapter: `[net=NETWORK][,mac=MAC][,vlan=ID]`; up to 8 times
+    #[arg(long, value_name = "ADAPTER", num_args = 0..=1, default_missing_value = "", conflicts_with = "no_hyperv")]
+    pub(crate) synthetic: Vec<AdapterSpec>,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+}
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  vswitchctl vm create pxe --legacy net=lab
+  vswitchctl vm create linux --boot kernel:/boot/vmlinuz --initrd /boot/initrd.img --synthetic net=lab,vlan=10
+  vswitchctl vm create retro --no-hyperv --legacy net=lab --auto-start nothing";
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true)
+    .args(["memory", "cpus", "profile", "boot", "initrd", "cmdline", "boot_rom", "hyperv", "no_hyperv", "services",
+           "auto_start", "auto_stop", "notes"]))]
+pub(crate) struct VmSet {
+    pub(crate) name: VmName,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+}
+
+/// What a VM is made with, and what can be changed of it. Defaults are those of a new VM.
+#[derive(Debug, Args)]
+pub(crate) struct Settings {
     /// RAM: 8M to 64G, a multiple of 2M [default: 512M]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<MemorySize>,
@@ -71,27 +101,24 @@ pub(crate) struct VmCreate {
     /// network, or kernel:PATH [default: network]
     #[arg(long, value_name = "SOURCE")]
     pub(crate) boot: Option<Boot>,
-    /// The kernel's initial RAM disk
-    #[arg(long, value_name = "PATH")]
-    pub(crate) initrd: Option<String>,
+    /// The kernel's initial RAM disk, or none [default: none]
+    #[arg(long, value_name = "PATH|none")]
+    pub(crate) initrd: Option<OrNone<String>>,
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
-    /// The option ROM that legacy adapters boot with [default: that of vswitchd]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) boot_rom: Option<String>,
-    /// A legacy adapter: `[net=NETWORK][,mac=MAC][,vlan=ID]`; up to 4 times
-    #[arg(long, value_name = "ADAPTER", num_args = 0..=1, default_missing_value = "")]
-    pub(crate) legacy: Vec<AdapterSpec>,
-    /// A synthetic adapter; not to be had yet
-    #[arg(long, value_name = "ADAPTER", num_args = 0..=1, default_missing_value = "")]
-    pub(crate) synthetic: Vec<NoSynthetic>,
-    #[command(flatten)]
-    pub(crate) upkeep: Upkeep,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Upkeep {
+    /// The option ROM that legacy adapters boot with, or none for that of vswitchd [default: none]
+    #[arg(long, value_name = "PATH|none")]
+    pub(crate) boot_rom: Option<OrNone<String>>,
+    /// The guest finds Hyper-V, which synthetic adapters and integration services need [default]
+    #[arg(long)]
+    pub(crate) hyperv: bool,
+    /// The guest does not find Hyper-V
+    #[arg(long, conflicts_with_all = ["hyperv", "services"])]
+    pub(crate) no_hyperv: bool,
+    /// Integration services: all, none, or some of shutdown,heartbeat,time-sync,key-value [default: all]
+    #[arg(long, value_name = "LIST")]
+    pub(crate) services: Option<ServiceList>,
     /// When vswitchd starts it: nothing, if-running, always, with ,delay=SECONDS [default: if-running]
     #[arg(long, value_name = "WHEN")]
     pub(crate) auto_start: Option<AutoStart>,
@@ -103,43 +130,24 @@ pub(crate) struct Upkeep {
     pub(crate) notes: Option<String>,
 }
 
-#[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true)
-    .args(["memory", "cpus", "profile", "boot", "initrd", "cmdline", "boot_rom", "auto_start", "auto_stop", "notes"]))]
-pub(crate) struct VmSet {
-    pub(crate) name: VmName,
-    /// RAM: 8M to 64G, a multiple of 2M
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) memory: Option<MemorySize>,
-    /// Processors: 1 to 4, or to 64 with --profile modern
-    #[arg(long, value_name = "N")]
-    pub(crate) cpus: Option<u32>,
-    /// Which limits hold: classic or modern
-    #[arg(long, value_name = "PROFILE")]
-    pub(crate) profile: Option<Profile>,
-    /// network, or kernel:PATH
-    #[arg(long, value_name = "SOURCE")]
-    pub(crate) boot: Option<Boot>,
-    /// The kernel's initial RAM disk, or none
-    #[arg(long, value_name = "PATH|none")]
-    pub(crate) initrd: Option<OrNone<String>>,
-    /// The option ROM that legacy adapters boot with, or none for that of vswitchd
-    #[arg(long, value_name = "PATH|none")]
-    pub(crate) boot_rom: Option<OrNone<String>>,
-    /// The kernel's command line
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub(crate) cmdline: Option<String>,
-    #[command(flatten)]
-    pub(crate) upkeep: Upkeep,
+impl Settings {
+    /// Whether the guest finds Hyper-V, if that is said.
+    pub(crate) fn finds_hyperv(&self) -> Option<bool> {
+        (self.hyperv || self.no_hyperv).then_some(self.hyperv)
+    }
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdapterVerb {
-    /// Give a VM that is off another adapter
+    /// Give a VM another adapter: a legacy one while it is off, a synthetic one also while it runs
+    #[command(after_help = ADD_EXAMPLES)]
     Add {
         vm: VmName,
-        /// legacy0 to legacy3 [default: the first that is free]
+        /// legacy0 to legacy3, synthetic0 to synthetic7 [default: the first of its kind that is free]
         adapter: Option<AdapterName>,
+        /// legacy or synthetic [default: that of its name, or legacy]
+        #[arg(long, value_name = "KIND")]
+        kind: Option<AdapterKind>,
         /// The network it is connected to
         #[arg(long, value_name = "NETWORK")]
         net: Option<NetworkName>,
@@ -168,9 +176,14 @@ pub(crate) enum AdapterVerb {
         #[arg(long, value_name = "ID|none")]
         vlan: Option<OrNone<VlanId>>,
     },
-    /// Take an adapter from a VM that is off
+    /// Take an adapter from a VM: a legacy one while it is off, a synthetic one also while it runs
     Remove { vm: VmName, adapter: AdapterName },
 }
+
+const ADD_EXAMPLES: &str = "\
+Examples:
+  vswitchctl adapter add web --kind synthetic --net lab
+  vswitchctl adapter add web legacy1 --net lab --mac 02:00:00:00:00:01 --vlan 10";
 
 /// An address, or the word `pool`.
 #[derive(Clone, Copy, Debug)]
@@ -214,22 +227,42 @@ impl FromStr for AdapterSpec {
     }
 }
 
-/// What is parsed to be refused.
+/// `all`, `none`, or integration services separated by commas.
 #[derive(Clone, Debug)]
-pub(crate) struct NoSynthetic;
+pub(crate) struct ServiceList(pub(crate) Vec<Service>);
 
-impl FromStr for NoSynthetic {
+impl FromStr for ServiceList {
     type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<NoSynthetic, InvalidValue> {
-        let allowed = "--legacy; this version has no synthetic adapters yet";
-        Err(InvalidValue::new("synthetic adapter", text, allowed))
+    fn from_str(text: &str) -> Result<ServiceList, InvalidValue> {
+        match text {
+            "all" => Ok(ServiceList(Service::ALL.to_vec())),
+            "none" => Ok(ServiceList(Vec::new())),
+            _ => Ok(ServiceList(
+                text.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            )),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services() {
+        let list = |text: &str| text.parse::<ServiceList>().map(|list| list.0);
+        assert_eq!(list("all").unwrap(), Service::ALL);
+        assert_eq!(list("none").unwrap(), []);
+        assert_eq!(
+            list("time-sync,shutdown").unwrap(),
+            [Service::TimeSync, Service::Shutdown]
+        );
+        for bad in ["", "backup", "shutdown,", "all,none"] {
+            let error = list(bad).unwrap_err().to_string();
+            assert!(error.contains("allowed: shutdown, heartbeat"), "{error}");
+        }
+    }
 
     #[test]
     fn adapters() {

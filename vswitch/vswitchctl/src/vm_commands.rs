@@ -12,7 +12,7 @@ use crate::client::Answer;
 use crate::commands::Runner;
 use crate::console;
 use crate::show_vms;
-use crate::vm_cli::{AdapterVerb, VmCreate, VmSet, VmVerbs};
+use crate::vm_cli::{AdapterSpec, AdapterVerb, VmCreate, VmSet, VmVerbs};
 
 impl Runner {
     pub(crate) fn vm(&self, verb: VmVerbs) -> anyhow::Result<()> {
@@ -59,36 +59,44 @@ impl Runner {
 
     fn create_vm(&self, create: VmCreate) -> anyhow::Result<()> {
         let done = format!("VM '{}' created", create.name);
+        let adapters = |specs: Vec<AdapterSpec>| specs.into_iter().map(|spec| spec.0).collect();
+        let settings = create.settings;
         let request = CreateVm {
             name: create.name,
-            memory: create.memory,
-            cpus: create.cpus,
-            profile: create.profile,
-            boot: create.boot,
-            initrd: create.initrd,
-            cmdline: create.cmdline,
-            boot_rom: create.boot_rom,
-            legacy: create.legacy.into_iter().map(|spec| spec.0).collect(),
-            auto_start: create.upkeep.auto_start,
-            auto_stop: create.upkeep.auto_stop,
-            notes: create.upkeep.notes,
+            hyperv: settings.finds_hyperv(),
+            memory: settings.memory,
+            cpus: settings.cpus,
+            profile: settings.profile,
+            boot: settings.boot,
+            initrd: settings.initrd.and_then(|initrd| initrd.0),
+            cmdline: settings.cmdline,
+            boot_rom: settings.boot_rom.and_then(|rom| rom.0),
+            services: settings.services.map(|list| list.0),
+            legacy: adapters(create.legacy),
+            synthetic: adapters(create.synthetic),
+            auto_start: settings.auto_start,
+            auto_stop: settings.auto_stop,
+            notes: settings.notes,
         };
         self.vm_done(self.client.send(Method::POST, "/v1/vms", &request)?, done)
     }
 
     fn set_vm(&self, set: VmSet) -> anyhow::Result<()> {
         let done = format!("VM '{}' changed", set.name);
+        let settings = set.settings;
         let patch = PatchVm {
-            memory: set.memory,
-            cpus: set.cpus,
-            profile: set.profile,
-            boot: set.boot,
-            initrd: set.initrd.map(|initrd| initrd.0),
-            cmdline: set.cmdline,
-            boot_rom: set.boot_rom.map(|rom| rom.0),
-            auto_start: set.upkeep.auto_start,
-            auto_stop: set.upkeep.auto_stop,
-            notes: set.upkeep.notes,
+            hyperv: settings.finds_hyperv(),
+            memory: settings.memory,
+            cpus: settings.cpus,
+            profile: settings.profile,
+            boot: settings.boot,
+            initrd: settings.initrd.map(|initrd| initrd.0),
+            cmdline: settings.cmdline,
+            boot_rom: settings.boot_rom.map(|rom| rom.0),
+            services: settings.services.map(|list| list.0),
+            auto_start: settings.auto_start,
+            auto_stop: settings.auto_stop,
+            notes: settings.notes,
         };
         let answer = self.client.send(Method::PATCH, &of_vm(&set.name), &patch)?;
         self.vm_done(answer, done)
@@ -99,12 +107,14 @@ impl Runner {
             AdapterVerb::Add {
                 vm,
                 adapter,
+                kind,
                 net,
                 mac,
                 vlan,
             } => {
                 let done = format!("adapter added to VM '{vm}'");
                 let request = CreateAdapter {
+                    kind,
                     name: adapter,
                     network: net,
                     mac,

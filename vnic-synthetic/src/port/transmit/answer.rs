@@ -4,17 +4,24 @@ use std::sync::atomic::Ordering;
 
 use vswitch::port::PortFault;
 
-use super::{Payload, TxState};
+use super::{Completion, Payload, TxState};
 use crate::nvsp;
 use crate::port::adapter::{Shared, lock};
 use crate::port::receive::RxState;
 use crate::vmbus::ring::kind;
 
 impl TxState {
-    /// Writes answers, in order and as far as there is room, and gives back the room of the packets that were dealt with.
-    /// True if a guest was told.
+    /// Writes answers, in order and as far as there is room, and gives back the room of the packets that were answered.
+    /// True if a guest was told. A control message counts as answered only when what it asked for is on its way: until
+    /// then it stays in the ring, for who may have to take the ring up.
     pub(super) fn flush(&mut self, shared: &Shared) -> Result<bool, PortFault> {
         let mut rx = lock(&shared.rx);
+        while let Some(reply) = self.replies.first() {
+            if !rx.send_control(reply)? {
+                return self.publish(&mut rx);
+            }
+            self.replies.remove(0);
+        }
         let mut written = 0;
         for completion in &self.pending {
             let Some(Some(channel)) = rx.channels.get_mut(usize::from(completion.channel)) else {
@@ -35,28 +42,32 @@ impl TxState {
             written += 1;
         }
         self.pending.drain(..written);
-        while let Some(reply) = self.replies.first() {
-            if !rx.send_control(reply)? {
-                break;
-            }
-            self.replies.remove(0);
+        if self.table_due
+            && let Some(Some(channel)) = rx.channels.first_mut()
+        {
+            let table = nvsp::send_table(self.open_channels());
+            self.table_due = !channel.ring.push(kind::IN_BAND, 0, &[], &table)?;
         }
         self.publish(&mut rx)
     }
 
+    fn open_channels(&self) -> u32 {
+        self.channels.iter().flatten().count() as u32
+    }
+
     fn publish(&mut self, rx: &mut RxState) -> Result<bool, PortFault> {
         let mut told = false;
-        let open = self.current.as_ref().map(|current| current.channel);
         let rings = self.channels.iter_mut().zip(&mut rx.channels);
         for (index, (incoming, outgoing)) in rings.enumerate() {
             let (Some(incoming), Some(outgoing)) = (incoming, outgoing) else {
                 continue;
             };
-            let mut wanted = outgoing.ring.publish()?;
-            // A packet that is not answered yet would be taken again by who takes the ring up.
-            if open.map(usize::from) != Some(index) {
-                wanted |= incoming.ring.publish()?;
-            }
+            let of_this = |completion: &&Completion| usize::from(completion.channel) == index;
+            let wanted = outgoing.ring.publish()?
+                | match self.pending.iter().find(of_this) {
+                    None => incoming.ring.publish()?,
+                    Some(unanswered) => incoming.ring.publish_to(unanswered.start)?,
+                };
             told |= wanted && outgoing.signal.raise();
         }
         Ok(told)

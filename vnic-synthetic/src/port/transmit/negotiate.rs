@@ -28,6 +28,7 @@ impl TxState {
             mtu: self.mtu,
             channels: shared.config.channels,
             revision: self.revision,
+            coalescing: self.coalescing,
             statistics: Statistics {
                 sent: self.sent,
                 send_errors: self.errors,
@@ -41,19 +42,32 @@ impl TxState {
         // In force before the driver reads the answer.
         rx.filter.clone_from(&self.adapter.filter);
         rx.scaling.clone_from(&self.adapter.scaling);
+        rx.receive = self.adapter.receive;
         self.replies.extend(reply);
+        notify::signal(&*shared.attention);
         true
     }
 
     /// Deals with a message of NVSP; gives the answer, if it has one of its own.
     pub(super) fn negotiate(&mut self, shared: &Shared, message: Message) -> Option<nvsp::Bytes> {
+        let answer = self.agree(shared, message);
+        notify::signal(&*shared.attention);
+        answer
+    }
+
+    fn agree(&mut self, shared: &Shared, message: Message) -> Option<nvsp::Bytes> {
         match message {
             Message::Init { min, max } => {
                 self.version = Version::negotiate(min, max);
                 return Some(nvsp::init_complete(self.version));
             }
             Message::NdisVersion { major, minor } => self.revision = revision(major, minor),
-            Message::NdisConfig { frame, .. } => {
+            Message::NdisConfig {
+                frame,
+                capabilities,
+            } => {
+                let asked = capabilities & nvsp::CAPABILITY_RSC != 0;
+                self.coalescing = asked && self.version >= Some(Version::V6_1);
                 let mtu = frame.saturating_sub(14).min(nvsp::MAX_MTU.into()) as u16;
                 self.mtu = mtu.max(nvsp::MIN_MTU);
             }
@@ -73,11 +87,15 @@ impl TxState {
                 let allowed = operation == 1 && self.version >= Some(Version::V5);
                 if allowed {
                     shared.sub_channels.store(granted, Ordering::Relaxed);
-                    notify::signal(&*shared.attention);
                 }
                 return Some(nvsp::sub_channels_complete(allowed.then_some(granted)));
             }
-            Message::RndisPacket { .. } | Message::RndisPacketComplete => {}
+            Message::SwitchDataPath {
+                virtual_function: true,
+            } => return Some(nvsp::refused()),
+            Message::SwitchDataPath { .. }
+            | Message::RndisPacket { .. }
+            | Message::RndisPacketComplete => {}
         }
         None
     }

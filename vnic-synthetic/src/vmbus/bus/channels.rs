@@ -25,47 +25,55 @@ impl Bus {
             return Ok(());
         };
         let gpadl = self.gpadls.get(&ring);
-        let Some((id, channel)) = channel_mut(&mut self.channels, relid) else {
+        // Drivers wait for the result, whatever it is.
+        let failed = message::open_result(relid, open_id, REFUSED);
+        let Some((id, channel)) = channel_mut(&mut self.channels, relid)
+            .filter(|(_, channel)| channel.state == State::Closed && !channel.rescinded)
+        else {
+            post(effects, connection.target_vp, failed);
             return refused("OPEN_CHANNEL", relid);
         };
-        let list = match gpadl {
+        match gpadl {
             Some(Gpadl {
                 relid,
-                state: GpadlState::Ready(list),
+                state: GpadlState::Ready(_),
                 ..
-            }) if *relid == id => list.clone(),
+            }) if *relid == id => {}
             _ => {
-                post(
-                    effects,
-                    connection.target_vp,
-                    message::open_result(relid, open_id, REFUSED),
-                );
-                return Ok(());
+                post(effects, connection.target_vp, failed);
+                return refused("OPEN_CHANNEL", relid);
             }
-        };
-        if channel.state != State::Closed || channel.rescinded {
-            post(
-                effects,
-                connection.target_vp,
-                message::open_result(relid, open_id, REFUSED),
-            );
-            return Ok(());
         }
         channel.state = State::Opening { open_id };
-        channel.ring = ring;
+        (channel.ring, channel.downstream_page) = (ring, downstream_page);
+        (channel.target_vp, channel.moving) = (target_vp, None);
+        if let Some(open) = self
+            .channels
+            .get(&id)
+            .and_then(|channel| self.open_demand(channel))
+        {
+            ask(effects, id, Demand::Open(open));
+        }
+        Ok(())
+    }
+
+    /// How `channel`, whose rings are there, is to be opened.
+    pub(in crate::vmbus) fn open_demand(&self, channel: &Channel) -> Option<Open> {
+        let GpadlState::Ready(list) = &self.gpadls.get(&channel.ring)?.state else {
+            return None;
+        };
+        let connection = self.connection?;
         let interrupts = if connection.version < Version::WIN8 {
             Interrupts::Page(connection.interrupt_page)
         } else {
             Interrupts::Flag
         };
-        let open = Open {
-            ring: list,
-            downstream_page,
-            target_vp,
+        Some(Open {
+            ring: list.clone(),
+            downstream_page: channel.downstream_page,
+            target_vp: channel.target_vp,
             interrupts,
-        };
-        ask(effects, id, Demand::Open(open));
-        Ok(())
+        })
     }
 
     pub(super) fn opened(&mut self, relid: u16, ok: bool, effects: &mut Vec<Effect>) {
@@ -177,12 +185,40 @@ impl Bus {
     ) -> Result<(), Refused> {
         match channel_mut(&mut self.channels, relid) {
             Some((relid, channel))
-                if channel.state == State::Open && connection.version >= Version::WIN10_V4_1 =>
+                if channel.state == State::Open
+                    && channel.moving.is_none()
+                    && connection.version >= Version::WIN10_V4_1 =>
             {
+                channel.moving = Some(target_vp);
                 ask(effects, relid, Demand::Retarget { target_vp });
                 Ok(())
             }
-            _ => refused("MODIFY_CHANNEL", relid),
+            _ => {
+                if connection.version >= Version::V5_3 {
+                    let failed = message::modify_response(relid, REFUSED);
+                    post(effects, connection.target_vp, failed);
+                }
+                refused("MODIFY_CHANNEL", relid)
+            }
+        }
+    }
+
+    pub(super) fn retargeted(&mut self, relid: u16, ok: bool, effects: &mut Vec<Effect>) {
+        let Some(channel) = self.channels.get_mut(&relid) else {
+            return;
+        };
+        let Some(target_vp) = channel.moving.take() else {
+            return;
+        };
+        if ok {
+            channel.target_vp = target_vp;
+        }
+        if let Some(connection) = self.connection
+            && connection.version >= Version::V5_3
+        {
+            let status = if ok { 0 } else { REFUSED };
+            let message = message::modify_response(relid.into(), status);
+            post(effects, connection.target_vp, message);
         }
     }
 }

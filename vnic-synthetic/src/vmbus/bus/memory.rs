@@ -8,21 +8,21 @@ use crate::vmbus::gpadl::{Assembly, PageList};
 use crate::vmbus::message::{self, REFUSED};
 
 /// GPADLs a guest has at most.
-const MAX_GPADLS: usize = 512;
+pub(in crate::vmbus) const MAX_GPADLS: usize = 512;
 /// Pages of all GPADLs of a guest together, at most: 4 GiB.
-const MAX_PAGES: usize = 1 << 20;
+pub(in crate::vmbus) const MAX_PAGES: usize = 1 << 20;
 
-pub(super) enum GpadlState {
+pub(in crate::vmbus) enum GpadlState {
     Building(Assembly),
     Adding(Arc<PageList>),
     Ready(Arc<PageList>),
     Removing,
 }
 
-pub(super) struct Gpadl {
-    pub(super) relid: u16,
-    pub(super) pages: usize,
-    pub(super) state: GpadlState,
+pub(in crate::vmbus) struct Gpadl {
+    pub(in crate::vmbus) relid: u16,
+    pub(in crate::vmbus) pages: usize,
+    pub(in crate::vmbus) state: GpadlState,
 }
 
 impl Bus {
@@ -31,16 +31,17 @@ impl Bus {
         relid: u32,
         gpadl: u32,
         assembly: Assembly,
+        effects: &mut Vec<Effect>,
     ) -> Result<(), Refused> {
         let known = u16::try_from(relid)
             .ok()
             .filter(|relid| self.channels.contains_key(relid));
-        let Some(relid) = known else {
-            return refused("GPADL_HEADER", relid);
-        };
-        if self.gpadls.contains_key(&gpadl) || self.gpadls.len() >= MAX_GPADLS {
+        let room = !self.gpadls.contains_key(&gpadl) && self.gpadls.len() < MAX_GPADLS;
+        let Some(relid) = known.filter(|_| room) else {
+            // Drivers wait for the result, whatever it is.
+            self.post(effects, message::gpadl_created(relid, gpadl, REFUSED));
             return refused("GPADL_HEADER", gpadl);
-        }
+        };
         let state = GpadlState::Building(assembly);
         let pages = 0;
         self.gpadls.insert(

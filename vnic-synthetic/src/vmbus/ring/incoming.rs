@@ -10,9 +10,9 @@ use super::{
 };
 use crate::wire::{u16_at, u64_at};
 
-/// Longest packet that is looked into: a frame scattered over 100 pages, with its message.
+/// Longest packet of a network driver that is looked into: a frame scattered over 100 pages, with its message.
 pub const MAX_PACKET: usize = 2048;
-/// Bytes read at first: all of a packet that names a section of the send buffer, and of most completions.
+/// Bytes read at first, at most: all of a packet that names a section of the send buffer, and of most completions.
 const FIRST: usize = 56;
 
 /// A packet, in private memory.
@@ -24,7 +24,7 @@ pub struct Packet<'a> {
     pub wants_completion: bool,
     /// What the answer names it by.
     pub transaction: u64,
-    /// The header behind the descriptor. Empty, as the payload, where the packet is longer than [`MAX_PACKET`].
+    /// The header behind the descriptor. Empty, as the payload, where the packet is longer than the room there was.
     pub header: &'a [u8],
     /// What follows the header, padding included.
     pub payload: &'a [u8],
@@ -34,6 +34,8 @@ pub struct Packet<'a> {
 pub struct Incoming {
     ring: Ring,
     read: u32,
+    /// Where the packet taken last starts.
+    last: u32,
     /// The guest's index as last loaded.
     write: u32,
     /// The read index that the guest knows.
@@ -48,20 +50,18 @@ impl Incoming {
         Ok(Incoming {
             ring,
             read,
+            last: read,
             write,
             published: read,
         })
     }
 
-    /// Takes the next packet into `to`; `None` if there is none. The guest gets the room back with
-    /// [`Incoming::publish`].
+    /// Takes the next packet into `to`; `None` if there is none. The guest gets the room back
+    /// with [`Incoming::publish`].
     ///
     /// # Errors
     /// The ring lies.
-    pub fn next<'a>(
-        &mut self,
-        to: &'a mut [u8; MAX_PACKET],
-    ) -> Result<Option<Packet<'a>>, PortFault> {
+    pub fn next<'a>(&mut self, to: &'a mut [u8]) -> Result<Option<Packet<'a>>, PortFault> {
         if self.read == self.write {
             self.write = self
                 .ring
@@ -71,7 +71,8 @@ impl Incoming {
             }
         }
         let available = self.ring.used(self.read, self.write);
-        let first = (available as usize).min(FIRST);
+        let first = (available as usize).min(FIRST).min(to.len());
+        let room = to.len();
         let (front, rest) = to.split_at_mut(first);
         self.ring.read(self.read, front)?;
         let word = |at| u16_at(front, at).unwrap_or(0);
@@ -82,6 +83,7 @@ impl Incoming {
             return fault("length of a packet in a VMBus ring", len as u32);
         }
         let start = self.read;
+        self.last = start;
         self.read = self.ring.advance(start, len as u32 + TRAILER);
         let mut packet = Packet {
             kind,
@@ -90,7 +92,7 @@ impl Incoming {
             header: &[],
             payload: &[],
         };
-        if len > MAX_PACKET {
+        if len > room {
             return Ok(Some(packet));
         }
         if len > first
@@ -104,6 +106,21 @@ impl Incoming {
         Ok(Some(packet))
     }
 
+    /// The packet taken last stays in the ring, as if it had not been taken.
+    pub fn put_back(&mut self) {
+        self.read = self.last;
+    }
+
+    /// Where the packet taken last starts.
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// Where the next packet starts.
+    pub fn position(&self) -> u32 {
+        self.read
+    }
+
     /// Whether nothing was taken since the room was last given back.
     pub fn is_published(&self) -> bool {
         self.read == self.published
@@ -114,12 +131,20 @@ impl Incoming {
     /// # Errors
     /// The ring lies.
     pub fn publish(&mut self) -> Result<bool, PortFault> {
-        if self.is_published() {
+        self.publish_to(self.read)
+    }
+
+    /// The same for the packets taken before the one that starts at `index`.
+    ///
+    /// # Errors
+    /// The ring lies.
+    pub fn publish_to(&mut self, index: u32) -> Result<bool, PortFault> {
+        if index == self.published {
             return Ok(false);
         }
-        let given = self.ring.used(self.published, self.read);
-        self.ring.store(READ_INDEX, self.read)?;
-        self.published = self.read;
+        let given = self.ring.used(self.published, index);
+        self.ring.store(READ_INDEX, index)?;
+        self.published = index;
         // The guest stores what it waits for and then looks at the read index.
         fence(Ordering::SeqCst);
         let wanted = self.ring.load(PENDING_SEND)?;
@@ -129,9 +154,9 @@ impl Incoming {
         let write = self
             .ring
             .index(WRITE_INDEX, "write index of a VMBus ring")?;
-        let free = self.ring.size - self.ring.used(self.read, write);
-        // If there was enough before, the guest has been told or has seen it.
-        Ok(free > wanted && free - given.min(free) <= wanted)
+        let free = self.ring.size - self.ring.used(index, write);
+        // If there was enough before, the guest has been told or has seen it. Drivers differ in whether just as much is enough.
+        Ok(free >= wanted && free - given.min(free) <= wanted)
     }
 
     /// Asks for a signal on the next packet. True if there is one already.

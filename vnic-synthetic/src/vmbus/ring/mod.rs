@@ -92,6 +92,7 @@ pub enum RingError {
 }
 
 /// One ring: its control page, and its data area by offset.
+#[derive(Clone)]
 struct Ring {
     control: Window,
     pages: Arc<Pages>,

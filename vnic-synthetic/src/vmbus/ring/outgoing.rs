@@ -5,13 +5,15 @@ use std::sync::atomic::{Ordering, fence};
 use vswitch::port::PortFault;
 
 use super::{
-    COMPLETION_REQUESTED, DESCRIPTOR, FEATURE_PENDING_SEND, FEATURES, INTERRUPT_MASK, PENDING_SEND,
-    READ_INDEX, Ring, TRAILER, WRITE_INDEX, kind,
+    COMPLETION_REQUESTED, DESCRIPTOR, FEATURE_PENDING_SEND, FEATURES, INTERRUPT_MASK, Incoming,
+    PENDING_SEND, READ_INDEX, Ring, TRAILER, WRITE_INDEX, kind,
 };
 use crate::wire::put;
 
-/// Longest packet that is written: 32 ranges and a message.
-const MAX_PACKET: usize = 384;
+/// Bytes of an answer to a packet.
+const SHORT: usize = 32;
+/// Longest packet of the data path: 64 ranges and a message.
+const MAX_PACKET: usize = 16 + 8 + 64 * 8 + 40 + 8;
 
 /// The writer's end of the ring that the guest reads.
 pub struct Outgoing {
@@ -70,32 +72,56 @@ impl Outgoing {
         header: &[u8],
         payload: &[u8],
     ) -> Result<bool, PortFault> {
-        let room = room_of(header.len(), payload.len());
-        if room as usize > MAX_PACKET || !self.fits(header.len(), payload.len())? {
+        let room = room_of(header.len(), payload.len()) as usize;
+        if !self.fits(header.len(), payload.len())? {
             return Ok(false);
         }
-        let mut bytes = [0; MAX_PACKET];
+        // Most packets are answers of 32 bytes, which need no more to be cleared.
+        let (mut answer, mut long) = ([0; SHORT], Vec::new());
+        let mut ranges;
+        let bytes = if let Some(bytes) = answer.get_mut(..room) {
+            bytes
+        } else if room <= MAX_PACKET {
+            ranges = [0; MAX_PACKET];
+            ranges.get_mut(..room).unwrap_or(&mut [])
+        } else {
+            long.resize(room, 0);
+            long.as_mut_slice()
+        };
+        self.write(bytes, (kind, transaction), header, payload)?;
+        Ok(true)
+    }
+
+    /// Writes a packet that takes as much room as `bytes`, which are zero.
+    #[inline]
+    fn write(
+        &mut self,
+        bytes: &mut [u8],
+        (kind, transaction): (u16, u64),
+        header: &[u8],
+        payload: &[u8],
+    ) -> Result<(), PortFault> {
+        let room = bytes.len() as u32;
         let header_len = DESCRIPTOR + header.len();
         let flags = match kind {
             kind::TRANSFER_PAGES => COMPLETION_REQUESTED,
             _ => 0,
         };
-        put(&mut bytes, 0, kind.to_le_bytes());
-        put(&mut bytes, 2, (header_len as u16 / 8).to_le_bytes());
-        put(&mut bytes, 4, ((room - TRAILER) as u16 / 8).to_le_bytes());
-        put(&mut bytes, 6, flags.to_le_bytes());
-        put(&mut bytes, 8, transaction.to_le_bytes());
+        put(bytes, 0, kind.to_le_bytes());
+        put(bytes, 2, (header_len as u16 / 8).to_le_bytes());
+        put(bytes, 4, ((room - TRAILER) as u16 / 8).to_le_bytes());
+        put(bytes, 6, flags.to_le_bytes());
+        put(bytes, 8, transaction.to_le_bytes());
         for (at, from) in [(DESCRIPTOR, header), (header_len, payload)] {
             if let Some(to) = bytes.get_mut(at..at + from.len()) {
                 to.copy_from_slice(from);
             }
         }
         let trailer = u64::from(self.write) << 32;
-        put(&mut bytes, (room - TRAILER) as usize, trailer.to_le_bytes());
-        let packet = bytes.get(..room as usize).unwrap_or(&[]);
-        self.ring.write(self.write, packet)?;
+        put(bytes, (room - TRAILER) as usize, trailer.to_le_bytes());
+        self.ring.write(self.write, bytes)?;
         self.write = self.ring.advance(self.write, room);
-        Ok(true)
+        Ok(())
     }
 
     /// Shows the guest everything written. True if it must be signalled: it waits, and had read all there was before.
@@ -115,6 +141,15 @@ impl Outgoing {
         }
         self.read = self.ring.index(READ_INDEX, "read index of a VMBus ring")?;
         Ok(self.read == before)
+    }
+
+    /// A reader of what the guest has been shown and has not read yet, for who knows no longer; it takes nothing away as long
+    /// as it is not published.
+    ///
+    /// # Errors
+    /// The ring lies.
+    pub fn unread(&self) -> Result<Incoming, PortFault> {
+        Incoming::new(self.ring.clone())
     }
 
     /// Asks the guest for a signal once a packet of the longest kind fits; with `false`, for none.

@@ -58,7 +58,9 @@ impl Host for LinuxHost {
             PortBackend::VhostUser { path, mode, queues } => {
                 vhost_user::open(what, path, *mode, *queues)
             }
-            PortBackend::Legacy { .. } => bail!("adapters are not of the host, but of VMs"),
+            PortBackend::Legacy { .. } | PortBackend::Synthetic { .. } => {
+                bail!("adapters are not of the host, but of VMs")
+            }
         }
     }
 

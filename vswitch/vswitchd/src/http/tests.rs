@@ -1,9 +1,13 @@
 //! The API from the outside: what it does, what it refuses, and that a refusal leaves nothing behind.
 
 mod atomic;
+mod fake_vmm;
 mod refused;
 mod restore;
 mod rig;
+mod synthetic;
+mod vm_refused;
+mod vm_rig;
 mod vms;
 
 use refused::{FDB, FDB_REFUSED, NETWORKS_REFUSED, PORTS_REFUSED};

@@ -16,7 +16,7 @@ use vswitch::api::{
 use super::extract::{Body, Names};
 use super::routes::{Answer, Created, Done};
 use super::{Failure, Shared};
-use crate::vm::verbs;
+use crate::vm::{plug, verbs};
 
 /// The routes of this module.
 pub(super) fn routes() -> OpenApiRouter<Shared> {
@@ -128,7 +128,7 @@ async fn console_log(
     Ok(([("content-type", "application/octet-stream")], said.await?))
 }
 
-/// Gives a VM that is off another adapter.
+/// Gives a VM another adapter: a legacy one while it is off, a synthetic one also while it runs.
 #[utoipa::path(post, path = "/v1/vms/{vm}/adapters", params(("vm" = VmName, Path)), request_body = CreateAdapter,
     responses((status = 201, body = VmView), (status = "4XX", body = ErrorBody), (status = 500, body = ErrorBody)))]
 async fn add_adapter(
@@ -136,10 +136,12 @@ async fn add_adapter(
     Names(name): Names<VmName>,
     Body(request): Body<CreateAdapter>,
 ) -> Created<VmView> {
-    let view = shared.with(move |manager| {
-        manager.add_adapter(&name, &request)?;
-        manager.show_vm(&name)
+    let added = shared.blocking(move |manager| {
+        plug::add(manager, &name, &request)?;
+        Ok(name)
     });
+    let name = added.await?;
+    let view = shared.with(move |manager| manager.show_vm(&name));
     Ok((StatusCode::CREATED, Json(view.await?)))
 }
 
@@ -159,7 +161,7 @@ async fn set_adapter(
     Ok(Json(view.await?))
 }
 
-/// Takes an adapter from a VM that is off.
+/// Takes an adapter from a VM: a legacy one while it is off, a synthetic one also while it runs.
 #[utoipa::path(delete, path = "/v1/vms/{vm}/adapters/{adapter}",
     params(("vm" = VmName, Path), ("adapter" = AdapterName, Path)),
     responses((status = 204), (status = "4XX", body = ErrorBody), (status = 500, body = ErrorBody)))]
@@ -168,7 +170,7 @@ async fn remove_adapter(
     Names((name, adapter)): Names<(VmName, AdapterName)>,
 ) -> Done {
     shared
-        .with(move |manager| manager.remove_adapter(&name, adapter))
+        .blocking(move |manager| plug::remove(manager, &name, adapter))
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

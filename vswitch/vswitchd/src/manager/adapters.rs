@@ -1,9 +1,11 @@
 //! Adapters of VMs: made, changed, moved and removed. What an adapter is to its network is a port, `VM.legacy0`.
 
+use std::sync::Arc;
+
 use tracing::{info, warn};
 use vswitch::api::{
-    AdapterName, CreateAdapter, ErrorCode, Mtu, NetworkName, PatchAdapter, PatchPort, PortBackend,
-    PortConfig, Refusal, StationMac, VlanSpec, VmName, choose_name,
+    AdapterKind, AdapterName, CreateAdapter, ErrorCode, Mtu, NetworkName, PatchAdapter, PatchPort,
+    PortBackend, PortConfig, Refusal, StationMac, VlanSpec, VmName, no_hyperv,
 };
 use vswitch::mac::Mac;
 
@@ -11,21 +13,26 @@ use super::vms::no_vm;
 use super::{Manager, Network, Port};
 use crate::mac_pool::MacPool;
 use crate::store::{Change, SavedAdapter};
+use crate::vm::{Live, Place};
 
 impl Manager {
-    /// Gives a VM that is off another adapter; answers its name.
+    /// Gives a VM another adapter; answers its name and, if the VM runs, the process into which it is to be plugged.
     pub(crate) fn add_adapter(
         &mut self,
         vm: &VmName,
         request: &CreateAdapter,
-    ) -> Result<AdapterName, Refusal> {
+    ) -> Result<(AdapterName, Option<(Arc<Live>, Place)>), Refusal> {
         self.settle_vms();
         let home = self.vm(vm)?;
         let taken: Vec<AdapterName> = home.adapters.keys().copied().collect();
-        let name = choose_name(vm, &taken, request.name)?;
-        home.must_be_off("cannot add an adapter")?;
+        let name = request.choose_name(vm, &taken)?;
+        if name.kind() == AdapterKind::Synthetic && !home.config.hyperv {
+            return Err(no_hyperv(vm, "a synthetic adapter"));
+        }
+        let live = home.pluggable(name.kind(), "cannot add a")?;
         self.add_adapter_named(vm, name, request)?;
-        Ok(name)
+        let place = self.place_of(self.vm(vm)?, self.adapter(vm, name)?).1;
+        Ok((name, live.map(|live| (live, place))))
     }
 
     pub(super) fn add_adapter_named(
@@ -61,17 +68,24 @@ impl Manager {
         Ok(())
     }
 
-    /// Takes an adapter from a VM that is off.
-    pub(crate) fn remove_adapter(&mut self, vm: &VmName, name: AdapterName) -> Result<(), Refusal> {
+    /// Takes an adapter from a VM that is off. If the VM runs, answers the process from which it has to be unplugged
+    /// before it is [dropped](Self::drop_adapter).
+    pub(crate) fn remove_adapter(
+        &mut self,
+        vm: &VmName,
+        name: AdapterName,
+    ) -> Result<Option<Arc<Live>>, Refusal> {
         self.settle_vms();
         self.adapter(vm, name)?;
-        self.vm(vm)?.must_be_off("cannot remove an adapter")?;
-        self.drop_adapter(vm, name)?;
-        info!(%vm, adapter = %name, "adapter removed");
-        Ok(())
+        let live = self.vm(vm)?.pluggable(name.kind(), "cannot remove a")?;
+        if live.is_none() {
+            self.drop_adapter(vm, name)?;
+        }
+        Ok(live)
     }
 
-    pub(super) fn drop_adapter(&mut self, vm: &VmName, name: AdapterName) -> Result<(), Refusal> {
+    /// Forgets an adapter, with its port.
+    pub(crate) fn drop_adapter(&mut self, vm: &VmName, name: AdapterName) -> Result<(), Refusal> {
         if let Some((network, port)) = self.port_of(vm, name) {
             let (network, port) = (network.config.name.clone(), port.config.name.clone());
             self.remove_port(&network, &port)?;
@@ -83,6 +97,7 @@ impl Manager {
             home.adapters.remove(&name);
         }
         self.plant.seats.remove(vm, name);
+        info!(%vm, adapter = %name, "adapter removed");
         Ok(())
     }
 
@@ -158,15 +173,14 @@ impl Manager {
         adapter: &SavedAdapter,
         network: &NetworkName,
     ) -> Result<(), Refusal> {
-        let backend = PortBackend::Legacy {
-            vm: vm.clone(),
-            adapter: adapter.name,
-        };
+        let backend = PortBackend::of_adapter(vm.clone(), adapter.name);
+        // What a legacy adapter can take; the driver of a synthetic one takes what its network has.
+        let mtu = (adapter.name.kind() == AdapterKind::Legacy).then_some(Mtu::DEFAULT);
         let config = PortConfig {
             vlan: adapter
                 .vlan
                 .map_or_else(VlanSpec::default, VlanSpec::access),
-            mtu: Some(Mtu::DEFAULT),
+            mtu,
             ..PortConfig::new(vm.port(adapter.name)?, backend)
         };
         self.add_port(network, config).map(drop)

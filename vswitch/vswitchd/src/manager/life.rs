@@ -148,7 +148,7 @@ fn close_if_failed(network: &NetworkName, port: &mut Port) {
     };
     if matches!(
         port.config.backend,
-        PortBackend::VhostUser { .. } | PortBackend::Legacy { .. }
+        PortBackend::VhostUser { .. } | PortBackend::Legacy { .. } | PortBackend::Synthetic { .. }
     ) {
         return;
     }

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
-use vswitch::api::{AutoStop, Link, Refusal, StartWhen, VmName, VmState, VmVerb};
-use vswitch::attach::message::{AdapterConfig, Configure};
+use vswitch::api::{
+    AdapterKind, AdapterName, AutoStop, Refusal, StartWhen, VmName, VmState, VmVerb,
+};
+use vswitch::attach::demand::MAX_CHANNELS;
+use vswitch::attach::message::Configure;
 
 use super::vms::{Vm, no_vm};
 use super::{Manager, failed};
-use crate::store::{SavedVm, StoredState};
-use crate::vm::{Birth, Files, Live};
+use crate::store::{SavedAdapter, SavedVm, StoredState};
+use crate::vm::{Birth, Files, Live, Place, Places};
 
 impl Manager {
     /// Brings the stored VMs back: processes that run are adopted, and automatic starts planned.
@@ -37,15 +40,16 @@ impl Manager {
             live: None,
             saved: saved.state == StoredState::Saved,
             detail: None,
+            crash: None,
             due: None,
         };
         let mut ran = saved.resume;
         if let StoredState::Running { pid, started } = saved.state {
-            let seats = self.seats_of(&vm);
+            let places = self.places_of(&vm);
             let adopted = self
                 .vm_host
                 .door
-                .expect(&name, || Live::adopt(&name, (pid, started), seats));
+                .expect(&name, || Live::adopt(&name, (pid, started), places));
             vm.live =
                 adopted.map_err(|error| failed(format_args!("cannot adopt VM '{name}'"), error))?;
             if vm.live.is_none() {
@@ -102,17 +106,21 @@ impl Manager {
         let what = format!("cannot start VM '{name}'");
         let refuse = |error| failed(&what, error);
         let files = &self.vm_host.files;
+        let legacy = vm
+            .adapters
+            .keys()
+            .any(|name| name.kind() == AdapterKind::Legacy);
         let opened = files
-            .open(&vm.config, !vm.adapters.is_empty(), vm.saved)
+            .open(&vm.config, legacy, vm.saved)
             .inspect_err(|_| files.close_consoles(name));
         let birth = Birth {
             configure: self.configure(vm),
             files: opened.map_err(refuse)?,
         };
-        let (seats, saved) = (self.seats_of(vm), vm.saved);
+        let (places, saved) = (self.places_of(vm), vm.saved);
         let (door, launcher) = (&self.vm_host.door, &*self.vm_host.launcher);
         let started = door.expect(name, || {
-            Live::start(name, launcher, door.path(), seats, birth).map(Some)
+            Live::start(name, launcher, door.path(), places, birth).map(Some)
         });
         let live = started
             .inspect_err(|_| files.close_consoles(name))
@@ -129,6 +137,7 @@ impl Manager {
         if let Some(vm) = self.vms.get_mut(name) {
             vm.live = Some(live.clone());
             vm.detail = None;
+            vm.crash = None;
             vm.due = None;
         }
         Ok(live)
@@ -183,7 +192,7 @@ impl Manager {
             let Some(vm) = self.vms.get_mut(&name) else {
                 continue;
             };
-            vm.live = None;
+            vm.crash = vm.live.take().and_then(|live| live.crash());
             vm.detail = Some(end);
             let (saved, resume) = (vm.saved, self.stopping);
             self.vm_host.files.close_consoles(&name);
@@ -231,23 +240,39 @@ impl Manager {
         Ok(change.commit()?)
     }
 
-    fn seats_of(&self, vm: &Vm) -> Vec<Arc<crate::vm::Seat>> {
-        let seat = |name| self.plant.seats.seat(&vm.config.name, name);
-        vm.adapters.keys().copied().map(seat).collect()
+    fn places_of(&self, vm: &Vm) -> Places {
+        let place = |adapter| self.place_of(vm, adapter);
+        vm.adapters.values().map(place).collect()
+    }
+
+    pub(super) fn place_of(&self, vm: &Vm, adapter: &SavedAdapter) -> (AdapterName, Place) {
+        let mut instance = vm.uuid;
+        // Unlike the VM's own, and unlike those of its other adapters.
+        if let Some(last) = instance.last_mut() {
+            *last ^= 0x80 | adapter.name.index();
+        }
+        let place = Place {
+            seat: self.plant.seats.seat(&vm.config.name, adapter.name),
+            mac: adapter.mac.mac(),
+            instance,
+            channels: vm.config.cpus.min(MAX_CHANNELS.into()),
+        };
+        (adapter.name, place)
     }
 
     fn configure(&self, vm: &Vm) -> Configure {
-        let adapter = |adapter: &crate::store::SavedAdapter| AdapterConfig {
-            name: adapter.name.to_string(),
-            mac: adapter.mac.mac().0,
-            link: self.plant.seats.seat(&vm.config.name, adapter.name).link() == Link::Up,
-        };
+        let places = self.places_of(vm);
         Configure {
             memory: vm.config.memory.bytes(),
             cpus: vm.config.cpus,
             cmdline: vm.config.cmdline.clone(),
             uuid: vm.uuid,
-            adapters: vm.adapters.values().map(adapter).collect(),
+            adapters: places
+                .iter()
+                .map(|(name, place)| place.config(*name))
+                .collect(),
+            hyperv: vm.config.hyperv,
+            services: vm.config.offered_services().to_vec(),
             files: Vec::new(),
         }
     }

@@ -1,8 +1,10 @@
 //! What the API shows of VMs.
 
 use vswitch::api::{
-    AdapterKind, AdapterView, ConsoleView, DriverState, Refusal, VmGlance, VmList, VmName, VmView,
+    AdapterView, ConsoleView, CrashView, DriverState, Refusal, Service, ServiceView, VmConfig,
+    VmGlance, VmList, VmName, VmView,
 };
+use vswitch::attach::message::Status;
 
 use super::Manager;
 use super::vms::Vm;
@@ -65,11 +67,10 @@ impl Manager {
     fn vm_view(&self, vm: &Vm) -> VmView {
         let config = &vm.config;
         let status = vm.live.as_ref().and_then(|live| live.status());
-        let bound = |index: usize| {
+        let bound = |adapter| {
             let drivers = status.as_ref().map(|status| &status.drivers);
-            drivers.and_then(|drivers| drivers.get(index)) == Some(&true)
+            drivers.is_some_and(|drivers| drivers.contains(&adapter))
         };
-        let views = vm.adapters.values().enumerate();
         VmView {
             name: config.name.clone(),
             state: vm.state(),
@@ -85,10 +86,26 @@ impl Manager {
             auto_start: config.auto_start,
             auto_stop: config.auto_stop,
             notes: config.notes.clone(),
-            adapters: views
-                .map(|(index, adapter)| self.adapter_view(&config.name, adapter, bound(index)))
+            adapters: vm
+                .adapters
+                .values()
+                .map(|adapter| self.adapter_view(&config.name, adapter, bound(adapter.name)))
                 .collect(),
             warnings: self.warnings(vm),
+            hyperv: config.hyperv,
+            services: services(config, status.as_ref()),
+            facts: status
+                .as_ref()
+                .map(|status| status.facts.clone())
+                .unwrap_or_default(),
+            crash: vm
+                .live
+                .as_ref()
+                .map_or(vm.crash.clone(), |live| live.crash())
+                .map(|report| CrashView {
+                    parameters: report.parameters,
+                    message: report.message,
+                }),
             exits: status.map(|status| status.exits).unwrap_or_default(),
         }
     }
@@ -97,7 +114,7 @@ impl Manager {
         let place = self.port_of(vm, adapter.name);
         AdapterView {
             name: adapter.name,
-            kind: AdapterKind::Legacy,
+            kind: adapter.name.kind(),
             mac: adapter.mac,
             static_mac: adapter.static_mac,
             network: place
@@ -108,11 +125,7 @@ impl Manager {
                 None => adapter.vlan,
             },
             link: self.plant.seats.seat(vm, adapter.name).link(),
-            driver: if bound {
-                DriverState::Bound
-            } else {
-                DriverState::None
-            },
+            driver: driver(bound),
         }
     }
 
@@ -127,5 +140,22 @@ impl Manager {
             self.twins(name, own).into_iter().map(line)
         };
         vm.adapters.values().flat_map(of).collect()
+    }
+}
+
+fn services(config: &VmConfig, status: Option<&Status>) -> Vec<ServiceView> {
+    let in_use = |service| status.is_some_and(|status| status.services.contains(&service));
+    let view = |&name: &Service| ServiceView {
+        name,
+        driver: driver(in_use(name)),
+    };
+    config.offered_services().iter().map(view).collect()
+}
+
+fn driver(bound: bool) -> DriverState {
+    if bound {
+        DriverState::Bound
+    } else {
+        DriverState::None
     }
 }

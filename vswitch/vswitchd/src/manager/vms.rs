@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use tracing::{error, info};
 use vswitch::api::{
-    AdapterName, Boot, CreateVm, ErrorCode, PatchVm, Refusal, VmConfig, VmName, VmState,
+    AdapterKind, AdapterName, Boot, CreateVm, ErrorCode, PatchVm, Refusal, VmConfig, VmName,
+    VmState, no_hyperv,
 };
+use vswitch::attach::message::CrashReport;
 
 use super::{Manager, failed};
 use crate::mac_pool::MacPool;
@@ -37,6 +39,8 @@ pub(super) struct Vm {
     pub(super) saved: bool,
     /// Why it ended last.
     pub(super) detail: Option<String>,
+    /// What its guest said when it crashed, before it ended.
+    pub(super) crash: Option<CrashReport>,
     /// When it starts by itself.
     pub(super) due: Option<Instant>,
 }
@@ -47,6 +51,20 @@ impl Vm {
             Some(live) => live.state(),
             None if self.saved => VmState::Saved,
             None => VmState::Off,
+        }
+    }
+
+    /// Whether an adapter of a kind can be added or removed now; answers the process if the VM runs.
+    pub(super) fn pluggable(
+        &self,
+        kind: AdapterKind,
+        what: &str,
+    ) -> Result<Option<Arc<Live>>, Refusal> {
+        match (self.state(), kind) {
+            (VmState::Running | VmState::Paused, AdapterKind::Synthetic) => Ok(self.live.clone()),
+            _ => self
+                .must_be_off(&format!("{what} {kind} adapter"))
+                .map(|()| None),
         }
     }
 
@@ -109,6 +127,7 @@ impl Manager {
                 live: None,
                 saved: false,
                 detail: None,
+                crash: None,
                 due: None,
             },
         );
@@ -131,6 +150,14 @@ impl Manager {
         if machine {
             vm.must_be_off("cannot change the machine")?;
             check_files(&config)?;
+        }
+        if !config.hyperv
+            && let Some(adapter) = vm
+                .adapters
+                .keys()
+                .find(|name| name.kind() == AdapterKind::Synthetic)
+        {
+            return Err(no_hyperv(name, &format!("adapter '{adapter}'")));
         }
         let change = self.store.change()?;
         change.set_vm(&config)?;

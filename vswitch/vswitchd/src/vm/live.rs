@@ -8,11 +8,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use guestmem::Memory;
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use vswitch::api::{VmName, VmState};
-use vswitch::attach::message::{Command, Configure, FileRole, Status};
+use vswitch::api::{AdapterName, Link, VmName, VmState};
+use vswitch::attach::message::{AdapterConfig, Command, Configure, CrashReport, FileRole, Status};
 use vswitch::attach::{Connection, ToVmm};
+use vswitch::mac::Mac;
 
 use super::launch::Launcher;
 use super::seat::Seat;
@@ -23,6 +25,34 @@ pub(super) const SEND_LIMIT: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
+
+/// An adapter of a VM, as its process and its rings are made.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// Its seat.
+    pub(crate) seat: Arc<Seat>,
+    /// Its address.
+    pub(crate) mac: Mac,
+    /// Identifies it to its guest.
+    pub(crate) instance: [u8; 16],
+    /// Channels its driver can have, if it is a synthetic one.
+    pub(crate) channels: u32,
+}
+
+/// Those of a VM.
+pub(crate) type Places = BTreeMap<AdapterName, Place>;
+
+impl Place {
+    /// What its process is told of it.
+    pub(crate) fn config(&self, name: AdapterName) -> AdapterConfig {
+        AdapterConfig {
+            name,
+            mac: self.mac.0,
+            link: self.seat.link() == Link::Up,
+            instance: self.instance,
+        }
+    }
+}
 
 /// What a process that is started is given.
 pub(crate) struct Birth {
@@ -38,10 +68,10 @@ pub(crate) struct Live {
     pid: i32,
     started: i64,
     pub(super) process: OwnedFd,
-    /// Wakes the thread that watches.
-    pub(super) wake: OwnedFd,
-    /// Those of its adapters, in the order of their indices.
-    pub(super) seats: Vec<Arc<Seat>>,
+    /// Wakes the thread that watches; its adapters do, when they have news.
+    pub(super) wake: Arc<OwnedFd>,
+    /// Its adapters.
+    places: Mutex<Places>,
     /// Held by whoever changes the VM's state, so that changes follow each other.
     pub(super) operation: Mutex<()>,
     inner: Mutex<Inner>,
@@ -58,6 +88,10 @@ pub(super) struct Inner {
     /// Commands whose answer is waited for, and the answer.
     replies: BTreeMap<u64, Option<Answer>>,
     pub(super) status: Option<Status>,
+    /// What the guest said when it crashed.
+    pub(super) crash: Option<CrashReport>,
+    /// Its RAM, while there is a connection and a machine.
+    pub(super) memory: Option<Arc<Memory>>,
     /// Why it is being ended by us.
     pub(super) intent: Option<String>,
     /// Why it said that it ends.
@@ -75,7 +109,7 @@ impl Live {
         name: &VmName,
         launcher: &dyn Launcher,
         socket: &Path,
-        seats: Vec<Arc<Seat>>,
+        places: Places,
         birth: Birth,
     ) -> anyhow::Result<Arc<Live>> {
         use std::os::unix::process::CommandExt;
@@ -87,7 +121,7 @@ impl Live {
             .spawn()
             .with_context(|| format!("cannot start the process of VM '{name}'"))?;
         let pid = child.id() as i32;
-        let live = Live::new(name, pid, seats, Some(birth)).inspect_err(|_| {
+        let live = Live::new(name, pid, places, Some(birth)).inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
         })?;
@@ -99,12 +133,12 @@ impl Live {
     pub(crate) fn adopt(
         name: &VmName,
         (pid, started): (i32, i64),
-        seats: Vec<Arc<Seat>>,
+        places: Places,
     ) -> anyhow::Result<Option<Arc<Live>>> {
         if start_time(pid) != Some(started) {
             return Ok(None);
         }
-        let live = Live::new(name, pid, seats, None)?;
+        let live = Live::new(name, pid, places, None)?;
         // It may have ended, and its number been given to another, before it was opened.
         if live.started != started {
             return Ok(None);
@@ -116,7 +150,7 @@ impl Live {
     fn new(
         name: &VmName,
         pid: i32,
-        seats: Vec<Arc<Seat>>,
+        places: Places,
         birth: Option<Birth>,
     ) -> anyhow::Result<Arc<Live>> {
         let raw = Pid::from_raw(pid).context("no process")?;
@@ -131,8 +165,9 @@ impl Live {
             started,
             process,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map(Arc::new)
                 .context("cannot make an event file descriptor")?,
-            seats,
+            places: Mutex::new(places),
             operation: Mutex::new(()),
             inner: Mutex::new(Inner {
                 state: VmState::Starting,
@@ -142,6 +177,8 @@ impl Live {
                 next_id: 1,
                 replies: BTreeMap::new(),
                 status: None,
+                crash: None,
+                memory: None,
                 intent: None,
                 said: None,
                 end: None,
@@ -162,6 +199,31 @@ impl Live {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its adapters. No other lock is taken while this is held.
+    pub(super) fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The seat of an adapter.
+    pub(super) fn seat(&self, name: AdapterName) -> Option<Arc<Seat>> {
+        self.places().get(&name).map(|place| place.seat.clone())
+    }
+
+    /// Does something with the seats of all adapters.
+    pub(super) fn each_seat(&self, each: impl Fn(&Seat)) {
+        let seats: Vec<_> = self
+            .places()
+            .values()
+            .map(|place| place.seat.clone())
+            .collect();
+        seats.iter().for_each(|seat| each(seat));
+    }
+
+    /// What its guest said when it crashed.
+    pub(crate) fn crash(&self) -> Option<CrashReport> {
+        self.lock().crash.clone()
     }
 
     /// Number and start time of the process.

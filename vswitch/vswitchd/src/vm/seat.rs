@@ -11,11 +11,13 @@ use guestmem::Memory;
 use tracing::error;
 use vnic_legacy::page::SharedPage;
 use vswitch::api::{AdapterName, Link, Mtu, PortState, VmName};
+use vswitch::attach::demand::Demand;
 use vswitch::attach::message::Command;
 use vswitch::control::PortHandle;
 use vswitch::port::{PortControl, Sides};
 
 use super::live::Live;
+use super::synthetic::Synthetic;
 use crate::backend::{Backend, Fate, Open};
 
 /// The seats of all adapters.
@@ -55,6 +57,24 @@ impl Seats {
 
 /// The rings of an adapter of a VM that runs.
 pub(super) struct Rings {
+    /// What is needed to serve them.
+    pub(super) kind: Kind,
+    /// The process whose they are.
+    pub(super) live: Weak<Live>,
+    /// The adapter's name in that process.
+    pub(super) name: AdapterName,
+}
+
+/// Rings by the kind of the adapter.
+pub(super) enum Kind {
+    /// A legacy adapter: rings that its registers name.
+    Legacy(Legacy),
+    /// A synthetic adapter: rings that its guest opens and closes.
+    Synthetic(Synthetic),
+}
+
+/// What the registers of a legacy adapter share.
+pub(super) struct Legacy {
     /// The guest's RAM.
     pub(super) memory: Arc<Memory>,
     /// The page that the registers and the rings share.
@@ -63,10 +83,6 @@ pub(super) struct Rings {
     pub(super) kick: OwnedFd,
     /// The event that interrupts the guest.
     pub(super) interrupt: OwnedFd,
-    /// The process whose they are.
-    pub(super) live: Weak<Live>,
-    /// The adapter's index in that process.
-    pub(super) index: usize,
 }
 
 /// Where one adapter and its port meet.
@@ -126,6 +142,45 @@ impl Seat {
     /// The processors of the VM are stopped, or go on. While they are stopped its memory does not change.
     pub(super) fn pause(&self, paused: bool) {
         self.change(|state| state.paused = paused);
+        self.attend();
+    }
+
+    /// Carries out a demand for a synthetic adapter. False if it cannot be met.
+    pub(super) fn meet(&self, demand: Demand, interrupt: Option<OwnedFd>) -> bool {
+        let mut state = self.lock();
+        // Without rings nobody uses its memory.
+        let gone = matches!(demand, Demand::Remove { .. } | Demand::Close { .. });
+        if Synthetic::is_end(&demand) {
+            state.detach();
+        }
+        let Some(synthetic) = state.synthetic() else {
+            return gone;
+        };
+        let restored = matches!(demand, Demand::Restore { .. });
+        let met = synthetic.meet(demand, interrupt);
+        state.refused = met.as_ref().err().map(|error| format!("{error:#}"));
+        state.settle();
+        drop(state);
+        if restored {
+            // What was kept of a machine that stood still is out of date once it runs.
+            self.attend();
+        }
+        met.is_ok()
+    }
+
+    /// Tells the process of the VM what the driver of a synthetic adapter asked for, and what is to be kept.
+    pub(super) fn attend(&self) {
+        let mut state = self.lock();
+        let Some(name) = state.rings.as_ref().map(|rings| rings.name) else {
+            return;
+        };
+        let paused = state.paused;
+        let news = state
+            .synthetic()
+            .map(|synthetic| synthetic.news(name, paused));
+        for command in news.unwrap_or_default() {
+            state.tell(|_| command);
+        }
     }
 
     /// The guest was reset: rings that were at fault are taken anew.
@@ -148,22 +203,34 @@ impl State {
     }
 
     fn show_link(&self) {
-        self.tell(|adapter| Command::Link {
-            adapter,
-            up: self.shown_link() == Link::Up,
-        });
-    }
-
-    fn tell(&self, command: impl FnOnce(usize) -> Command) {
-        if let Some(rings) = &self.rings
-            && let Some(live) = rings.live.upgrade()
-        {
-            live.post(command(rings.index));
+        let up = self.shown_link() == Link::Up;
+        match self.rings.as_ref().map(|rings| &rings.kind) {
+            Some(Kind::Legacy(_)) => self.tell(|adapter| Command::Link { adapter, up }),
+            Some(Kind::Synthetic(synthetic)) => synthetic.set_link(up),
+            None => {}
         }
     }
 
+    fn synthetic(&mut self) -> Option<&mut Synthetic> {
+        match &mut self.rings.as_mut()?.kind {
+            Kind::Synthetic(synthetic) => Some(synthetic),
+            Kind::Legacy(_) => None,
+        }
+    }
+
+    fn tell(&self, command: impl FnOnce(AdapterName) -> Command) {
+        if let Some(rings) = &self.rings
+            && let Some(live) = rings.live.upgrade()
+        {
+            live.post(command(rings.name));
+        }
+    }
+
+    /// Tells the registers of a legacy adapter whether somebody serves its rings.
     fn tell_served(&self, served: bool) {
-        self.tell(|adapter| Command::Served { adapter, served });
+        if matches!(&self.rings, Some(rings) if matches!(rings.kind, Kind::Legacy(_))) {
+            self.tell(|adapter| Command::Served { adapter, served });
+        }
     }
 
     /// Attaches or detaches, as the port and the rings are there.
@@ -180,7 +247,8 @@ impl State {
             return self.settle();
         }
         match rings.open() {
-            Ok(sides) => {
+            Ok(None) => {}
+            Ok(Some(sides)) => {
                 self.tell_served(true);
                 drop(port.attach(sides));
                 self.attached = Some(port);
@@ -202,6 +270,16 @@ impl State {
 }
 
 impl Rings {
+    /// The sides of the port; `None` while there are no rings.
+    fn open(&self) -> anyhow::Result<Option<Sides>> {
+        match &self.kind {
+            Kind::Legacy(legacy) => legacy.open().map(Some),
+            Kind::Synthetic(synthetic) => Ok(synthetic.sides()),
+        }
+    }
+}
+
+impl Legacy {
     fn open(&self) -> anyhow::Result<Sides> {
         let page = SharedPage::map(self.page.try_clone()?)?;
         let (kick, interrupt) = (self.kick.try_clone()?, self.interrupt.try_clone()?);
@@ -224,15 +302,18 @@ impl Backend for AdapterPort {
 
     fn status(&self) -> (PortState, Option<String>) {
         let state = self.0.lock();
+        let waiting = |why: &str| (PortState::Waiting, Some(why.to_owned()));
         match (&state.attached, &state.refused, &state.rings) {
             (Some(_), ..) => (PortState::Up, None),
             (None, Some(reason), _) => (PortState::Fault, Some(reason.clone())),
-            (None, None, Some(_)) => (PortState::Waiting, Some("the VM is paused".to_owned())),
-            (None, None, None) => (PortState::Waiting, Some("the VM does not run".to_owned())),
+            (None, None, Some(_)) if state.paused => waiting("the VM is paused"),
+            (None, None, Some(_)) => waiting("no driver of the guest has opened the adapter"),
+            (None, None, None) => waiting("the VM does not run"),
         }
     }
 
-    /// A legacy adapter's MTU is 1500; the switch drops by name what is too long for it.
+    /// A legacy adapter's MTU is 1500, and the driver of a synthetic one says its own; the switch drops by name what is
+    /// too long.
     fn set_mtu(&mut self, _: Mtu) -> anyhow::Result<()> {
         Ok(())
     }

@@ -10,12 +10,15 @@ use anyhow::{Context, bail, ensure};
 use guestmem::{Memory, RegionSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{info, warn};
-use vswitch::api::VmState;
+use vnic_synthetic::port::Config;
+use vswitch::api::{AdapterKind, AdapterName, Link, VmState};
+use vswitch::attach::demand::Demand;
 use vswitch::attach::message::{Command, Ended, Region, RunState};
 use vswitch::attach::{AttachError, Connection, FromVmm, ToVmm};
 
-use super::live::{Live, SEND_LIMIT};
-use super::seat::Rings;
+use super::live::{Live, Place, SEND_LIMIT};
+use super::seat::{Kind, Legacy, Rings, Seat};
+use super::synthetic::Synthetic;
 
 /// The number of the command that starts a machine.
 const START: u64 = u64::MAX;
@@ -40,14 +43,14 @@ pub(super) fn run(live: &Arc<Live>, child: Option<Child>) {
                 }
             }
             Woken::Late => live.kill("its process did not connect to vswitchd in time"),
-            Woken::Other => {}
+            Woken::Other => live.each_seat(Seat::attend),
         }
     }
     // Its last words may still be on the way.
     if let Some(connection) = live.lock().connection.clone() {
         let _ = take_messages(live, &connection);
     }
-    live.seats.iter().for_each(|seat| seat.take_away());
+    live.each_seat(|seat| seat.take_away());
     let status = child.and_then(|mut child| child.wait().ok());
     let end = live.update(|inner| {
         let said = inner.intent.take().or_else(|| inner.said.take());
@@ -91,8 +94,11 @@ fn wait(live: &Live, connection: Option<&Connection>) -> Woken {
 /// The connection is of no use any more: its memory is let go of at once. A process that has closed it is about to end,
 /// or to be told that it must.
 fn disconnect(live: &Live, error: &anyhow::Error) {
-    live.seats.iter().for_each(|seat| seat.take_away());
-    live.update(|inner| inner.connection = None);
+    live.each_seat(|seat| seat.take_away());
+    live.update(|inner| {
+        inner.connection = None;
+        inner.memory = None;
+    });
     if !matches!(error.downcast_ref(), Some(AttachError::Closed)) {
         warn!(vm = %live.name, "its process breaks the protocol: {error:#}");
         live.kill(&format!("its process breaks the protocol: {error:#}"));
@@ -119,12 +125,8 @@ fn take(
             adapters,
             state,
         } => {
-            ensure!(
-                adapters == live.seats.len(),
-                "{adapters} adapters, where {} were configured",
-                live.seats.len()
-            );
-            bring(live, &regions, fds, state == RunState::Paused)?;
+            reconcile(live, connection, &adapters, state)?;
+            bring(live, &regions, &adapters, fds, state == RunState::Paused)?;
             match state {
                 RunState::Running => live.set_state(VmState::Running),
                 RunState::Paused => live.set_state(VmState::Paused),
@@ -149,9 +151,36 @@ fn take(
         FromVmm::Reply { id, error, status } => {
             live.answered(id, error.map_or(Ok(status), Err));
         }
+        FromVmm::Added { adapter } => {
+            let memory = live.lock().memory.clone();
+            let memory = memory.context("an adapter before the machine")?;
+            let place = live.places().get(&adapter).cloned();
+            let place = place.with_context(|| format!("adapter {adapter}, which is not known"))?;
+            let rings = rings(live, &memory, adapter, &place, &mut fds.into_iter())?;
+            place.seat.bring(rings, live.state() == VmState::Paused);
+        }
+        FromVmm::Demand {
+            id,
+            adapter,
+            demand,
+        } => {
+            let ok = match live.seat(adapter) {
+                Some(seat) => seat.meet(demand, fds.into_iter().next()),
+                // It was unplugged: nobody uses its memory.
+                None => matches!(demand, Demand::Remove { .. } | Demand::Close { .. }),
+            };
+            connection.send(&ToVmm::Done { id, ok }, &[], SEND_LIMIT)?;
+        }
+        FromVmm::Crashed(report) => {
+            if live.crash().is_none() {
+                let [code, parameters @ ..] = report.parameters;
+                warn!(vm = %live.name, "the guest crashed: {code:#x} {parameters:x?}");
+            }
+            live.update(|inner| inner.crash = Some(report));
+        }
         FromVmm::WasReset {} => {
             info!(vm = %live.name, "VM was reset");
-            live.seats.iter().for_each(|seat| seat.renew());
+            live.each_seat(|seat| seat.renew());
         }
         FromVmm::Ended(ended) => {
             let said = match ended {
@@ -164,10 +193,39 @@ fn take(
     Ok(())
 }
 
+/// Compares the adapters of a machine with those it should have. Synthetic ones may have been plugged in or unplugged
+/// when vswitchd was killed: what was not finished then is done now.
+fn reconcile(
+    live: &Live,
+    connection: &Connection,
+    found: &[AdapterName],
+    state: RunState,
+) -> anyhow::Result<()> {
+    let places = live.places().clone();
+    let missing = places.keys().filter(|name| !found.contains(name));
+    let strange = found.iter().filter(|name| !places.contains_key(name));
+    for &name in missing.clone().chain(strange) {
+        ensure!(
+            name.kind() == AdapterKind::Synthetic && state != RunState::Ready,
+            "adapters {found:?}, where {:?} were configured",
+            places.keys()
+        );
+        let command = match places.get(&name) {
+            Some(place) => Command::AddAdapter {
+                adapter: place.config(name),
+            },
+            None => Command::RemoveAdapter { adapter: name },
+        };
+        connection.send(&ToVmm::Command { id: 0, command }, &[], SEND_LIMIT)?;
+    }
+    Ok(())
+}
+
 /// Brings the adapters of a machine to their seats.
 fn bring(
     live: &Arc<Live>,
     regions: &[Region],
+    adapters: &[AdapterName],
     fds: Vec<OwnedFd>,
     paused: bool,
 ) -> anyhow::Result<()> {
@@ -184,21 +242,53 @@ fn bring(
     });
     let specs = specs.collect::<anyhow::Result<_>>()?;
     let memory = Arc::new(Memory::map(specs).context("its RAM cannot be mapped")?);
-    for (index, seat) in live.seats.iter().enumerate() {
-        let (Some(page), Some(kick), Some(interrupt)) = (fds.next(), fds.next(), fds.next()) else {
-            bail!("files of an adapter are missing");
-        };
-        let rings = Rings {
-            memory: memory.clone(),
-            page,
-            kick,
-            interrupt,
-            live: Arc::downgrade(live),
-            index,
-        };
-        seat.bring(rings, paused);
+    live.update(|inner| inner.memory = Some(memory.clone()));
+    let places = live.places().clone();
+    for &name in adapters {
+        match places.get(&name) {
+            Some(place) => {
+                let rings = rings(live, &memory, name, place, &mut fds)?;
+                place.seat.bring(rings, paused);
+            }
+            // It is being unplugged.
+            None => drop(fds.next()),
+        }
     }
     Ok(())
+}
+
+/// The rings of an adapter, from its files.
+fn rings(
+    live: &Arc<Live>,
+    memory: &Arc<Memory>,
+    name: AdapterName,
+    place: &Place,
+    fds: &mut impl Iterator<Item = OwnedFd>,
+) -> anyhow::Result<Rings> {
+    let mut next = || fds.next().context("files of an adapter are missing");
+    let kind = match name.kind() {
+        AdapterKind::Legacy => Kind::Legacy(Legacy {
+            memory: memory.clone(),
+            page: next()?,
+            kick: next()?,
+            interrupt: next()?,
+        }),
+        AdapterKind::Synthetic => {
+            let config = Config {
+                mac: place.mac,
+                mac_may_change: true,
+                link_up: place.seat.link() == Link::Up,
+                channels: place.channels,
+            };
+            let attention = live.wake.clone();
+            Kind::Synthetic(Synthetic::new(memory.clone(), config, next()?, attention))
+        }
+    };
+    Ok(Rings {
+        kind,
+        live: Arc::downgrade(live),
+        name,
+    })
 }
 
 /// How a process ended that had not said anything.

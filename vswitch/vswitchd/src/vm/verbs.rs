@@ -1,15 +1,15 @@
 //! What VMs are told to do. Processes are waited for here, without the manager's lock.
 
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 use vswitch::api::{AutoStop, ErrorCode, Refusal, VmName, VmState, VmVerb};
 use vswitch::attach::message::{Command, RunState};
 
-use super::PROMPT;
 use super::live::Live;
+use super::{PROMPT, lock};
 use crate::manager::Manager;
 
 /// How long a machine may take until it runs: a large one is read from a file.
@@ -18,10 +18,6 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const SAVE_LIMIT: Duration = Duration::from_secs(600);
 /// How long a guest may take to shut down when vswitchd ends.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
-
-fn lock(manager: &Mutex<Manager>) -> MutexGuard<'_, Manager> {
-    manager.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Tells a VM to do something, and waits until it has. `timeout` is for [`VmVerb::Shutdown`].
 pub(crate) fn act(
@@ -124,7 +120,7 @@ fn resynchronise(live: &Live) {
         return;
     };
     let paused = status.state == RunState::Paused;
-    live.seats.iter().for_each(|seat| seat.pause(paused));
+    live.each_seat(|seat| seat.pause(paused));
     live.set_state(if paused {
         VmState::Paused
     } else {
@@ -134,16 +130,16 @@ fn resynchronise(live: &Live) {
 
 fn pause(live: &Live) -> anyhow::Result<()> {
     live.request(Command::Pause, None, PROMPT)?;
-    live.seats.iter().for_each(|seat| seat.pause(true));
+    live.each_seat(|seat| seat.pause(true));
     live.set_state(VmState::Paused);
     Ok(())
 }
 
 fn resume(live: &Live) -> anyhow::Result<()> {
-    live.seats.iter().for_each(|seat| seat.pause(false));
+    live.each_seat(|seat| seat.pause(false));
     let resumed = live.request(Command::Resume, None, PROMPT);
     if resumed.is_err() {
-        live.seats.iter().for_each(|seat| seat.pause(true));
+        live.each_seat(|seat| seat.pause(true));
     } else {
         live.set_state(VmState::Running);
     }

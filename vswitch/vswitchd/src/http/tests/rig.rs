@@ -349,7 +349,7 @@ fn start(dir: &Path, host: &FakeHost) -> Shared {
     ))
 }
 
-/// Starts this test program again, as what [`super::vms::fake_vmm`] does.
+/// Starts this test program again, as what [`super::fake_vmm::fake_vmm`] does.
 struct FakeLauncher(FakeHost);
 
 impl Launcher for FakeLauncher {
@@ -363,7 +363,7 @@ impl Launcher for FakeLauncher {
     fn command(&self, name: &VmName, socket: &Path) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         command
-            .args(["--exact", "http::tests::vms::fake_vmm"])
+            .args(["--exact", "http::tests::fake_vmm::fake_vmm"])
             .env("FAKE_VMM", name.as_str())
             .env("FAKE_VMM_SOCKET", socket)
             .stdout(Stdio::null());

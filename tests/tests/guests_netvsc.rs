@@ -1,0 +1,179 @@
+//! Linux's own drivers for Hyper-V, `hv_vmbus` and `hv_netvsc`, on synthetic adapters.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use vswitch_tests::{
+    Lab, Station, cmd,
+    station::Address,
+    vm::{
+        Console, Netboot,
+        netboot::noise,
+        ours::{BOOT_LIMIT, ip_parameter, repeat},
+    },
+};
+
+const fn at(host: u8) -> Address {
+    Address { net: 73, host }
+}
+const HOST: Address = at(1);
+const GUEST: Address = at(2);
+/// The driver waits up to 2 s between two looks at what it was told of its link.
+const LINK_LIMIT: Duration = Duration::from_secs(20);
+
+/// An internal network for large frames with the host's station, and a guest that is ready.
+fn guest_on_internal_network() -> Result<(Lab, Station, Console)> {
+    let lab = Lab::start()?;
+    lab.ctl("network create inner --type internal --mtu 9000")?;
+    let host = lab.host_station("inner", HOST)?;
+    let ip = ip_parameter(&GUEST.ip(false), "eth0");
+    lab.create_synthetic_vm("guest", &["net=inner"], &ip)?;
+    let mut console = lab.start_vm("guest")?;
+    console.wait_ready(BOOT_LIMIT)?;
+    Ok((lab, host, console))
+}
+
+fn pings(console: &mut Console, to: Address) -> Result<()> {
+    let said = console.run(&format!("ping -c 2 -W 5 {}", to.ip(false)))?;
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    Ok(())
+}
+
+/// A file from a web server to the guest, and back and forth through an echo server, unharmed.
+fn traffic(lab: &Lab, console: &mut Console) -> Result<()> {
+    let web = Netboot::start(&lab.host, "vsw-inner", HOST)?;
+    let hash = web.offer("file", &noise(400_000))?;
+    let get = format!(
+        "wget -q -O /tmp/file {}; sha256sum /tmp/file",
+        web.url("file")
+    );
+    let echo = format!("nc {} 7000 </tmp/file | sha256sum", HOST.ip(false));
+    for command in [get, echo] {
+        let said = console.run(&command)?;
+        ensure!(
+            said.starts_with(&hash),
+            "`{command}` gave {said}, not {hash}"
+        );
+    }
+    Ok(())
+}
+
+fn counters_add_up(lab: &Lab) -> Result<()> {
+    let stats = lab.daemon.stats()?;
+    ensure!(stats.wrong().is_empty(), "{:?}", stats.wrong());
+    Ok(())
+}
+
+/// What `vm show` says of the guest's first adapter's driver.
+fn driver(lab: &Lab) -> Result<String> {
+    let shown = lab.vm("guest")?;
+    let driver = shown.pointer("/adapters/0/driver");
+    let driver = driver.and_then(|driver| driver.as_str());
+    Ok(driver.context("no driver in `vm show`")?.to_owned())
+}
+
+#[test]
+fn traffic_goes_both_ways_and_the_driver_starts_again_and_again() -> Result<()> {
+    let (lab, mut host, mut console) = guest_on_internal_network()?;
+    let bound = console.run("basename $(readlink /sys/class/net/eth0/device/driver)")?;
+    ensure!(bound.trim() == "hv_netvsc", "eth0 is driven by {bound}");
+    ensure!(driver(&lab)? == "bound");
+    pings(&mut console, HOST)?;
+    for payload in [1, 56, 1472] {
+        host.ping(GUEST, false, payload)?;
+    }
+    traffic(&lab, &mut console)?;
+
+    for round in 0..repeat(3) {
+        console.run("ifconfig eth0 down && ifconfig eth0 up")?;
+        pings(&mut console, HOST).map_err(|e| e.context(format!("after {round} times down")))?;
+    }
+    // The driver lets go of everything, and sets up larger buffers.
+    for (mtu, payload) in [(9000, 8972), (1500, 1472)] {
+        console.run(&format!("ifconfig eth0 mtu {mtu}"))?;
+        pings(&mut console, HOST)?;
+        host.ping(GUEST, false, payload)?;
+    }
+    let device = "basename $(readlink /sys/class/net/eth0/device)";
+    let device = console.run(device)?.trim().to_owned();
+    for _ in 0..repeat(2) {
+        let file = "/sys/bus/vmbus/drivers/hv_netvsc";
+        console.run(&format!("echo {device} >{file}/unbind"))?;
+        ensure!(driver(&lab)? == "none");
+        ensure!(!host.reaches(GUEST), "a guest without a driver answers");
+        console.run(&format!("echo {device} >{file}/bind"))?;
+        console.run(&format!("ifconfig eth0 {} up", GUEST.ip(false)))?;
+        pings(&mut console, HOST)?;
+    }
+    traffic(&lab, &mut console)?;
+    counters_add_up(&lab)
+}
+
+#[test]
+fn an_adapter_is_told_of_its_link_and_comes_and_goes() -> Result<()> {
+    let (lab, _host, mut console) = guest_on_internal_network()?;
+    let shows = |console: &mut Console, file: &str, wanted: &str| -> Result<()> {
+        cmd::wait_until(&format!("{file} to be {wanted}"), LINK_LIMIT, || {
+            Ok(console.output(&format!("cat {file}"))?.1.trim() == wanted)
+        })
+    };
+    let carrier = "/sys/class/net/eth0/carrier";
+    shows(&mut console, carrier, "1")?;
+    for _ in 0..repeat(2) {
+        lab.ctl("adapter set guest synthetic0 --disconnect")?;
+        shows(&mut console, carrier, "0")?;
+        lab.ctl("adapter set guest synthetic0 --connect inner")?;
+        shows(&mut console, carrier, "1")?;
+    }
+    pings(&mut console, HOST)?;
+    // Moved to another network, it reaches nobody; moved back, it goes on.
+    lab.ctl("network create other --type private")?;
+    lab.ctl("adapter set guest synthetic0 --connect other")?;
+    ensure!(
+        pings(&mut console, HOST).is_err(),
+        "a guest in another network reached the host"
+    );
+    lab.ctl("adapter set guest synthetic0 --connect inner")?;
+    cmd::wait_until("the guest to reach the host again", LINK_LIMIT, || {
+        Ok(pings(&mut console, HOST).is_ok())
+    })?;
+
+    // A second one is plugged into the running guest, and unplugged.
+    for _ in 0..repeat(2) {
+        lab.ctl("adapter add guest --kind synthetic --net inner")?;
+        cmd::wait_until("eth1 in the guest", LINK_LIMIT, || {
+            Ok(console.output("ifconfig eth1 10.1.73.2 up")?.0 == 0)
+        })?;
+        shows(&mut console, "/sys/class/net/eth1/carrier", "1")?;
+        lab.ctl("adapter remove guest synthetic1")?;
+        cmd::wait_until("no eth1 in the guest", LINK_LIMIT, || {
+            Ok(console.output("test -e /sys/class/net/eth1")?.0 != 0)
+        })?;
+    }
+    pings(&mut console, HOST)?;
+    counters_add_up(&lab)
+}
+
+#[test]
+fn a_guest_without_hyper_v_finds_none() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create inner --type internal")?;
+    lab.create_vm("guest", &["net=inner"], "")?;
+    lab.ctl("vm set guest --no-hyperv")?;
+    lab.refused(
+        &["adapter", "add", "guest", "--kind", "synthetic"],
+        &["Hyper-V"],
+    )?;
+    let mut console = lab.start_vm("guest")?;
+    console.wait_ready(BOOT_LIMIT)?;
+    let found = console.output("ls /sys/bus/vmbus/devices")?;
+    ensure!(found.0 != 0, "there is a virtual machine bus: {}", found.1);
+    let (exits, _) = lab.vm_exits("guest")?;
+    let none = |kind: &str| {
+        exits
+            .iter()
+            .any(|(name, count)| name == kind && *count == 0)
+    };
+    ensure!(none("msr") && none("hypercall"), "{exits:?}");
+    Ok(())
+}
