@@ -11,9 +11,9 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// Processor cycles after which a worker that was quiet goes to sleep: some 40 µs. A shorter wait would sleep between
-    /// the frames of one conversation.
-    const LEAST: u64 = 100_000;
+    /// Processor cycles after which a worker that was quiet goes to sleep: some 200 µs. A shorter wait would sleep between
+    /// the frames of one conversation, and whenever a sender in a virtual machine is held up for a moment.
+    const LEAST: u64 = 500_000;
     /// Cycles of polling in vain at most, some 2 ms; a sleep of up to so many is a short one.
     const MOST: u64 = 5_000_000;
 
@@ -65,8 +65,8 @@ mod tests {
     #[test]
     fn regular_traffic_soon_finds_the_worker_awake() {
         let mut patience = Patience::new();
-        assert_eq!(sleeps(&mut patience, 2_000_000, 100), 3);
-        assert_eq!(sleeps(&mut patience, 50_000, 100), 0);
+        assert_eq!(sleeps(&mut patience, 2_000_001, 100), 2);
+        assert_eq!(sleeps(&mut patience, 400_000, 100), 0);
     }
 
     #[test]
