@@ -171,7 +171,12 @@ impl Console {
                     .extend(bytes.iter().filter(|byte| **byte != b'\r'));
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            // Also where the process was stopped and goes on.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(error).context("reading the console"),
         }
     }

@@ -51,7 +51,7 @@ pub(super) fn speeds(speeds: &[Speed]) {
 /// The frames taken from each port and what became of them.
 pub(super) fn counters(stats: &Stats) {
     say!(
-        "\n{:8} {:10} {:>9} {:>7} {:>10} {:>9} {:>8}  sum",
+        "\n{:8} {:14} {:>9} {:>7} {:>10} {:>9} {:>8}  sum",
         "network",
         "port",
         "taken",
@@ -73,7 +73,7 @@ pub(super) fn counters(stats: &Stats) {
             .map(|(why, n)| format!("{why} {n}"))
             .collect();
         say!(
-            "{:8} {:10} {:>9} {:>7} {:>10} {:>9} {:>8}  {sum} {}",
+            "{:8} {:14} {:>9} {:>7} {:>10} {:>9} {:>8}  {sum} {}",
             p.network,
             p.port,
             p.taken,

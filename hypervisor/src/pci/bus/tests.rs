@@ -276,3 +276,26 @@ fn a_saved_bus_comes_back_and_another_one_does_not() {
     let error = bus(3).restore(&state, &mut effects).unwrap_err();
     assert!(error.to_string().contains("PCI functions"), "{error}");
 }
+
+#[test]
+fn an_enabled_rom_is_mapped_unless_something_is_in_its_way() {
+    const ROM_BAR: u8 = 0x30;
+    let mut image = vec![0; 8192];
+    image[..2].copy_from_slice(&[0x55, 0xaa]);
+    let mut bus = Bus::default();
+    bus.add(at(2), function().with_rom(&image).unwrap())
+        .unwrap();
+    bus.assign(&ROUTES, &mut Effects::default());
+    let mut roms = |value| {
+        write32(&mut bus, 2, ROM_BAR, value);
+        let roms = bus.wiring(&ROUTES).roms;
+        roms.iter()
+            .map(|rom| (rom.start, rom.len))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(roms(0xe000_0001), [(0xe000_0000, 8192)]);
+    assert_eq!(roms(0xe000_0000), []);
+    // Over its registers, which `assign` has put just below 0xfec00000, and over the I/O APIC's.
+    assert_eq!(roms(0xfebf_e001), []);
+    assert_eq!(roms(0xfec0_0001), []);
+}
