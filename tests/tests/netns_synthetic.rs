@@ -1,5 +1,11 @@
 //! Synthetic adapters through the real daemon, without a virtual machine: a process speaks the protocol of the daemon's
 //! virtual machines, runs the bus, and in place of a guest a network driver that answers ARP and ping.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};

@@ -60,73 +60,76 @@ fn every_verb_is_taken() {
     }
 }
 
+/// Lines, the value in each that is refused, and what the refusal says is allowed.
+const REFUSED: &[(&str, &str, &str)] = &[
+    (
+        "network create lab --type private --mtu 67",
+        "67",
+        "68 to 9000",
+    ),
+    (
+        "network create lab --type private --mtu 65536",
+        "65536",
+        "68 to 9000",
+    ),
+    (
+        "network create lab --type bridge",
+        "bridge",
+        "external, internal, private",
+    ),
+    (
+        "network create a/b --type private",
+        "a/b",
+        "1 to 64 characters",
+    ),
+    (
+        "network create lab --type internal --vlan 0",
+        "0",
+        "1 to 4094",
+    ),
+    ("network set lab --vlan 4095", "4095", "1 to 4094"),
+    (
+        "network create lab --type external --uplink abcdefghijklmnop",
+        "abcdefghijklmnop",
+        "1 to 15",
+    ),
+    (
+        "port add lab vm1 --vhost-user vm1.sock",
+        "vm1.sock",
+        "absolute path",
+    ),
+    (
+        "port add lab vm1 --vhost-user /s --queues 0",
+        "0",
+        "1 to 16",
+    ),
+    (
+        "port set lab vm1 --vlan access:4095",
+        "access:4095",
+        "access:ID",
+    ),
+    ("port set lab vm1 --mac-guard xx", "xx", "off, or"),
+    ("port set lab vm1 --link on", "on", "up, down"),
+    (
+        "adapter remove web synthetic8",
+        "synthetic8",
+        "legacy0 to legacy3, synthetic0 to synthetic7",
+    ),
+    (
+        "adapter add web --kind modern",
+        "modern",
+        "legacy, synthetic",
+    ),
+    (
+        "fdb add lab ff:ff:ff:ff:ff:ff vm1",
+        "ff:ff:ff:ff:ff:ff",
+        "one station",
+    ),
+];
+
 #[test]
 fn values_are_refused_in_one_line() {
-    for (line, value, allowed) in [
-        (
-            "network create lab --type private --mtu 67",
-            "67",
-            "68 to 9000",
-        ),
-        (
-            "network create lab --type private --mtu 65536",
-            "65536",
-            "68 to 9000",
-        ),
-        (
-            "network create lab --type bridge",
-            "bridge",
-            "external, internal, private",
-        ),
-        (
-            "network create a/b --type private",
-            "a/b",
-            "1 to 64 characters",
-        ),
-        (
-            "network create lab --type internal --vlan 0",
-            "0",
-            "1 to 4094",
-        ),
-        ("network set lab --vlan 4095", "4095", "1 to 4094"),
-        (
-            "network create lab --type external --uplink abcdefghijklmnop",
-            "abcdefghijklmnop",
-            "1 to 15",
-        ),
-        (
-            "port add lab vm1 --vhost-user vm1.sock",
-            "vm1.sock",
-            "absolute path",
-        ),
-        (
-            "port add lab vm1 --vhost-user /s --queues 0",
-            "0",
-            "1 to 16",
-        ),
-        (
-            "port set lab vm1 --vlan access:4095",
-            "access:4095",
-            "access:ID",
-        ),
-        ("port set lab vm1 --mac-guard xx", "xx", "off, or"),
-        ("port set lab vm1 --link on", "on", "up, down"),
-        (
-            "adapter remove web synthetic8",
-            "synthetic8",
-            "legacy0 to legacy3, synthetic0 to synthetic7",
-        ),
-        (
-            "adapter add web --kind modern",
-            "modern",
-            "legacy, synthetic",
-        ),
-        (
-            "fdb add lab ff:ff:ff:ff:ff:ff vm1",
-            "ff:ff:ff:ff:ff:ff",
-            "one station",
-        ),
-    ] {
+    for (line, value, allowed) in REFUSED {
         let error = parse(line).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ValueValidation, "{line}");
         let message = refusal(&error);

@@ -110,7 +110,7 @@ pub(crate) struct Settings {
     /// The option ROM that legacy adapters boot with, or none for that of vswitchd [default: none]
     #[arg(long, value_name = "PATH|none")]
     pub(crate) boot_rom: Option<OrNone<String>>,
-    /// The guest finds Hyper-V, which synthetic adapters and integration services need [default]
+    /// The guest finds Hyper-V, which synthetic adapters and integration services need: the default
     #[arg(long)]
     pub(crate) hyperv: bool,
     /// The guest does not find Hyper-V
