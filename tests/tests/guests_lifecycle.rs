@@ -222,9 +222,9 @@ fn the_terminal_is_the_guests(lab: &Lab) -> Result<()> {
     cmd::wait_until("the terminal to be raw", STATE_LIMIT, || {
         Ok(!edits(&terminal)?)
     })?;
-    // Ctrl-C and Ctrl-D would end a program that leaves the terminal as it is.
+    // Ctrl-C would end a program that leaves the terminal as it is.
     let mut master = fs::File::from(master);
-    master.write_all(b"\x03\x04\n1000 echo $((6*7))\n")?;
+    master.write_all(b"\x03\n1000 echo $((6*7))\n")?;
     let (said, heard) = mpsc::channel();
     let mut reader = master.try_clone()?;
     thread::spawn(move || {
