@@ -141,7 +141,11 @@ fn an_adapter_is_told_of_its_link_and_comes_and_goes() -> Result<()> {
 
     // A second one is plugged into the running guest, and unplugged.
     for _ in 0..repeat(2) {
-        lab.ctl("adapter add guest --kind synthetic --net inner")?;
+        // Refused as long as the guest has not let go of the last one.
+        cmd::wait_until("room for a second adapter", LINK_LIMIT, || {
+            let added = lab.ctl("adapter add guest --kind synthetic --net inner");
+            Ok(added.is_ok())
+        })?;
         cmd::wait_until("eth1 in the guest", LINK_LIMIT, || {
             Ok(console.output("ifconfig eth1 10.1.73.2 up")?.0 == 0)
         })?;

@@ -5,6 +5,7 @@ pub mod image;
 pub mod netboot;
 pub mod ours;
 pub mod qemu;
+pub mod scene;
 
 pub use console::Console;
 pub use netboot::Netboot;

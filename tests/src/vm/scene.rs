@@ -1,0 +1,79 @@
+//! A guest with a synthetic adapter that fetches a file while something happens to it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::netboot::noise;
+use super::ours::{BOOT_LIMIT, STATE_LIMIT, ip_parameter};
+use super::{Console, Netboot};
+use crate::station::Address;
+use crate::{Lab, Station, cmd};
+
+const fn at(host: u8) -> Address {
+    Address { net: 74, host }
+}
+const HOST: Address = at(1);
+/// Where the guest is.
+pub const GUEST: Address = at(2);
+/// Bytes of a transfer that takes a slow guest some ten seconds.
+const LONG: usize = 300_000;
+
+/// A guest with a synthetic adapter, and its host.
+pub struct Scene {
+    /// The switch and its machines.
+    pub lab: Lab,
+    /// The host on the internal network `inner`.
+    pub host: Station,
+    /// The console of machine `guest`.
+    pub console: Console,
+}
+
+impl Scene {
+    /// Starts them, and waits until the guest is ready.
+    ///
+    /// # Errors
+    /// What could not be started.
+    pub fn new() -> Result<Scene> {
+        let lab = Lab::start()?;
+        lab.ctl("network create inner --type internal")?;
+        let host = lab.host_station("inner", HOST)?;
+        let ip = ip_parameter(&GUEST.ip(false), "eth0");
+        lab.create_synthetic_vm("guest", &["net=inner"], &ip)?;
+        let mut console = lab.start_vm("guest")?;
+        console.wait_ready(BOOT_LIMIT)?;
+        Ok(Scene { lab, host, console })
+    }
+
+    /// Waits until the guest answers ping.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn answers(&mut self, what: &str) -> Result<()> {
+        cmd::wait_until(&format!("the guest to answer {what}"), STATE_LIMIT, || {
+            Ok(self.host.reaches(GUEST))
+        })
+    }
+
+    /// A file comes through unharmed, though `meanwhile` happens on its way.
+    ///
+    /// # Errors
+    /// It does not, or `meanwhile` failed.
+    pub fn transfer(&mut self, meanwhile: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+        let web = Netboot::start(&self.lab.host, "vsw-inner", HOST)?;
+        let hash = web.offer("file", &noise(LONG))?;
+        let command = format!(
+            "wget -q -O /tmp/file {}; sha256sum /tmp/file",
+            web.url("file")
+        );
+        let number = self.console.begin(&command)?;
+        std::thread::sleep(Duration::from_secs(3));
+        meanwhile(self)?;
+        let (_, said) = self.console.end(number)?;
+        ensure!(
+            said.starts_with(&hash),
+            "`{command}` gave {said}, not {hash}"
+        );
+        Ok(())
+    }
+}
