@@ -5,7 +5,7 @@
 
 use vnic_synthetic::driver::{Guest, Setup, poll};
 use vnic_synthetic::port::State;
-use vnic_synthetic::vmbus::{Bus, BusState, Demand, Done, Effect};
+use vnic_synthetic::vmbus::{Bus, BusState, Effect};
 
 /// Runs one input.
 pub fn run(data: &[u8]) {
@@ -55,13 +55,7 @@ fn serve(bus: &mut Bus, mut effects: Vec<Effect>) -> bool {
             }
             Effect::Ask { relid, demand } => (relid, demand),
         };
-        let done = match demand {
-            Demand::Add { gpadl, .. } => Done::Added { gpadl, ok: true },
-            Demand::Remove { gpadl } => Done::Removed { gpadl },
-            Demand::Open(_) => Done::Opened { ok: true },
-            Demand::Close => Done::Closed,
-            Demand::Retarget { .. } => Done::Retargeted { ok: true },
-        };
+        let done = demand.answer(true);
         let mut more = Vec::new();
         bus.done(relid, done, &mut more);
         effects.extend(more);

@@ -3,7 +3,7 @@
 //! Input: actions until it ends. What must hold: every call comes back after bounded work, and once the guest unloads and
 //! every demand is met, the unload is answered and nothing is open.
 
-use vnic_synthetic::vmbus::{Bus, Demand, Done, Effect, Offer};
+use vnic_synthetic::vmbus::{Bus, Demand, Effect, Offer};
 
 use crate::input::Input;
 
@@ -35,20 +35,14 @@ fn sort(effects: Vec<Effect>, asked: &mut Vec<Asked>) -> Vec<Vec<u8>> {
 }
 
 fn answer(bus: &mut Bus, (relid, demand): Asked, ok: bool, asked: &mut Vec<Asked>) -> Vec<Vec<u8>> {
-    let done = match demand {
-        Demand::Add { gpadl, list } => {
-            assert!(
-                list.ranges
-                    .iter()
-                    .all(|range| range.len > 0 && range.offset < 4096)
-            );
-            Done::Added { gpadl, ok }
-        }
-        Demand::Remove { gpadl } => Done::Removed { gpadl },
-        Demand::Open(_) => Done::Opened { ok },
-        Demand::Close => Done::Closed,
-        Demand::Retarget { .. } => Done::Retargeted { ok },
-    };
+    if let Demand::Add { list, .. } = &demand {
+        assert!(
+            list.ranges
+                .iter()
+                .all(|range| range.len > 0 && range.offset < 4096)
+        );
+    }
+    let done = demand.answer(ok);
     let mut effects = Vec::new();
     bus.done(relid, done, &mut effects);
     sort(effects, asked)

@@ -31,6 +31,7 @@ pub mod pc;
 pub mod pci;
 pub mod sandbox;
 mod service;
+mod shared;
 mod slots;
 mod state;
 mod vcpu;

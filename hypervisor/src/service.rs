@@ -3,7 +3,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::irq;
-use crate::machine::{Shared, lock};
+use crate::shared::{Shared, lock};
 
 /// Serves until the machine ends.
 pub(crate) fn run(shared: &Shared) {

@@ -7,7 +7,7 @@ use crate::device::Space;
 use crate::exits::Kind;
 use crate::hyperv::hypercall::{self, Input, Status};
 use crate::kvm::{Exit, Vcpu};
-use crate::machine::Shared;
+use crate::shared::Shared;
 use crate::{Error, emulate};
 
 /// Bit of EFER: long mode is active.

@@ -10,7 +10,7 @@ use vswitch_tests::{
     station::Address,
     vm::{
         Console,
-        ours::{BOOT_LIMIT, STATE_LIMIT, ip_parameter},
+        ours::{BOOT_LIMIT, STATE_LIMIT},
     },
 };
 
@@ -22,12 +22,7 @@ const GUEST: Address = at(2);
 
 fn guest(lab: &Lab) -> Result<(Station, Console)> {
     lab.ctl("network create inner --type internal")?;
-    let host = lab.host_station("inner", HOST)?;
-    let ip = ip_parameter(&GUEST.ip(false), "eth0");
-    lab.create_vm("guest", &["net=inner"], &ip)?;
-    let mut console = lab.start_vm("guest")?;
-    console.wait_ready(BOOT_LIMIT)?;
-    Ok((host, console))
+    lab.ready_guest(Lab::create_vm, HOST, GUEST)
 }
 
 fn pid(lab: &Lab) -> Result<i32> {

@@ -9,7 +9,7 @@ use vswitch_tests::{
     vm::{
         Console, Netboot,
         netboot::noise,
-        ours::{BOOT_LIMIT, ip_parameter, repeat},
+        ours::{BOOT_LIMIT, repeat},
     },
 };
 
@@ -25,11 +25,7 @@ const LINK_LIMIT: Duration = Duration::from_secs(20);
 fn guest_on_internal_network() -> Result<(Lab, Station, Console)> {
     let lab = Lab::start()?;
     lab.ctl("network create inner --type internal --mtu 9000")?;
-    let host = lab.host_station("inner", HOST)?;
-    let ip = ip_parameter(&GUEST.ip(false), "eth0");
-    lab.create_synthetic_vm("guest", &["net=inner"], &ip)?;
-    let mut console = lab.start_vm("guest")?;
-    console.wait_ready(BOOT_LIMIT)?;
+    let (host, console) = lab.ready_guest(Lab::create_synthetic_vm, HOST, GUEST)?;
     Ok((lab, host, console))
 }
 

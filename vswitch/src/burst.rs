@@ -206,8 +206,8 @@ impl Burst {
     }
 
     /// Takes the frame in `buffer` behind a virtio header of `header_len` bytes, if that asks for nothing: neither flags nor
-    /// segmentation. False if the burst has [`BURST`] frames, the buffer is too short for both or too long, or it does ask; nothing is
-    /// taken then.
+    /// segmentation. False if the burst has [`BURST`] frames, the buffer is too short for both or too long, or it does
+    /// ask; nothing is taken then.
     #[inline(always)]
     pub fn push_plain(&mut self, memory: &Memory, buffer: Span, header_len: u32) -> bool {
         let len = buffer.len().wrapping_sub(header_len);
@@ -259,7 +259,8 @@ impl Burst {
         })
     }
 
-    /// Takes the frame that lies in `pieces` of `memory`, front to back. A burst of [`BURST`] frames takes nothing and answers false.
+    /// Takes the frame that lies in `pieces` of `memory`, front to back. A burst of [`BURST`] frames takes nothing and
+    /// answers false.
     pub fn take(&mut self, memory: &Memory, pieces: &[Span], request: Request) -> bool {
         let len = pieces
             .iter()

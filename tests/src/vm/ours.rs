@@ -39,6 +39,25 @@ impl Lab {
         self.create_linux_vm(name, "--synthetic", adapters, parameters)
     }
 
+    /// The host's station at `host` in the internal network `inner`, and a machine `guest` that `create` makes, with one
+    /// adapter in it, and that is ready at `guest`.
+    ///
+    /// # Errors
+    /// When something is refused, or the guest does not boot.
+    pub fn ready_guest(
+        &self,
+        create: impl FnOnce(&Lab, &str, &[&str], &str) -> Result<()>,
+        host: Address,
+        guest: Address,
+    ) -> Result<(Station, Console)> {
+        let host = self.host_station("inner", host)?;
+        let ip = ip_parameter(&guest.ip(false), "eth0");
+        create(self, "guest", &["net=inner"], &ip)?;
+        let mut console = self.start_vm("guest")?;
+        console.wait_ready(BOOT_LIMIT)?;
+        Ok((host, console))
+    }
+
     fn create_linux_vm(
         &self,
         name: &str,
@@ -154,11 +173,7 @@ impl Lab {
 pub fn guest_on_internal_network(host: Address, guest: Address) -> Result<(Lab, Station, Console)> {
     let lab = Lab::start()?;
     lab.ctl("network create inner --type internal")?;
-    let host = lab.host_station("inner", host)?;
-    let ip = ip_parameter(&guest.ip(false), "eth0");
-    lab.create_vm("guest", &["net=inner"], &ip)?;
-    let mut console = lab.start_vm("guest")?;
-    console.wait_ready(BOOT_LIMIT)?;
+    let (host, console) = lab.ready_guest(Lab::create_vm, host, guest)?;
     Ok((lab, host, console))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::netboot::noise;
-use super::ours::{BOOT_LIMIT, STATE_LIMIT, ip_parameter};
+use super::ours::STATE_LIMIT;
 use super::{Console, Netboot};
 use crate::station::Address;
 use crate::{Lab, Station, cmd};
@@ -37,11 +37,7 @@ impl Scene {
     pub fn new() -> Result<Scene> {
         let lab = Lab::start()?;
         lab.ctl("network create inner --type internal")?;
-        let host = lab.host_station("inner", HOST)?;
-        let ip = ip_parameter(&GUEST.ip(false), "eth0");
-        lab.create_synthetic_vm("guest", &["net=inner"], &ip)?;
-        let mut console = lab.start_vm("guest")?;
-        console.wait_ready(BOOT_LIMIT)?;
+        let (host, console) = lab.ready_guest(Lab::create_synthetic_vm, HOST, GUEST)?;
         Ok(Scene { lab, host, console })
     }
 

@@ -166,22 +166,13 @@ impl Host {
         let index = index.map_or(usize::MAX, |(_, index)| *index);
         if let Some(elsewhere) = &mut self.elsewhere {
             let ok = elsewhere(index, &demand);
-            return match demand {
-                Demand::Add { gpadl, .. } => Done::Added { gpadl, ok },
-                Demand::Remove { gpadl } => Done::Removed { gpadl },
-                Demand::Open(_) => Done::Opened { ok },
-                Demand::Close => Done::Closed,
-                Demand::Retarget { .. } => Done::Retargeted { ok },
-            };
+            return demand.answer(ok);
         }
-        match demand {
-            Demand::Add { gpadl, list } => Done::Added {
-                gpadl,
-                ok: self.adapter.add(gpadl, &list).is_ok(),
-            },
+        let ok = match &demand {
+            Demand::Add { gpadl, list } => self.adapter.add(*gpadl, list).is_ok(),
             Demand::Remove { gpadl } => {
-                self.adapter.remove(gpadl);
-                Done::Removed { gpadl }
+                self.adapter.remove(*gpadl);
+                true
             }
             Demand::Open(open) => {
                 let signal = Signal {
@@ -191,14 +182,15 @@ impl Host {
                 let opened = self
                     .adapter
                     .open(index, &open.ring, open.downstream_page, signal);
-                Done::Opened { ok: opened.is_ok() }
+                opened.is_ok()
             }
             Demand::Close => {
                 self.adapter.close(index);
-                Done::Closed
+                true
             }
-            Demand::Retarget { .. } => Done::Retargeted { ok: true },
-        }
+            Demand::Retarget { .. } => true,
+        };
+        demand.answer(ok)
     }
 }
 

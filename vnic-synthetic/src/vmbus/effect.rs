@@ -130,6 +130,20 @@ pub enum Demand {
     },
 }
 
+impl Demand {
+    /// The answer: it is met, or cannot be.
+    #[must_use]
+    pub fn answer(&self, ok: bool) -> Done {
+        match self {
+            Self::Add { gpadl, .. } => Done::Added { gpadl: *gpadl, ok },
+            Self::Remove { gpadl } => Done::Removed { gpadl: *gpadl },
+            Self::Open(_) => Done::Opened { ok },
+            Self::Close => Done::Closed,
+            Self::Retarget { .. } => Done::Retargeted { ok },
+        }
+    }
+}
+
 /// The answer to a [`Demand`]. `ok` false: it cannot be met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "named after what they answer")]

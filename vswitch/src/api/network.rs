@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Refusal, present};
-use super::values::{IfName, InvalidValue, Mtu, NetworkName, VlanId};
+use super::values::{IfName, InvalidValue, Mtu, NetworkName, VlanId, words};
 
 /// What a network is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -20,31 +20,9 @@ pub enum NetworkType {
     Private,
 }
 
-impl FromStr for NetworkType {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<NetworkType, InvalidValue> {
-        match text {
-            "external" => Ok(NetworkType::External),
-            "internal" => Ok(NetworkType::Internal),
-            "private" => Ok(NetworkType::Private),
-            _ => Err(InvalidValue::new(
-                "network type",
-                text,
-                "external, internal, private",
-            )),
-        }
-    }
-}
-
-impl fmt::Display for NetworkType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            NetworkType::External => "external",
-            NetworkType::Internal => "internal",
-            NetworkType::Private => "private",
-        })
-    }
+words! {
+    NetworkType, "network type",
+    External => "external", Internal => "internal", Private => "private"
 }
 
 /// Asks for a new network.

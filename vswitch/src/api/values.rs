@@ -58,6 +58,33 @@ macro_rules! as_text {
 }
 pub(super) use as_text;
 
+/// Gives the variants of an enumeration the words that users write and read.
+macro_rules! words {
+    ($name:ident, $what:literal, $first:ident => $first_word:literal $(, $variant:ident => $word:literal)* $(,)?) => {
+        impl FromStr for $name {
+            type Err = InvalidValue;
+
+            fn from_str(text: &str) -> Result<Self, InvalidValue> {
+                match text {
+                    $first_word => Ok($name::$first),
+                    $($word => Ok($name::$variant),)*
+                    _ => Err(InvalidValue::new($what, text, concat!($first_word $(, ", ", $word)*))),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self {
+                    $name::$first => $first_word,
+                    $($name::$variant => $word,)*
+                })
+            }
+        }
+    };
+}
+pub(super) use words;
+
 /// Declares a type that is a checked text.
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $allowed:literal, $check:path) => {
@@ -234,25 +261,9 @@ pub enum Link {
     Down,
 }
 
-impl FromStr for Link {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Link, InvalidValue> {
-        match text {
-            "up" => Ok(Link::Up),
-            "down" => Ok(Link::Down),
-            _ => Err(InvalidValue::new("link state", text, "up, down")),
-        }
-    }
-}
-
-impl fmt::Display for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Link::Up => "up",
-            Link::Down => "down",
-        })
-    }
+words! {
+    Link, "link state",
+    Up => "up", Down => "down"
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ impl XdpTx {
         };
         let mut descriptors = [Descriptor::default(); PEEK];
         // A frame has one descriptor at least, so the burst has room for what this takes.
-        let room = (BURST - burst.len()).min(PEEK);
+        let room = burst.room().min(PEEK);
         let count = receiver.receive(descriptors.get_mut(..room).unwrap_or(&mut []));
         let mut pieces: ArrayVec<Span, MAX_SEGMENTS> = ArrayVec::new();
         for descriptor in descriptors.iter().take(count) {

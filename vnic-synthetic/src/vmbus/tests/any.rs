@@ -15,16 +15,10 @@ fn serve(bus: &mut Bus, effects: Vec<Effect>, posted: &mut Vec<Vec<u8>>) {
             }
             Effect::Ask { relid, demand } => (relid, demand),
         };
-        let done = match demand {
-            Demand::Add { gpadl, list } => {
-                assert!(Arc::strong_count(&list) > 0 && list.page_count() <= MAX_GPADL_PAGES);
-                Done::Added { gpadl, ok: true }
-            }
-            Demand::Remove { gpadl } => Done::Removed { gpadl },
-            Demand::Open(_) => Done::Opened { ok: true },
-            Demand::Close => Done::Closed,
-            Demand::Retarget { .. } => Done::Retargeted { ok: true },
-        };
+        if let Demand::Add { list, .. } = &demand {
+            assert!(Arc::strong_count(list) > 0 && list.page_count() <= MAX_GPADL_PAGES);
+        }
+        let done = demand.answer(true);
         let mut more = Vec::new();
         bus.done(relid, done, &mut more);
         todo.extend(more);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::values::VmName;
 use crate::api::error::{Refusal, present};
 use crate::api::policy::StationMac;
-use crate::api::values::{InvalidValue, NetworkName, VlanId, as_text};
+use crate::api::values::{InvalidValue, NetworkName, VlanId, as_text, words};
 
 /// Legacy adapters of a VM, at most.
 pub const MAX_LEGACY: usize = 4;
@@ -98,29 +98,9 @@ impl AdapterKind {
     }
 }
 
-impl FromStr for AdapterKind {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<AdapterKind, InvalidValue> {
-        match text {
-            "legacy" => Ok(AdapterKind::Legacy),
-            "synthetic" => Ok(AdapterKind::Synthetic),
-            _ => Err(InvalidValue::new(
-                "kind of adapter",
-                text,
-                "legacy, synthetic",
-            )),
-        }
-    }
-}
-
-impl fmt::Display for AdapterKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            AdapterKind::Legacy => "legacy",
-            AdapterKind::Synthetic => "synthetic",
-        })
-    }
+words! {
+    AdapterKind, "kind of adapter",
+    Legacy => "legacy", Synthetic => "synthetic"
 }
 
 /// Asks for a new adapter.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::adapter::AdapterName;
-use crate::api::values::{InvalidValue, PortName, as_text, text_type};
+use crate::api::values::{InvalidValue, PortName, as_text, text_type, words};
 
 text_type! {
     /// The name of a VM. With the name of an adapter it is the name of a port: `VM.legacy0`.
@@ -204,31 +204,9 @@ pub enum AutoStop {
     TurnOff,
 }
 
-impl FromStr for AutoStop {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<AutoStop, InvalidValue> {
-        match text {
-            "save" => Ok(AutoStop::Save),
-            "shutdown" => Ok(AutoStop::Shutdown),
-            "turn-off" => Ok(AutoStop::TurnOff),
-            _ => Err(InvalidValue::new(
-                "automatic stop",
-                text,
-                "save, shutdown, turn-off",
-            )),
-        }
-    }
-}
-
-impl fmt::Display for AutoStop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            AutoStop::Save => "save",
-            AutoStop::Shutdown => "shutdown",
-            AutoStop::TurnOff => "turn-off",
-        })
-    }
+words! {
+    AutoStop, "automatic stop",
+    Save => "save", Shutdown => "shutdown", TurnOff => "turn-off"
 }
 
 /// Which limits hold for a VM.
@@ -242,25 +220,9 @@ pub enum Profile {
     Modern,
 }
 
-impl FromStr for Profile {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Profile, InvalidValue> {
-        match text {
-            "classic" => Ok(Profile::Classic),
-            "modern" => Ok(Profile::Modern),
-            _ => Err(InvalidValue::new("profile", text, "classic, modern")),
-        }
-    }
-}
-
-impl fmt::Display for Profile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Profile::Classic => "classic",
-            Profile::Modern => "modern",
-        })
-    }
+words! {
+    Profile, "profile",
+    Classic => "classic", Modern => "modern"
 }
 
 /// An integration service: what a guest with Hyper-V's drivers does with its host, beside networking.
@@ -289,27 +251,7 @@ impl Service {
     ];
 }
 
-impl FromStr for Service {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Service, InvalidValue> {
-        Service::ALL
-            .into_iter()
-            .find(|service| service.to_string() == text)
-            .ok_or_else(|| {
-                let allowed = "shutdown, heartbeat, time-sync, key-value";
-                InvalidValue::new("integration service", text, allowed)
-            })
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Service::Shutdown => "shutdown",
-            Service::Heartbeat => "heartbeat",
-            Service::TimeSync => "time-sync",
-            Service::KeyValue => "key-value",
-        })
-    }
+words! {
+    Service, "integration service",
+    Shutdown => "shutdown", Heartbeat => "heartbeat", TimeSync => "time-sync", KeyValue => "key-value"
 }
