@@ -199,6 +199,13 @@ impl Attached<'_> {
             Attached::Wire { .. } | Attached::Remote { .. } => None,
         }
     }
+
+    /// Has done what `vswitchd` does every second or two, as no run here is so long.
+    pub(crate) fn tick(&self) {
+        if let Attached::Local(local) = self {
+            local.switch.sweep();
+        }
+    }
 }
 
 impl Drop for Attached<'_> {

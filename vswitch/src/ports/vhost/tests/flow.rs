@@ -146,7 +146,7 @@ fn indices_wrap_and_nothing_is_lost() {
         let (mut to, _other, mut to_sides) = started(setup);
         let (mut burst, mut report) = (Burst::new(), Report::default());
         to.receive_burst(0, 0).unwrap();
-        from.prepare_sending(0, &frame(1, 60)).unwrap();
+        from.prepare_sending(0, &[frame(1, 60)]).unwrap();
         let mut received = 0;
         for _ in 0..3200 {
             let sent = from.send_burst(0, 60, 48).unwrap();
