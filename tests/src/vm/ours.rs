@@ -39,6 +39,23 @@ impl Lab {
         self.create_linux_vm(name, "--synthetic", adapters, parameters)
     }
 
+    /// The same, of which the guest has IPv6 and more programs than busybox.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_equipped_vm(
+        &self,
+        name: &str,
+        adapters: &[&str],
+        parameters: &str,
+    ) -> Result<()> {
+        let parameters = format!("ipv6.disable=0 {parameters}");
+        self.create_synthetic_vm(name, adapters, &parameters)?;
+        let initrd = image::shared()?.equipped_initrd.display();
+        self.ctl(&format!("vm set {name} --initrd {initrd}"))
+            .map(drop)
+    }
+
     /// The host's station at `host` in the internal network `inner`, and a machine `guest` that `create` makes, with one
     /// adapter in it, and that is ready at `guest`.
     ///
@@ -81,6 +98,15 @@ impl Lab {
         let rom = image::shared()?.rom.display().to_string();
         let boot = ["--boot", "network", "--boot-rom", &rom];
         self.create_vm_with(name, "--legacy", adapters, &boot)
+    }
+
+    /// Creates a machine that boots from the network by its first synthetic adapter: the kernel that it starts is iPXE.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_ipxe_vm(&self, name: &str, adapters: &[&str]) -> Result<()> {
+        let kernel = format!("kernel:{}", image::shared()?.ipxe.display());
+        self.create_vm_with(name, "--synthetic", adapters, &["--boot", &kernel])
     }
 
     fn create_vm_with(
