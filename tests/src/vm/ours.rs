@@ -39,6 +39,25 @@ impl Lab {
         self.create_linux_vm(name, "--synthetic", adapters, parameters)
     }
 
+    /// The same with the full kernel and so many processors.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_full_vm(
+        &self,
+        name: &str,
+        adapters: &[&str],
+        parameters: &str,
+        cpus: u32,
+    ) -> Result<()> {
+        self.create_synthetic_vm(name, adapters, parameters)?;
+        let kernel = image::shared()?.full_kernel.display();
+        self.ctl(&format!(
+            "vm set {name} --boot kernel:{kernel} --cpus {cpus}"
+        ))
+        .map(drop)
+    }
+
     /// The host's station at `host` in the internal network `inner`, and a machine `guest` that `create` makes, with one
     /// adapter in it, and that is ready at `guest`.
     ///
