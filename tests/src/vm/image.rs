@@ -18,6 +18,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
+use kernel::Kernel;
+
 use crate::{
     cmd,
     guest::{image as debian, newc::Newc},
@@ -34,7 +36,9 @@ const INIT: &str = include_str!("../../guests/init");
 pub struct VmImage {
     /// The kernel as ELF file: it starts without unpacking itself.
     pub kernel: PathBuf,
-    /// The same kernel as bzImage, for iPXE.
+    /// Another one, for several processors, with IPv6, kexec and all of Hyper-V's drivers: it takes longer to start.
+    pub full_kernel: PathBuf,
+    /// The first kernel as bzImage, for iPXE.
     pub network_kernel: PathBuf,
     /// The initrd, an uncompressed cpio archive.
     pub initrd: PathBuf,
@@ -48,19 +52,20 @@ pub struct VmImage {
     pub qemu_rom: PathBuf,
 }
 
-/// The files below `cache`, made where they are not there yet or what they are made of has changed. The kernel takes
+/// The files below `cache`, made where they are not there yet or what they are made of has changed. The kernels take
 /// some minutes.
 ///
 /// # Errors
 /// When a package cannot be had, a program is missing or the kernel does not build; the error says which.
 pub fn ensure(cache: &Path) -> Result<VmImage> {
     fs::create_dir_all(cache)?;
-    let kernel = kernel::ensure(cache)?;
+    let kernel = Kernel::Plain.ensure(cache)?;
     let network = fs::read(kernel.join("bzImage")).context("reading the guests' bzImage")?;
     let ipxe = ipxe::unpacked(cache)?;
     Ok(VmImage {
         network_kernel: keep(cache, "network-kernel", &moved::moved(&network)?)?,
         kernel: kernel.join("vmlinux"),
+        full_kernel: Kernel::Full.ensure(cache)?.join("vmlinux"),
         initrd: keep(cache, "vm-initrd", &initrd()?.finish())?,
         equipped_initrd: keep(cache, "vm-initrd", &equipped_initrd(cache)?)?,
         rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::LEGACY)?)?,
@@ -72,7 +77,8 @@ pub fn ensure(cache: &Path) -> Result<VmImage> {
 /// Whether all that [`ensure()`] makes is below `cache`, as far as that can be said without making it.
 #[must_use]
 pub fn is_there(cache: &Path) -> bool {
-    kernel::folder(cache).is_ok_and(|folder| folder.is_dir())
+    let is_there = |kernel: Kernel| kernel.folder(cache).is_ok_and(|folder| folder.is_dir());
+    is_there(Kernel::Plain) && is_there(Kernel::Full)
 }
 
 /// Cargo's target folder for programs that are linked statically.

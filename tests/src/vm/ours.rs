@@ -39,7 +39,26 @@ impl Lab {
         self.create_linux_vm(name, "--synthetic", adapters, parameters)
     }
 
-    /// The same, of which the guest has IPv6 and more programs than busybox.
+    /// The same with the full kernel and so many processors.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_full_vm(
+        &self,
+        name: &str,
+        adapters: &[&str],
+        parameters: &str,
+        cpus: u32,
+    ) -> Result<()> {
+        self.create_synthetic_vm(name, adapters, parameters)?;
+        let kernel = image::shared()?.full_kernel.display();
+        self.ctl(&format!(
+            "vm set {name} --boot kernel:{kernel} --cpus {cpus}"
+        ))
+        .map(drop)
+    }
+
+    /// The same with one processor, and more programs than busybox.
     ///
     /// # Errors
     /// When it is refused.
@@ -49,8 +68,7 @@ impl Lab {
         adapters: &[&str],
         parameters: &str,
     ) -> Result<()> {
-        let parameters = format!("ipv6.disable=0 {parameters}");
-        self.create_synthetic_vm(name, adapters, &parameters)?;
+        self.create_full_vm(name, adapters, parameters, 1)?;
         let initrd = image::shared()?.equipped_initrd.display();
         self.ctl(&format!("vm set {name} --initrd {initrd}"))
             .map(drop)
