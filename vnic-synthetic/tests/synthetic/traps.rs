@@ -128,7 +128,10 @@ fn a_frame_that_can_never_fit_is_dropped_and_stops_nobody() {
         let received = rig.at_guest();
         assert_eq!(received.len(), 1);
         assert_eq!(received[0].bytes, small);
-        assert_eq!(rig.peer.counters().tx.drops.get(DropReason::Mtu), round);
+        assert_eq!(
+            rig.peer.counters().tx.drops.get(DropReason::RxTooSmall),
+            round
+        );
     }
     rig.balanced();
 }
