@@ -78,13 +78,24 @@ pub fn static_programs(cache: &Path) -> PathBuf {
 /// # Errors
 /// When it has not been built; the error says how to build it.
 pub fn guest_program() -> Result<PathBuf> {
-    let path = static_programs(&crate::paths::guests()).join("release/vswitch-guest");
+    built(static_programs(&crate::paths::guests()).join("release/vswitch-guest"))
+}
+
+fn built(path: PathBuf) -> Result<PathBuf> {
     ensure!(
         path.is_file(),
         "no {}: run `cargo xtask setup`",
         path.display()
     );
     Ok(path)
+}
+
+/// The guest that drives synthetic adapters at full speed, `guest-bench`: a kernel without an operating system.
+///
+/// # Errors
+/// As [`guest_program`].
+pub fn bench_guest() -> Result<PathBuf> {
+    built(static_programs(&crate::paths::guests()).join("release/guest-bench"))
 }
 
 /// The files of this process: what they are made of is looked up once.
