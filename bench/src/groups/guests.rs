@@ -166,6 +166,17 @@ fn measure(what: What, together: bool, core: usize) -> Result<Figures> {
 /// A daemon and its guests for each run.
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let core = bench.settings.driver_core;
+    let remarks = [
+        format!(
+            "All guests run on core {core}. Of two that share it one waits while the other runs, and the frames that come for \
+             it meanwhile are dropped once its receive buffer is full."
+        ),
+        "*exits / M* are exits of the guests to their monitor for each million frames, from when their adapters were ready; \
+         what they say at the end costs one for each letter."
+            .to_owned(),
+    ];
+    let group = Group::Guests.name();
+    bench.results.remarks.insert(group.clone(), remarks.into());
     let all = [
         What::Frames(64),
         What::Frames(1514),
@@ -180,7 +191,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
                 runs.add(measure(what, together, core));
             }
             let case = format!("{}, {where_}", what.label());
-            bench.add(runs.row(&Group::Guests.name(), &case, OURS), "gbps");
+            bench.add(runs.row(&group, &case, OURS), "gbps");
         }
     }
     Ok(())
