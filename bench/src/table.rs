@@ -43,6 +43,7 @@ pub(crate) const COLUMNS: [Column; 23] = [
     column("notifications", "notif.", 1.0, 4),
     column("syscalls", "syscalls", 1.0, 4),
     column("allocations", "alloc.", 1.0, 4),
+    column("exits", "exits / M", 1.0, 0),
     column("lost", "lost %", 100.0, 2),
     column("idle", "driver idle %", 100.0, 0),
     column("cpu", "CPU %", 100.0, 2),
