@@ -105,6 +105,14 @@ fn static_program(cache: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The guest that drives synthetic adapters at full speed, `guest-bench`: a kernel without an operating system.
+///
+/// # Errors
+/// As [`guest_program`].
+pub fn bench_guest() -> Result<PathBuf> {
+    static_program(&crate::paths::guests(), "guest-bench")
+}
+
 /// The files of this process: what they are made of is looked up once.
 ///
 /// # Errors
