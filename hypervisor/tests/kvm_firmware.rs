@@ -297,7 +297,6 @@ fn a_kernel_without_an_entry_for_64_bits_is_started_by_firmware_again_and_again(
 #[test]
 fn a_kernel_that_needs_firmware_says_so() {
     let pc = pc(Vec::new(), 1, start_kernel(None));
-    let (config, devices) = pc.assemble(Box::new(|_, _| {})).unwrap();
-    let error = Machine::new(config, devices).err().unwrap().to_string();
+    let error = pc.assemble(Box::new(|_, _| {})).err().unwrap().to_string();
     assert!(error.contains("seabios"), "{error}");
 }

@@ -78,6 +78,12 @@ pub(crate) fn is_for_firmware(kernel: &mut File) -> Result<bool, Error> {
     Ok(is_kernel && (version < 0x20c || flags & XLF_KERNEL_64 == 0))
 }
 
+/// Why a kernel cannot be started that only firmware can start.
+pub(crate) fn no_firmware() -> Error {
+    let why = "it has no entry point for 64-bit mode, so that only a BIOS can start it, and there is none (package seabios)";
+    refusal("kernel", why)
+}
+
 /// Hands a kernel, its initrd and its command line to the firmware of a machine with `memory` bytes.
 pub(crate) fn hand_over(
     fw_cfg: &mut FwCfg,
@@ -118,22 +124,8 @@ pub(crate) fn hand_over(
         let why = format!("it and its initrd do not fit between 1 MiB and {end:#x}");
         return Err(refusal("kernel", why));
     }
-    let address = if initrd.is_empty() {
-        0
-    } else {
-        initrd_at as u32
-    };
-    let fields: [(usize, &[u8]); 6] = [
-        (field::TYPE_OF_LOADER, &[LOADER_UNDEFINED]),
-        (field::LOADFLAGS, &[loadflags | CAN_USE_HEAP]),
-        (field::RAMDISK_IMAGE, &address.to_le_bytes()),
-        (field::RAMDISK_SIZE, &(initrd.len() as u32).to_le_bytes()),
-        (field::HEAP_END_PTR, &(HEAP_END as u16).to_le_bytes()),
-        (field::CMD_LINE_PTR, &(COMMAND_LINE_AT as u32).to_le_bytes()),
-    ];
-    for (at, bytes) in fields {
-        put(&mut setup, at, bytes);
-    }
+    let at = if initrd.is_empty() { 0 } else { initrd_at };
+    fill_header(&mut setup, at as u32, initrd.len() as u32);
     let mut line = command_line.as_bytes().to_vec();
     line.push(0);
     let parts = [
@@ -152,6 +144,22 @@ pub(crate) fn hand_over(
     }
     fw_cfg.add_file(ROM_FILE, rom)?;
     Ok(())
+}
+
+/// Tells the kernel where its initrd and its command line are.
+fn fill_header(setup: &mut [u8], initrd_at: u32, initrd_len: u32) {
+    let [loadflags] = get(setup, field::LOADFLAGS).unwrap_or_default();
+    let fields: [(usize, &[u8]); 6] = [
+        (field::TYPE_OF_LOADER, &[LOADER_UNDEFINED]),
+        (field::LOADFLAGS, &[loadflags | CAN_USE_HEAP]),
+        (field::RAMDISK_IMAGE, &initrd_at.to_le_bytes()),
+        (field::RAMDISK_SIZE, &initrd_len.to_le_bytes()),
+        (field::HEAP_END_PTR, &(HEAP_END as u16).to_le_bytes()),
+        (field::CMD_LINE_PTR, &(COMMAND_LINE_AT as u32).to_le_bytes()),
+    ];
+    for (at, bytes) in fields {
+        put(setup, at, bytes);
+    }
 }
 
 /// An item of `fw_cfg` that is copied to guest memory.
