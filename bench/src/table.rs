@@ -37,6 +37,7 @@ pub(crate) const COLUMNS: [Column; 23] = [
     column("gbps", "Gb/s", 1.0, 1),
     column("rtt_us", "round trip µs", 1.0, 1),
     column("cycles", "cycles", 1.0, 0),
+    column("together", "× one worker", 1.0, 2),
     column("busy", "busy %", 100.0, 0),
     column("copied", "copied", 1.0, 2),
     column("notifications", "notif.", 1.0, 4),

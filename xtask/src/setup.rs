@@ -153,18 +153,20 @@ pub(crate) fn bench_guest() -> Result<()> {
 pub(crate) fn vm_image() -> Result<()> {
     let folder = vm::image::static_programs(&paths::guests());
     let folder = folder.display().to_string();
-    cargo::rustc(
-        &[
-            "--release",
-            "-p",
-            "vswitch-tests",
-            "--bin",
-            "vswitch-guest",
-            "--target-dir",
-            &folder,
-        ],
-        &["-C", "target-feature=+crt-static", "-C", "strip=symbols"],
-    )?;
+    for program in vm::image::STATIC_PROGRAMS {
+        cargo::rustc(
+            &[
+                "--release",
+                "-p",
+                "vswitch-tests",
+                "--bin",
+                program,
+                "--target-dir",
+                &folder,
+            ],
+            &["-C", "target-feature=+crt-static", "-C", "strip=symbols"],
+        )?;
+    }
     if !vm::image::is_there(&paths::guests()) {
         say!("building the kernel for guests of our own monitor; that takes some minutes, once");
     }

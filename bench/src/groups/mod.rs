@@ -8,6 +8,7 @@ mod rings;
 mod stages;
 mod stock;
 mod tcp;
+mod workers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,8 @@ pub(crate) enum Group {
     Rfc2544,
     /// RFC 2889: address learning, forwarding and broadcast with three ports
     Rfc2889,
+    /// Two workers beside one: cycles of a frame
+    Workers,
     /// Throughput between every two kinds of port
     Ports,
     /// TCP and ping between network namespaces
@@ -142,6 +145,7 @@ impl Bench {
             Group::Latency => rings::latency(self),
             Group::Rfc2544 => rings::rfc2544(self),
             Group::Rfc2889 => rings::rfc2889(self),
+            Group::Workers => workers::run(self),
             Group::Ports => ports::run(self),
             Group::Tcp => tcp::run(self),
             Group::Stock => stock::run(self),
