@@ -19,6 +19,8 @@ const POLLS: u32 = 256;
 const WARM_UP: Duration = Duration::from_millis(60);
 /// How long to wait for the first frame. Another switch may need a while until its ports are up.
 const FIRST: Duration = Duration::from_secs(10);
+/// How long a frame may take to the others before it is sent again: a worker that shares its core is not at it at once.
+const HEARD: Duration = Duration::from_millis(50);
 /// How long frames that were sent at a rate may be under way.
 const LAST: Duration = Duration::from_millis(20);
 
@@ -73,6 +75,7 @@ impl Pair {
         let fronts: Vec<_> = self.guests.iter().map(|guest| &guest.front).collect();
         let attached = to.attach(&self.case, &fronts)?;
         self.introduce()?;
+        attached.tick();
         Ok(attached)
     }
 
@@ -117,7 +120,7 @@ impl Pair {
             heard += self.receive_all()?;
         }
         let sent_at = Instant::now();
-        while heard == 0 && sent_at.elapsed() < Duration::from_millis(5) {
+        while heard == 0 && sent_at.elapsed() < HEARD {
             heard += self.receive_all()?;
         }
         if let Some(guest) = self.guests.get_mut(index) {

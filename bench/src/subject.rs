@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vswitch::control::{NetworkSpec, PortHandle, Switch};
+use vswitch::control::{NetworkSpec, PortHandle, SteppedWorker, Switch};
 use vswitch::network::{NetworkId, PortPolicy};
 use vswitch::port::{PortControl, Sides};
 use vswitch::ports::vhost::driver::{Frontend, Guest as Front};
@@ -68,7 +68,16 @@ pub(crate) struct Local {
 impl Local {
     /// Starts it with one worker on each of `cores`.
     pub(crate) fn start(cores: &[usize]) -> Result<Local> {
-        let switch = Switch::start(cores)?;
+        Local::of(Switch::start(cores)?)
+    }
+
+    /// The same with `count` workers whose turns the caller takes.
+    pub(crate) fn stepped(count: usize) -> Result<(Local, Vec<SteppedWorker>)> {
+        let (switch, workers) = Switch::stepped(count)?;
+        Ok((Local::of(switch)?, workers))
+    }
+
+    fn of(switch: Switch) -> Result<Local> {
         let network = switch.create_network(&NetworkSpec::default())?;
         Ok(Local {
             switch,
@@ -78,14 +87,15 @@ impl Local {
         })
     }
 
-    /// Adds a port for jumbo frames that may learn as many addresses as the table holds.
-    fn add_port(&mut self) -> Result<Arc<PortHandle>> {
+    /// Adds a port for jumbo frames that may learn as many addresses as the table holds, to a worker or to the one with the
+    /// fewest.
+    fn add_port(&mut self, worker: Option<usize>) -> Result<Arc<PortHandle>> {
         let policy = PortPolicy {
             mtu: 9000,
             mac_quota: 1 << 20,
             ..PortPolicy::default()
         };
-        let port = self.switch.add_port(policy, None)?;
+        let port = self.switch.add_port(policy, worker)?;
         port.connect(self.network)?;
         self.ports.push(Arc::clone(&port));
         Ok(port)
@@ -93,16 +103,17 @@ impl Local {
 
     /// Adds a port with its sides.
     pub(crate) fn add(&mut self, sides: Sides) -> Result<()> {
-        self.add_port()?.attach(sides);
+        self.add_port(None)?.attach(sides);
         Ok(())
     }
 
-    /// Adds a port for a guest.
-    pub(crate) fn add_guest(&mut self, front: &Front) -> Result<()> {
+    /// Adds a port for a guest, to a worker or to the one with the fewest.
+    pub(crate) fn add_guest(&mut self, front: &Front, worker: Option<usize>) -> Result<()> {
         let mut session = Session::new(OFFER);
         let sides = front.start_in(&mut session)?;
         self.sessions.push(session);
-        self.add(sides)
+        self.add_port(worker)?.attach(sides);
+        Ok(())
     }
 
     /// What all workers and ports counted.
@@ -199,6 +210,13 @@ impl Attached<'_> {
             Attached::Wire { .. } | Attached::Remote { .. } => None,
         }
     }
+
+    /// Has done what `vswitchd` does every second or two, as no run here is so long.
+    pub(crate) fn tick(&self) {
+        if let Attached::Local(local) = self {
+            local.switch.sweep();
+        }
+    }
 }
 
 impl Drop for Attached<'_> {
@@ -278,7 +296,7 @@ impl Contender for Ours {
                 mode: Mode::Server,
                 offer: OFFER,
             };
-            ports.push(VhostPort::start(config, local.add_port()?)?);
+            ports.push(VhostPort::start(config, local.add_port(None)?)?);
         }
         // Ports end before the switch they belong to.
         Ok(Served::new(sockets, move || {
@@ -291,7 +309,7 @@ impl Contender for Ours {
     fn attach<'a>(&'a mut self, _: &Case, fronts: &[&Front]) -> Result<Attached<'a>> {
         let mut local = Local::start(&self.cores)?;
         for front in fronts {
-            local.add_guest(front)?;
+            local.add_guest(front, None)?;
         }
         Ok(Attached::Local(Box::new(local)))
     }

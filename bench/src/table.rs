@@ -25,7 +25,7 @@ const fn column(name: &'static str, heading: &'static str, factor: f64, digits: 
 }
 
 /// All figures, in the order in which tables show them.
-pub(crate) const COLUMNS: [Column; 22] = [
+pub(crate) const COLUMNS: [Column; 23] = [
     column("mpps", "Mpps", 1.0, 2),
     column("zero_loss_mpps", "Mpps, no loss", 1.0, 2),
     column("of_maximum", "of maximum %", 100.0, 0),
@@ -37,11 +37,13 @@ pub(crate) const COLUMNS: [Column; 22] = [
     column("gbps", "Gb/s", 1.0, 1),
     column("rtt_us", "round trip µs", 1.0, 1),
     column("cycles", "cycles", 1.0, 0),
+    column("together", "× one worker", 1.0, 2),
     column("busy", "busy %", 100.0, 0),
     column("copied", "copied", 1.0, 2),
     column("notifications", "notif.", 1.0, 4),
     column("syscalls", "syscalls", 1.0, 4),
     column("allocations", "alloc.", 1.0, 4),
+    column("exits", "exits / M", 1.0, 0),
     column("lost", "lost %", 100.0, 2),
     column("idle", "driver idle %", 100.0, 0),
     column("cpu", "CPU %", 100.0, 2),

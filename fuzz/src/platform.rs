@@ -118,6 +118,7 @@ impl Board {
             0 => Start::Firmware(vec![0; 64 << 10]),
             _ => Start::Linux {
                 kernel: File::open("/dev/null").expect("a file"),
+                firmware: None,
                 initrd: None,
                 command_line: String::new(),
             },

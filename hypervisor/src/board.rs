@@ -457,6 +457,17 @@ impl Board {
         Ok(())
     }
 
+    /// Lowers every line, since the interrupt controllers know some as high from where they were saved: devices raise
+    /// theirs anew when they are restored. A line that only the controllers took for high would lose its next edge.
+    fn lower_all_lines(&mut self) -> Result<(), Error> {
+        self.lines.fill(0);
+        // The cascade of the PICs is no line of its own.
+        for gsi in (0..irq::LINES).filter(|&gsi| gsi != irq::CASCADE) {
+            self.vm.set_line(gsi, false)?;
+        }
+        Ok(())
+    }
+
     /// The states of all devices, by name. No processor runs.
     pub(crate) fn save(&self) -> BTreeMap<String, State> {
         let state = |slot: &Slot| (slot.name.clone(), slot.device.save());
@@ -470,7 +481,7 @@ impl Board {
             return Err(Error::Saved(format!("this machine has no device {other}")));
         }
         self.timers.clear();
-        self.lower_lines()?;
+        self.lower_all_lines()?;
         self.slots.reset()?;
         for (index, name) in mine.into_iter().enumerate() {
             let state = states.get(&name);

@@ -17,13 +17,15 @@ use crate::kvm::Vm;
 
 /// Number of interrupt lines: the pins of the I/O APIC.
 pub const LINES: u32 = 24;
-/// The I/O APIC's pin of the timer, line 0; the cascade of the PICs, line 2, has none.
+/// The line by which one PIC is wired to the other; it has no pin of the I/O APIC.
+pub(crate) const CASCADE: u32 = 2;
+/// The I/O APIC's pin of the timer, line 0.
 const TIMER_PIN: u32 = 2;
 
 /// The routes of the lines.
 fn line_routes() -> Vec<kvm_irq_routing_entry> {
     let mut routes = Vec::new();
-    for gsi in (0..LINES).filter(|&gsi| gsi != 2) {
+    for gsi in (0..LINES).filter(|&gsi| gsi != CASCADE) {
         match gsi {
             0..8 => routes.push(route(gsi, KVM_IRQCHIP_PIC_MASTER, gsi)),
             8..16 => routes.push(route(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - 8)),

@@ -296,6 +296,10 @@ impl Machine {
         for (vcpu, state) in shared.vcpus.iter().zip(&document.vcpus) {
             state.write(&lock(vcpu))?;
         }
+        if let (Some(vcpu), Some(state)) = (shared.vcpus.first(), document.vcpus.first()) {
+            let now = state::time_stamp(&lock(vcpu))?;
+            state::check_time(control.tsc_khz, state.time_stamp(), now)?;
+        }
         shared.vm.set_chips(&document.chips)?;
         let mut board = shared.board();
         board.clock.set(document.clock);

@@ -24,6 +24,11 @@ const LINE: u32 = 11;
 
 /// Sets up the PICs for line 11, level-triggered, and writes to the probe after each interrupt has ended.
 fn handler() -> Boot {
+    handler_of(0x08)
+}
+
+/// The same with these of lines 8 to 15 level-triggered: a bit for each.
+fn handler_of(levels: u32) -> Boot {
     let main = |a: &mut CodeAssembler| {
         let mut again = a.create_label();
         a.xor(ax, ax).unwrap();
@@ -51,7 +56,7 @@ fn handler() -> Boot {
             a.out(port, al).unwrap();
         }
         a.mov(dx, 0x4d1).unwrap();
-        a.mov(al, 0x08).unwrap();
+        a.mov(al, levels).unwrap();
         a.out(dx, al).unwrap();
         a.sti().unwrap();
         a.mov(dx, PORT + 2).unwrap();
@@ -129,6 +134,31 @@ fn an_interrupt_that_is_still_wanted_at_its_end_comes_again() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(wanted(), Some(0));
+}
+
+#[test]
+fn a_restored_machine_loses_no_edge_of_a_line_that_was_high() {
+    let raise = |machine: &Machine| {
+        let high = true;
+        machine.with("probe", |_: &mut Probe, effects| {
+            effects.push(Effect::Line { gsi: LINE, high });
+        });
+    };
+    let (first, seen) = machine(1, handler_of(0));
+    first.start().unwrap();
+    assert_eq!(next(&seen).0, 2, "the guest is ready");
+    raise(&first);
+    assert_eq!(next(&seen), (0, 0x5a));
+    first.pause().unwrap();
+    let mut saved = Vec::new();
+    first.save(&mut saved).unwrap();
+
+    // The probe knows nothing of its line, which is low until it is raised again.
+    let (second, seen) = machine(1, handler_of(0));
+    second.restore(saved.as_slice()).unwrap();
+    second.resume().unwrap();
+    raise(&second);
+    assert_eq!(next(&seen), (0, 0x5a));
 }
 
 #[test]

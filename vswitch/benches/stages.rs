@@ -10,7 +10,7 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
 use offload::request::validate;
-use offload::{CsumAt, Features, Gso, Request, VirtioNetHdr};
+use offload::{CsumAt, Features, Gso, Request};
 use vswitch::burst::{BURST, Burst};
 use vswitch::control::{NetworkSpec, PortHandle, Switch};
 use vswitch::deliver::{FrameMeta, Job, Report};
@@ -19,7 +19,7 @@ use vswitch::mac::Mac;
 use vswitch::network::{NetworkId, PortPolicy};
 use vswitch::port::{PortControl, Sides};
 use vswitch::ports::memory::MemoryPort;
-use vswitch::ports::vhost::driver::{Guest, Layout, Setup};
+use vswitch::ports::vhost::driver::{Guest, Setup};
 use vswitch::ports::vhost::feature;
 use vswitch::ports::vhost::session::{Offer, Session};
 use vswitch::vlan::VlanMode;
@@ -173,42 +173,75 @@ fn deliver_to(
     });
 }
 
+/// Stations of the turns to and from many: more than any cache next to a core holds.
+const MANY: u64 = 50_000;
+
+/// Whose addresses the frames of a turn carry.
+#[derive(Clone, Copy)]
+enum Stations {
+    /// One sends to one.
+    One,
+    /// One sends to [`MANY`] in turn.
+    To,
+    /// [`MANY`] in turn send to one.
+    From,
+}
+
 /// A whole turn between two vhost-user guests, everything in the cache of one core: what a frame costs without the
 /// other core. The drivers' part is not counted.
 fn turn(c: &mut Criterion) {
     let mut group = c.benchmark_group("turn");
     group.throughput(Throughput::Elements(BURST as u64));
-    for (name, packed, len) in [
-        ("split", 0, 64),
-        ("packed", feature::RING_PACKED, 64),
-        ("split", 0, 512),
-        ("split", 0, 1518),
+    for (name, packed, len, stations) in [
+        ("split", 0, 64, Stations::One),
+        ("packed", feature::RING_PACKED, 64, Stations::One),
+        ("to 50,000", 0, 64, Stations::To),
+        ("from 50,000", 0, 64, Stations::From),
+        ("split", 0, 512, Stations::One),
+        ("split", 0, 1518, Stations::One),
     ] {
         let (switch, workers) = Switch::stepped(1).unwrap();
         let network = switch.create_network(&NetworkSpec::default()).unwrap();
-        let mut guests = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])]
-            .map(|mac| (mac, guest(&switch, network, packed)));
+        let mut guests = [0, 1].map(|_| guest(&switch, network, packed));
         let mut worker = workers.first().unwrap().lock().unwrap();
-        let [
-            (sender_mac, (_, _, sender)),
-            (receiver_mac, (_, _, receiver)),
-        ] = &mut guests;
+        let [(_, _, sender), (_, _, receiver)] = &mut guests;
+        // The first 3 bytes say whose they are, the others count.
+        let mac = |side: u64, index: u64| Mac::from_u64(0x0200_0000_0000 | side << 24 | index).0;
+        let ethertype = [0x88, 0xb5];
         // The switch is shown where the receiver is.
-        receiver.receive_burst(0, 0).unwrap();
-        let hello = [&[0xff; 6], &receiver_mac.0[..], &[0; 48]].concat();
-        let header = VirtioNetHdr::default();
-        receiver
-            .send(0, &header, &hello, &Layout::default())
-            .unwrap();
-        receiver.publish(1).unwrap();
-        worker.poll(1);
-        let mut frame = [&receiver_mac.0[..], &sender_mac.0, &[0x88, 0xb5]].concat();
-        frame.resize(len, 0);
-        sender.prepare_sending(0, &frame).unwrap();
+        for index in 0..MANY {
+            receiver.receive_burst(0, BURST).unwrap();
+            sender.receive_burst(0, BURST).unwrap();
+            let hello = [&[0xff; 6], &mac(2, index)[..], &ethertype].concat();
+            receiver.prepare_sending(0, &[hello]).unwrap();
+            receiver.send_burst(0, 14, 1).unwrap();
+            worker.poll(1);
+        }
+        // As the daemon does every second or two.
+        switch.sweep();
+        let mut at = 0;
+        let mut frame = || {
+            // A walk that no prefetcher follows.
+            at = (at + 40_503) % MANY;
+            let (to, from) = match stations {
+                Stations::One => (0, 0),
+                Stations::To => (at, 0),
+                Stations::From => (0, at),
+            };
+            let mut frame = [mac(2, to), mac(1, from)].concat();
+            frame.extend(ethertype);
+            frame.resize(len, 0);
+            frame
+        };
+        sender.prepare_sending(0, &[frame()]).unwrap();
         group.bench_function(BenchmarkId::new(name, len), |b| {
             b.iter_custom(|times| {
                 let mut spent = Duration::ZERO;
                 for _ in 0..times {
+                    if !matches!(stations, Stations::One) {
+                        let frames: Vec<_> = (0..BURST).map(|_| frame()).collect();
+                        sender.prepare_sending(0, &frames).unwrap();
+                    }
                     sender.send_burst(0, len as u32, BURST).unwrap();
                     let start = Instant::now();
                     let taken = worker.poll(1);

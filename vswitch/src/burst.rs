@@ -46,10 +46,17 @@ impl Frame {
         self.head.get(..usize::from(self.head_len)).unwrap_or(&[])
     }
 
-    /// The Ethernet header of 14 bytes, if the frame was taken and its sender asks for nothing and vouches for nothing. Of
-    /// two frames of a port with the same front and no tag, what is found out about the one holds for the other.
+    /// The snapshot, for the port that took the frame to complete.
+    pub fn head_mut(&mut self) -> &mut [u8] {
+        self.head
+            .get_mut(..usize::from(self.head_len))
+            .unwrap_or(&mut [])
+    }
+
+    /// The Ethernet header, if the frame was taken and its sender asks for nothing and vouches for nothing. Of two frames
+    /// of a port with the same front and no tag, what is found out about the one holds for the other.
     #[inline]
-    pub fn front(&self) -> Option<u128> {
+    pub fn front(&self) -> Option<Front> {
         let quiet = self.refused.is_none()
             && self.request.asks_nothing()
             && !self.request.csum_valid
@@ -60,7 +67,7 @@ impl Frame {
             .map(|front| u128::from_le_bytes(*front));
         front
             .filter(|_| quiet)
-            .map(|front| front & ((1 << (8 * MIN_FRAME)) - 1))
+            .map(|front| Front(front & ((1 << (8 * MIN_FRAME)) - 1)))
     }
 
     /// Length of the frame from destination MAC to the end of the payload, without FCS.
@@ -71,6 +78,30 @@ impl Frame {
     /// Whether the frame has no byte at all (a refused frame).
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+}
+
+/// An Ethernet header of 14 bytes, the first one lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Front(u128);
+
+impl Front {
+    /// The destination address as a number.
+    #[inline]
+    pub fn destination(self) -> u64 {
+        (self.0 as u64).swap_bytes() >> 16
+    }
+
+    /// The source address as a number.
+    #[inline]
+    pub fn source(self) -> u64 {
+        ((self.0 >> 48) as u64).swap_bytes() >> 16
+    }
+
+    /// Whether the EtherType is the same as that of `other`.
+    #[inline]
+    pub fn is_like(self, other: Front) -> bool {
+        (self.0 ^ other.0) >> 96 == 0
     }
 }
 
@@ -289,6 +320,26 @@ impl Burst {
             }
             Ok(())
         })
+    }
+
+    /// Appends `more` to the frame that was taken last, where that is longer than its snapshot. False if there is none, or
+    /// it would become one that the switch does not carry; then it stays as it is.
+    pub fn append(&mut self, more: Span) -> bool {
+        let Some(frame) = self.last_mut() else {
+            return false;
+        };
+        let len = frame.len.saturating_add(more.len());
+        let fits = usize::from(frame.head_len) == SNAPSHOT
+            && len <= MAX_FRAME
+            && usize::from(frame.body_count) < MAX_SEGMENTS;
+        if !fits {
+            return false;
+        }
+        frame.len = len;
+        frame.body_count += 1;
+        self.bytes += more.len();
+        // The spans of the last frame are the last ones; a burst has room for the most of every frame.
+        self.spans.try_push(more).is_ok()
     }
 
     /// The frame that was taken last, for the port to complete its request.

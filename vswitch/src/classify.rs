@@ -1,9 +1,10 @@
 //! What is to become of a frame: the one place that decides it, from the snapshot alone.
 //!
-//! [`admit`] reads the frame and applies the source port's rules; [`forward`] learns, looks up and applies the
-//! destination's. The turn calls them with a prefetch in between; whoever wants to explain a frame calls [`classify`].
+//! [`admit`] reads the frame and applies the source port's rules; [`learn`] notes where it came from; [`find`] and
+//! [`pass`], together [`forward`], look up where it goes and apply the rules there. The turn calls them with a prefetch in
+//! between, and not again where it knows the answer; whoever wants to explain a frame calls [`classify`].
 
-use crate::burst::MIN_FRAME;
+use crate::burst::{Front, MIN_FRAME};
 use crate::drops::DropReason;
 use crate::fdb::{Key, Learned, PortIndex};
 use crate::mac::{self, Mac};
@@ -70,17 +71,7 @@ pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
     }
     let (first, second) = (u64::from_be_bytes(*first), u64::from_be_bytes(*second));
     let (destination, source) = (first >> 16, second >> 16 & mac::MASK);
-    if !mac::is_station(source) {
-        return Err(DropReason::SourceMac);
-    }
-    if let Some(allowed) = &policy.mac_guard
-        && !allowed.contains(&Mac::from_u64(source))
-    {
-        return Err(DropReason::MacGuard);
-    }
-    if mac::is_link_local(destination) {
-        return Err(DropReason::LinkLocal);
-    }
+    check_addresses(policy, destination, source)?;
     let ethertype = second as u16;
     let tag = match ethertype {
         // A tag needs its identifier and the type of what follows.
@@ -101,30 +92,73 @@ pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
     })
 }
 
-/// Fetches the table lines that [`forward`] will read.
+/// The address rules of the port with `policy`, for a frame from `source` to `destination`.
+#[inline(always)]
+fn check_addresses(policy: &PortPolicy, destination: u64, source: u64) -> Result<(), DropReason> {
+    if !mac::is_station(source) {
+        return Err(DropReason::SourceMac);
+    }
+    if let Some(allowed) = &policy.mac_guard
+        && !allowed.contains(&Mac::from_u64(source))
+    {
+        return Err(DropReason::MacGuard);
+    }
+    if mac::is_link_local(destination) {
+        return Err(DropReason::LinkLocal);
+    }
+    Ok(())
+}
+
+/// What [`admit`] says of an untagged frame with the addresses of `front`, where it admitted an untagged frame of the same
+/// port with other addresses to VLAN `vid`.
+#[inline(always)]
+pub fn admit_another(policy: &PortPolicy, front: Front, vid: Vid) -> Result<Addresses, DropReason> {
+    let (destination, source) = (front.destination(), front.source());
+    check_addresses(policy, destination, source)?;
+    Ok(Addresses {
+        destination: Key::of(destination, vid),
+        source: Key::of(source, vid),
+    })
+}
+
+/// Fetches the table lines that [`learn`] and [`forward`] will read, but for those of the addresses `before`.
 #[inline]
-pub fn prefetch(view: &NetworkView, addresses: &Addresses) {
-    view.fdb.prefetch(addresses.source);
-    if !addresses.destination.is_group() {
+pub fn prefetch(view: &NetworkView, addresses: &Addresses, before: Option<&Addresses>) {
+    if before.is_none_or(|before| before.source != addresses.source) {
+        view.fdb.prefetch(addresses.source);
+    }
+    if before.is_none_or(|before| before.destination != addresses.destination)
+        && !addresses.destination.is_group()
+    {
         view.fdb.prefetch(addresses.destination);
     }
 }
 
-/// Looks the destination of a frame from port `from` up, at `now` seconds. Changes nothing.
-#[inline]
+/// What becomes of a frame from port `from`, at `now` seconds. Changes nothing.
 pub fn forward(view: &NetworkView, from: PortIndex, addresses: &Addresses, now: u32) -> Verdict {
-    if addresses.destination.is_group() {
-        return Verdict::Flood;
+    match find(view, addresses, now) {
+        Some(to) => pass(view, from, addresses.vid(), to),
+        None => Verdict::Flood,
     }
-    let Some(to) = view.fdb.lookup(addresses.destination, now) else {
-        return Verdict::Flood;
-    };
+}
+
+/// The port that the destination is behind, at `now` seconds. Without one, the frame is flooded.
+#[inline]
+pub fn find(view: &NetworkView, addresses: &Addresses, now: u32) -> Option<PortIndex> {
+    if addresses.destination.is_group() {
+        return None;
+    }
+    view.fdb.lookup(addresses.destination, now)
+}
+
+/// Whether a frame of `vid` from port `from` may go to port `to`, behind which its destination is.
+pub fn pass(view: &NetworkView, from: PortIndex, vid: Vid, to: PortIndex) -> Verdict {
     if to == from {
         return Verdict::Drop(DropReason::SamePort);
     }
     match view.port(to) {
         None => Verdict::Flood,
-        Some(port) if port.policy.vlan.egress(addresses.vid()).is_none() => {
+        Some(port) if port.policy.vlan.egress(vid).is_none() => {
             Verdict::Drop(DropReason::VlanEgress)
         }
         Some(port) if !port.policy.link_up => Verdict::Drop(DropReason::LinkDown),

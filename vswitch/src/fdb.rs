@@ -1,7 +1,8 @@
 //! The MAC table (IEEE 802.1Q: filtering database) of one network.
 //!
 //! Read without locks by every worker; written by whichever worker learns. Two words an entry, four entries a cache
-//! line, two candidate lines a key, so that a lookup touches two lines at most and both can be fetched ahead.
+//! line, two candidate lines a key. An entry is in the first of them unless that was full, so that a lookup nearly
+//! always touches one line, which is fetched ahead.
 //!
 //! * Ageing needs no timer: an entry says when its station was last heard, and one that is too old is not found. A
 //!   periodic [`Fdb::sweep`] only gives its place back.
@@ -29,6 +30,10 @@ const BUCKET_WORDS: usize = 2 * WAYS;
 const BUCKETS_PER_PAGE: usize = 64;
 /// Buckets in use at first: 2 MiB, 128 Ki places.
 const FIRST_BUCKETS: usize = 1 << 15;
+/// Size of a huge page of the processor, to which the table is aligned.
+const HUGE_PAGE: usize = 2 << 20;
+/// Entries from which on most 4 KiB pages of the buckets in use hold one.
+const HUGE_FROM: u32 = 512;
 /// Capacity where nothing else is asked for.
 pub const DEFAULT_CAPACITY: usize = 1 << 20;
 /// Entries an ordinary port may hold where nothing else is asked for.
@@ -146,7 +151,7 @@ struct PortState {
 
 /// The MAC table.
 pub struct Fdb {
-    /// Buckets of [`BUCKET_WORDS`] words from `first_word` on, which is aligned to a cache line.
+    /// Buckets of [`BUCKET_WORDS`] words from `first_word` on, which is aligned to a huge page.
     words: Vec<AtomicU64>,
     first_word: usize,
     /// Number of buckets less 1, which is a power of two less 1.
@@ -154,6 +159,8 @@ pub struct Fdb {
     /// The same of those in use: a table of few stations stays in few pages, so that looking up many of them in turn
     /// does not wait for page tables. It grows as it fills, in [`Fdb::sweep`].
     active_mask: AtomicU64,
+    /// The same of those for which huge pages were asked; 0 at first.
+    huge_mask: AtomicU64,
     /// A bit for each page of buckets that ever held an entry.
     touched: Vec<AtomicU64>,
     ports: Vec<PortState>,
@@ -181,15 +188,16 @@ impl Fdb {
         let capacity = capacity.clamp(1024, 1 << 28).next_power_of_two();
         // Twice the places, so that both candidate buckets are practically never full.
         let buckets = capacity * 2 / WAYS;
-        let words =
-            AtomicU64::new_vec_zeroed(buckets * BUCKET_WORDS + BUCKET_WORDS).map_err(error)?;
-        let first_word = words.as_ptr().align_offset(64).min(BUCKET_WORDS);
+        let room = HUGE_PAGE / size_of::<AtomicU64>();
+        let words = AtomicU64::new_vec_zeroed(buckets * BUCKET_WORDS + room).map_err(error)?;
+        let first_word = words.as_ptr().align_offset(HUGE_PAGE).min(room);
         let pages = buckets.div_ceil(BUCKETS_PER_PAGE);
         Ok(Fdb {
             words,
             first_word,
             bucket_mask: buckets as u64 - 1,
             active_mask: AtomicU64::new(buckets.min(FIRST_BUCKETS) as u64 - 1),
+            huge_mask: AtomicU64::new(0),
             touched: AtomicU64::new_vec_zeroed(pages.div_ceil(64)).map_err(error)?,
             ports: PortState::new_vec_zeroed(1 << 16).map_err(error)?,
             capacity: capacity as u32,
@@ -220,12 +228,12 @@ impl Fdb {
         }
     }
 
-    /// Fetches the lines of `key` towards the core, ahead of a lookup.
+    /// Fetches the line of `key` towards the core, ahead of a lookup: the first one, where nearly all keys are.
+    #[inline]
     pub fn prefetch(&self, key: Key) {
-        for bucket in self.candidates(key) {
-            if let Some(word) = self.words.get(bucket) {
-                guestmem::prefetch(word);
-            }
+        let [first, _] = self.candidates(key);
+        if let Some(word) = self.words.get(first) {
+            guestmem::prefetch(word);
         }
     }
 
@@ -236,7 +244,22 @@ impl Fdb {
     }
 
     /// `key` was heard from `port` at `now`.
+    #[inline]
     pub fn learn(&self, key: Key, port: PortIndex, now: u32) -> Learned {
+        match self.find(key) {
+            Some((_, value))
+                if value.port() == port && value.heard() == now && self.is_live(value, now) =>
+            {
+                Learned::Known
+            }
+            _ => self.learn_news(key, port, now),
+        }
+    }
+
+    /// The same where the table may have to be changed for it. Apart from `learn`, so that a station that has been heard
+    /// this second does not pay for it.
+    #[inline(never)]
+    fn learn_news(&self, key: Key, port: PortIndex, now: u32) -> Learned {
         if let Some((place, value)) = self.find(key)
             && self.is_live(value, now)
         {
@@ -316,17 +339,22 @@ impl Fdb {
         }
     }
 
-    /// Gives back the places of entries that are stale or too old at `now`, and takes more buckets into use where those
-    /// in use are half full. Workers meanwhile go on, and learn what is new to them a little later.
+    /// Gives back the places of entries that are stale or too old at `now`, takes more buckets into use where those in
+    /// use are half full, and has them in huge pages. Workers meanwhile go on, and learn what is new to them a little
+    /// later.
     pub fn sweep(&self, now: u32) {
         let _guard = self.lock();
         self.drop_if(|value| !self.is_live(value, now));
+        let used = self.used.load(Ordering::Relaxed);
         let mut mask = self.active_mask.load(Ordering::Relaxed);
-        while mask < self.bucket_mask
-            && u64::from(self.used.load(Ordering::Relaxed)) > mask / 2 * WAYS as u64
-        {
+        while mask < self.bucket_mask && u64::from(used) > mask / 2 * WAYS as u64 {
             mask = mask << 1 | 1;
             self.grow(mask);
+        }
+        // A lookup of one station among many mostly waits for the translation of its line's address.
+        if used >= HUGE_FROM && self.huge_mask.swap(mask, Ordering::Relaxed) < mask {
+            let end = self.first_word + (mask as usize + 1) * BUCKET_WORDS;
+            guestmem::collapse(self.words.get(self.first_word..end).unwrap_or(&[]));
         }
     }
 
@@ -394,17 +422,24 @@ impl Fdb {
 
     #[inline]
     fn find(&self, key: Key) -> Option<(Place<'_>, Value)> {
-        for first in self.candidates(key) {
-            for place in self.bucket(first) {
-                if place.0.load(Ordering::Acquire) == key.0
-                    && let Some((found, value)) = read(place)
-                    && found == key
-                {
-                    return Some((place, value));
-                }
-            }
+        let [first, second] = self.candidates(key);
+        self.find_in(first, key)
+            .or_else(|| self.find_in(second, key))
+    }
+
+    /// Looks for `key` in the bucket that begins at word `first`. All places are compared before it branches: which of
+    /// them it is cannot be foreseen.
+    #[inline]
+    fn find_in(&self, first: usize, key: Key) -> Option<(Place<'_>, Value)> {
+        let bucket = self.words.get(first..)?.first_chunk::<BUCKET_WORDS>()?;
+        let (places, _) = bucket.as_chunks::<2>();
+        let mut hits = 0u32;
+        for (at, [occupant, _]) in places.iter().enumerate() {
+            hits |= u32::from(occupant.load(Ordering::Acquire) == key.0) << at;
         }
-        None
+        let [occupant, value] = places.get(hits.trailing_zeros() as usize)?;
+        let (found, read) = read((occupant, value))?;
+        (found == key).then_some(((occupant, value), read))
     }
 
     /// Empties `place` and books its entry out. False if it was empty.

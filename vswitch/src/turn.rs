@@ -131,33 +131,44 @@ impl Turn {
         let mut before = None;
         for (index, frame) in self.burst.frames().iter().enumerate() {
             let front = frame.front();
-            if front.is_some()
-                && front == before
-                && let Some(train) = self.trains.last_mut()
-            {
-                train.frames |= 1 << index;
-                self.meta.copy_within(index - 1..index, index);
-                continue;
-            }
-            before = None;
-            let Some(meta) = self.meta.get_mut(index) else {
-                break;
+            let found = match (front, before, self.trains.last_mut()) {
+                // Only the addresses can be others than those of the frame before.
+                (Some(front), Some(last), Some(train)) if front.is_like(last) => {
+                    self.meta.copy_within(index - 1..index, index);
+                    if front == last {
+                        train.frames |= 1 << index;
+                        continue;
+                    }
+                    classify::admit_another(&port.policy, front, train.addresses.vid())
+                }
+                _ => {
+                    before = None;
+                    let Some(meta) = self.meta.get_mut(index) else {
+                        break;
+                    };
+                    judge(&port.policy, frame, meta).map(|found| {
+                        // A tag is not part of the front, and nor is a request.
+                        before = front.filter(|_| found.untagged);
+                        found.addresses
+                    })
+                }
             };
-            let found = match judge(&port.policy, frame, meta) {
-                Ok(found) => found,
+            let addresses = match found {
+                Ok(addresses) => addresses,
                 Err(reason) => {
                     self.counts.drops.add(reason, 1);
+                    before = None;
                     continue;
                 }
             };
-            // A tag is not part of the front, and nor is a request.
-            before = front.filter(|_| found.untagged);
+            before = before.and(front);
             match self.trains.last_mut() {
-                Some(train) if train.addresses == found.addresses => train.frames |= 1 << index,
-                _ => {
-                    classify::prefetch(view, &found.addresses);
+                Some(train) if train.addresses == addresses => train.frames |= 1 << index,
+                last => {
+                    let last = last.map(|train| &train.addresses);
+                    classify::prefetch(view, &addresses, last);
                     self.trains.push(Train {
-                        addresses: found.addresses,
+                        addresses,
                         frames: 1 << index,
                     });
                 }
@@ -166,9 +177,10 @@ impl Turn {
         self.route(view, from, now);
     }
 
-    /// Learns from each train and looks up where it goes.
+    /// Learns from each train and looks up where it goes. What was found out for the train before holds where an address
+    /// or the port is the same.
     fn route(&mut self, view: &NetworkView, from: PortIndex, now: u32) {
-        let mut heard = None;
+        let (mut heard, mut aimed, mut passed) = (None, None, None);
         for at in 0..self.trains.len() {
             let Some(Train { addresses, frames }) = self.trains.get(at).copied() else {
                 return;
@@ -178,11 +190,30 @@ impl Turn {
                 self.counts.learn_refused +=
                     u64::from(matches!(learned, Learned::Full | Learned::Pinned));
                 heard = Some(addresses.source);
+                // It may be where the next train goes.
+                if learned != Learned::Known {
+                    aimed = None;
+                }
             }
-            match classify::forward(view, from, &addresses, now) {
+            let found = match aimed {
+                Some((same, found)) if same == addresses.destination => found,
+                _ => classify::find(view, &addresses, now),
+            };
+            aimed = Some((addresses.destination, found));
+            let vid = addresses.vid();
+            let verdict = match (found, passed) {
+                (None, _) => Verdict::Flood,
+                (Some(to), Some((same, verdict))) if same == (vid, to) => verdict,
+                (Some(to), _) => {
+                    let verdict = classify::pass(view, from, vid, to);
+                    passed = Some(((vid, to), verdict));
+                    verdict
+                }
+            };
+            match verdict {
                 Verdict::Drop(reason) => self.counts.drops.add(reason, frames.count_ones().into()),
                 Verdict::Unicast(to) => self.plan(to, frames),
-                Verdict::Flood => self.plan_flood(view, from, addresses.vid(), frames),
+                Verdict::Flood => self.plan_flood(view, from, vid, frames),
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::{
     deps,
     run::{self, Tally},
     say::say,
+    setup,
 };
 
 /// Runs each check, and counts it as one.
@@ -28,6 +29,14 @@ pub(crate) fn run() -> Tally {
         "warnings",
     ]);
     count("clippy", run::passes(&mut clippy));
+    let of_guest = |verb: &[&str], flags: &[&str]| {
+        let manifest = ["--manifest-path", setup::BENCH_GUEST];
+        run::passes(&mut cargo(&[verb, &manifest, flags].concat()))
+    };
+    let formatted = of_guest(&["fmt"], &["--check"]);
+    let clippy = ["--", "-D", "warnings"];
+    let clean = of_guest(&["clippy", "--quiet", "--release"], &clippy);
+    count("format and clippy of the bench guest", formatted && clean);
     let mut docs = cargo(&[
         "doc",
         "--quiet",

@@ -84,7 +84,7 @@ impl Walk {
 }
 
 /// Sends frames.
-pub(crate) trait Sends {
+pub(crate) trait Sends: Send {
     /// Takes sent buffers back and sends up to `limit` frames, `stamp` in each of them if it is given. How many it sent:
     /// fewer where the ring has no room.
     fn send(&mut self, limit: usize, stamp: Option<u64>) -> Result<usize, Fault>;
@@ -105,7 +105,7 @@ pub(crate) struct Taken {
 }
 
 /// Receives frames.
-pub(crate) trait Receives {
+pub(crate) trait Receives: Send {
     /// Takes up to `limit` buffers and gives them to the device again. The age of frames at `now` goes to `ages`.
     fn receive(
         &mut self,

@@ -1,12 +1,14 @@
 //! What is measured, in groups.
 
 mod footprint;
+mod guests;
 mod kernel;
 mod ports;
 mod rings;
 mod stages;
 mod stock;
 mod tcp;
+mod workers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,12 +40,16 @@ pub(crate) enum Group {
     Rfc2544,
     /// RFC 2889: address learning, forwarding and broadcast with three ports
     Rfc2889,
+    /// Two workers beside one: cycles of a frame
+    Workers,
     /// Throughput between every two kinds of port
     Ports,
     /// TCP and ping between network namespaces
     Tcp,
     /// Throughput with stock testpmd as the guest
     Stock,
+    /// Frames and TCP between guests of our own monitor that drive synthetic adapters at full speed
+    Guests,
     /// Idle processor time, memory of a port and of a network
     Footprint,
     /// Where the time of a frame goes: criterion and sampling
@@ -139,9 +145,11 @@ impl Bench {
             Group::Latency => rings::latency(self),
             Group::Rfc2544 => rings::rfc2544(self),
             Group::Rfc2889 => rings::rfc2889(self),
+            Group::Workers => workers::run(self),
             Group::Ports => ports::run(self),
             Group::Tcp => tcp::run(self),
             Group::Stock => stock::run(self),
+            Group::Guests => guests::run(self),
             Group::Footprint => footprint::run(self),
             Group::Stages => stages::run(self),
         }?;

@@ -61,7 +61,7 @@ impl Who {
             return Ok(Who::Station(station, frame));
         }
         let guest = Guest::new(case, number, other)?;
-        local.add_guest(&guest.front)?;
+        local.add_guest(&guest.front, None)?;
         Ok(Who::Guest(Box::new(guest)))
     }
 

@@ -119,6 +119,17 @@ impl Mapping {
     }
 }
 
+/// Puts each huge page's worth of the `len` bytes from `start` on into one huge page, where the kernel can.
+pub(crate) fn collapse(start: *mut libc::c_void, len: usize) {
+    // The kernel wants whole pages, and takes those huge pages that lie within.
+    let skip = start.cast::<u8>().align_offset(PAGE as usize);
+    if let Some(len) = len.checked_sub(skip) {
+        let start = start.wrapping_byte_add(skip);
+        // SAFETY: this advice leaves contents and protection of any memory alone.
+        let _ = unsafe { libc::madvise(start, len, libc::MADV_COLLAPSE) };
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // Before munmap: a later mapping at this address must not be found under the old entry.

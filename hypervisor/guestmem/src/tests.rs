@@ -550,3 +550,12 @@ fn sixteen_bytes_are_exchanged_at_once() {
     let short = memory.span(0x1000, 8).unwrap();
     assert_eq!(memory.compare_exchange(short, 0, 0), Err(Fault::Length));
 }
+
+#[test]
+fn collapsing_leaves_contents_alone() {
+    let words: Vec<u64> = (0..1 << 20).collect();
+    crate::collapse(&words[3..]);
+    crate::collapse(&words[..1]);
+    crate::collapse::<u64>(&[]);
+    assert!(words.iter().copied().eq(0..1 << 20));
+}

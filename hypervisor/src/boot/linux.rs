@@ -148,7 +148,8 @@ fn load_kernel(
     let loaded = BzImage::load(view, None, file, Some(GuestAddress(EXTENDED))).map_err(failed)?;
     let header = loaded.setup_header.unwrap_or_default();
     if header.version < 0x20c || header.xloadflags & XLF_KERNEL_64 == 0 {
-        let why = "it has no entry point for 64-bit mode; such a kernel needs firmware to boot it";
+        let why = "it has no entry point for 64-bit mode, so that only a BIOS can start it, and there is none \
+                   (package seabios)";
         return Err(image_error("kernel", why));
     }
     // What the decompressor needs behind its start.

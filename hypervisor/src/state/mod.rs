@@ -5,4 +5,4 @@ mod vcpu;
 
 pub(crate) use file::{Document, read, write};
 pub(crate) use vcpu::VcpuState;
-pub(crate) use vcpu::{readable_msrs, time_stamp};
+pub(crate) use vcpu::{check_time, readable_msrs, time_stamp};

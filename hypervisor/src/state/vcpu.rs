@@ -63,6 +63,22 @@ pub(crate) fn time_stamp(vcpu: &Vcpu) -> Result<u64, Error> {
     Ok(read.first().map(|entry| entry.data).unwrap_or_default())
 }
 
+/// Refuses to let a guest's time go back. Where KVM runs without the processor's help it takes a value for the time-stamp
+/// counter and does not set it: the guest reads the host's own, which is less than what it knows already once the host
+/// has started anew. Values less than a second apart are the same to KVM.
+///
+/// # Errors
+/// The counter is at `now`, more than a second before what it was when the machine was saved.
+pub(crate) fn check_time(tsc_khz: u32, saved: u64, now: u64) -> Result<(), Error> {
+    if now.saturating_add(u64::from(tsc_khz) * 1000) >= saved {
+        return Ok(());
+    }
+    Err(Error::Saved(format!(
+        "its time-stamp counter would go back from {saved} to {now}: KVM does not set it on this host, which has \
+         started anew since"
+    )))
+}
+
 fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {
     let entries: Vec<_> = indices
         .iter()
@@ -82,6 +98,12 @@ fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, Error> {
 }
 
 impl VcpuState {
+    /// Its time-stamp counter.
+    pub(crate) fn time_stamp(&self) -> u64 {
+        let counter = self.msrs.iter().find(|entry| entry.index == MSR_TSC);
+        counter.map(|entry| entry.data).unwrap_or_default()
+    }
+
     /// Reads the state of a processor that does not run, with the MSRs named by [`readable_msrs`].
     ///
     /// # Errors
@@ -136,5 +158,22 @@ impl VcpuState {
         }
         fd.set_vcpu_events(&self.events)
             .map_err(Error::kvm("KVM_SET_VCPU_EVENTS"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_does_not_go_back_by_more_than_what_is_the_same_to_kvm() {
+        // A second has two million ticks.
+        for (saved, now) in [(0, 0), (5, 9_000_000), (2_000_005, 5), (u64::MAX, u64::MAX)] {
+            assert!(check_time(2000, saved, now).is_ok(), "{saved} {now}");
+        }
+        for (saved, now) in [(2_000_006, 5), (u64::MAX, 0)] {
+            let error = check_time(2000, saved, now).unwrap_err().to_string();
+            assert!(error.contains(&saved.to_string()), "{error}");
+        }
     }
 }

@@ -3,11 +3,11 @@
 //! `vswitch-guest sniff COUNT SECONDS` prints the frames that this machine's interfaces receive, as lines
 //! `DESTINATION SOURCE TYPE LENGTH`; `vswitch-guest join GROUP SECONDS` is a member of an IPv4 multicast group so long;
 //! `vswitch-guest poke FILE OFFSET COUNT` writes four zero bytes to a place of a file (a register, if that is a BAR in
-//! sysfs) again and again.
+//! sysfs) again and again; `vswitch-guest facts NAME=VALUE…` answers what the host asks by key/value exchange of Hyper-V.
 
 use std::{
     env, fs,
-    io::Write,
+    io::{Read, Write},
     net::{Ipv4Addr, UdpSocket},
     os::unix::fs::FileExt,
     process::ExitCode,
@@ -31,8 +31,9 @@ fn main() -> ExitCode {
         ["sniff", count, seconds] => sniff(count, seconds),
         ["join", group, seconds] => join(group, seconds),
         ["poke", file, offset, count] => poke(file, offset, count),
+        ["facts", ref items @ ..] => facts(items),
         _ => Err(anyhow::anyhow!(
-            "usage: vswitch-guest sniff COUNT SECONDS | join GROUP SECONDS | poke FILE OFFSET COUNT"
+            "usage: vswitch-guest sniff COUNT SECONDS | join GROUP SECONDS | poke FILE OFFSET COUNT | facts NAME=VALUE…"
         )),
     };
     match result {
@@ -114,4 +115,86 @@ fn poke(path: &str, offset: &str, count: &str) -> Result<()> {
             .with_context(|| format!("writing at {offset} of {path}"))?;
     }
     Ok(())
+}
+
+/// What `hv_utils` and a program in its guest say to each other: `struct hv_kvp_msg` of `linux/hyperv.h`.
+mod exchange {
+    /// Its bytes.
+    pub(super) const MESSAGE: usize = 4 + 7426;
+    /// Where the name and the value are.
+    pub(super) const NAME: usize = 20;
+    pub(super) const VALUE: usize = 532;
+    /// Bytes of these with the zero at their end.
+    pub(super) const NAME_BYTES: usize = VALUE - NAME;
+    pub(super) const VALUE_BYTES: usize = 2048;
+
+    /// Operations: one by one all items of a pool, and the first word of a program to the driver, which it gives back.
+    pub(super) const ENUMERATE: u8 = 3;
+    pub(super) const REGISTER: u8 = 100;
+    /// The pool of what the guest knows of itself.
+    pub(super) const AUTO: u8 = 2;
+
+    /// Results, which take the place of operation and pool in an answer.
+    pub(super) const OK: u32 = 0;
+    pub(super) const NO_MORE: u32 = 0x8007_0103;
+    pub(super) const FAIL: u32 = 0x8000_4005;
+}
+
+/// Plays `hv_kvp_daemon` with these items, until it is killed.
+fn facts(items: &[&str]) -> Result<()> {
+    let items: Vec<(&str, &str)> = items
+        .iter()
+        .map(|item| {
+            item.split_once('=')
+                .with_context(|| format!("{item} is no NAME=VALUE"))
+        })
+        .collect::<Result<_>>()?;
+    let path = "/dev/vmbus/hv_kvp";
+    let mut device = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .context(path)?;
+    let mut message = [0; exchange::MESSAGE];
+    let [operation, ..] = &mut message;
+    *operation = exchange::REGISTER;
+    device.write_all(&message).context("registering")?;
+    loop {
+        device.read_exact(&mut message).context("reading")?;
+        if message.first() == Some(&exchange::REGISTER) {
+            continue;
+        }
+        let status = answer(&items, &mut message);
+        if let Some(result) = message.first_chunk_mut() {
+            *result = status.to_le_bytes();
+        }
+        device.write_all(&message).context("answering")?;
+    }
+}
+
+/// Puts the answer to a question in its place; gives its status.
+fn answer(items: &[(&str, &str)], message: &mut [u8; exchange::MESSAGE]) -> u32 {
+    let [operation, pool, _, _, index @ ..] = message;
+    if (*operation, *pool) != (exchange::ENUMERATE, exchange::AUTO) {
+        return exchange::FAIL;
+    }
+    let index = index.first_chunk().copied().map(u32::from_le_bytes);
+    let Some((name, value)) = index.and_then(|index| items.get(index as usize)) else {
+        return exchange::NO_MORE;
+    };
+    for (text, at, room) in [
+        (name, exchange::NAME, exchange::NAME_BYTES),
+        (value, exchange::VALUE, exchange::VALUE_BYTES),
+    ] {
+        let Some(place) = message.get_mut(at..at + room) else {
+            return exchange::FAIL;
+        };
+        place.fill(0);
+        let bytes = text.bytes().take(room - 1);
+        place
+            .iter_mut()
+            .zip(bytes)
+            .for_each(|(to, from)| *to = from);
+    }
+    exchange::OK
 }

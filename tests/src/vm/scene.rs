@@ -35,10 +35,31 @@ impl Scene {
     /// # Errors
     /// What could not be started.
     pub fn new() -> Result<Scene> {
+        Scene::with(Lab::create_synthetic_vm)
+    }
+
+    /// The same with a guest that `create` makes: its name, what its adapters are like, and parameters of its kernel.
+    ///
+    /// # Errors
+    /// What could not be started.
+    pub fn with(create: impl FnOnce(&Lab, &str, &[&str], &str) -> Result<()>) -> Result<Scene> {
         let lab = Lab::start()?;
         lab.ctl("network create inner --type internal")?;
-        let (host, console) = lab.ready_guest(Lab::create_synthetic_vm, HOST, GUEST)?;
+        let (host, console) = lab.ready_guest(create, HOST, GUEST)?;
         Ok(Scene { lab, host, console })
+    }
+
+    /// Saves the guest and starts it from there.
+    ///
+    /// # Errors
+    /// What was refused; or it answers while it is saved.
+    pub fn save_and_start(&mut self) -> Result<()> {
+        self.lab.ctl("vm save guest")?;
+        self.lab.wait_vm("guest", "saved")?;
+        ensure!(!self.host.reaches(GUEST), "a saved guest answers");
+        self.lab.ctl("vm start guest")?;
+        self.console = self.lab.console("guest")?;
+        Ok(())
     }
 
     /// Waits until the guest answers ping.

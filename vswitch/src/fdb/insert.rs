@@ -4,10 +4,14 @@ use std::sync::atomic::Ordering;
 
 use super::{Fdb, Key, Learned, Place, PortIndex, Value, clear, read};
 
+/// Entries that are moved in a row to make place for one, at most. With two, a bucket that is found again on the way is
+/// full as it was, so no entry moves twice.
+const MOVES: u32 = 2;
+
 /// What is in a place that a newcomer might take.
 enum Occupant {
-    /// Nothing; so many entries are in the same bucket.
-    Empty { neighbours: u32 },
+    /// Nothing.
+    Empty,
     /// An entry that is not found any more.
     Stale,
     /// A learned entry that is.
@@ -59,16 +63,29 @@ impl Fdb {
             .or_else(|| self.choose(key, now, |occupant| self.rank_for_newcomer(occupant, held)))
     }
 
-    /// Empties a place of `key` by moving its entry to the other bucket of that entry. The copy is written first, so that
-    /// readers find one or the other.
+    /// Empties a place of `key` by moving other entries to the other of their buckets.
     pub(super) fn displace(&self, key: Key) -> Option<Place<'_>> {
-        let places = self.candidates(key).map(|first| self.bucket(first));
-        for place in places.into_iter().flatten() {
+        let buckets = self.candidates(key);
+        buckets
+            .into_iter()
+            .find_map(|first| self.make_room(first, MOVES))
+    }
+
+    /// An empty place in the bucket that begins at word `first`, if `moves` entries in a row have to make place for it at
+    /// most. A copy is written before an entry goes, so that readers find one or the other.
+    fn make_room(&self, first: usize, moves: u32) -> Option<Place<'_>> {
+        if let Some(free) = self.bucket(first).find(|place| read(*place).is_none()) {
+            return Some(free);
+        }
+        let moves = moves.checked_sub(1)?;
+        for place in self.bucket(first) {
             let Some((occupant, value)) = read(place) else {
                 continue;
             };
-            for first in self.candidates(occupant) {
-                if let Some(free) = self.bucket(first).find(|place| read(*place).is_none()) {
+            for other in self.candidates(occupant) {
+                if other != first
+                    && let Some(free) = self.make_room(other, moves)
+                {
                     self.write(free, occupant, value);
                     clear(place);
                     return Some(place);
@@ -84,8 +101,8 @@ impl Fdb {
         match occupant {
             // What is stale to one worker may not be to another, whose clock lags.
             Occupant::Stale => Some(u32::MAX / 2),
-            Occupant::Empty { neighbours } => {
-                (self.used.load(Ordering::Relaxed) < self.capacity).then_some(u32::MAX - neighbours)
+            Occupant::Empty => {
+                (self.used.load(Ordering::Relaxed) < self.capacity).then_some(u32::MAX)
             }
             Occupant::Live(value) => {
                 let holds = self
@@ -98,7 +115,7 @@ impl Fdb {
         }
     }
 
-    /// The place among `key`'s candidates that `rank` values most; `None` is not to be had.
+    /// The place among `key`'s candidates that `rank` values most, of equals the first; `None` is not to be had.
     fn choose(
         &self,
         key: Key,
@@ -107,13 +124,9 @@ impl Fdb {
     ) -> Option<Place<'_>> {
         let mut best = None;
         for first in self.candidates(key) {
-            let neighbours = self
-                .bucket(first)
-                .filter(|place| read(*place).is_some())
-                .count() as u32;
             for place in self.bucket(first) {
                 let occupant = match read(place) {
-                    None => Occupant::Empty { neighbours },
+                    None => Occupant::Empty,
                     Some((_, value)) if !self.is_live(value, now) => Occupant::Stale,
                     Some((_, value)) if value.is_static() => continue,
                     Some((_, value)) => Occupant::Live(value),

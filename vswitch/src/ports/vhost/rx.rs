@@ -15,6 +15,11 @@ use crate::port::{MAX_ROOM, PlainFrame, PortFault, Room, RxMeta, RxRing};
 /// How many chains ahead of the one being filled a buffer is fetched.
 const AHEAD: usize = 8;
 
+/// How often in a burst a full ring is looked at again before a frame is dropped, and the pauses of the processor before
+/// each look: some microseconds together, in which a driver that is at work makes room.
+const LOOKS: u8 = 8;
+const PAUSES: u32 = 16;
+
 /// What was negotiated about received frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RxFormat {
@@ -42,6 +47,12 @@ pub struct RxQueue<R> {
     events: Events,
     format: RxFormat,
     reserved: Reserved,
+    /// Looks left in this burst.
+    looks: u8,
+    /// Where the ring was full all the time that it was waited for. While it stays there nobody waits again.
+    stuck: Option<Mark>,
+    /// The driver was notified in mid-burst.
+    called: bool,
     fault: Option<PortFault>,
 }
 
@@ -60,6 +71,9 @@ impl<R: Ring> RxQueue<R> {
             events,
             format,
             reserved,
+            looks: LOOKS,
+            stuck: None,
+            called: false,
             fault: None,
         }
     }
@@ -129,6 +143,52 @@ impl<R: Ring> RxQueue<R> {
             if want.header > 0 {
                 return fault("length of a mergeable receive buffer", before - left);
             }
+        }
+    }
+
+    #[inline]
+    fn try_reserve(&mut self, len: u32, room: &mut Room) -> Result<(), DropReason> {
+        room.clear();
+        if self.fault.is_some() {
+            return Err(DropReason::RxFault);
+        }
+        self.reserved.start = self.ring.mark();
+        self.reserved.chains.clear();
+        self.reserved.header.clear();
+        let result = self.take(len, room).unwrap_or_else(|fault| {
+            self.fail(fault);
+            Err(DropReason::RxFault)
+        });
+        match result {
+            Ok(()) => self.fetch_ahead(),
+            Err(_) => self.cancel(),
+        }
+        result
+    }
+
+    /// The ring is full: shows the driver what is in it, and gives it a moment to make room. False if it had its chance.
+    #[cold]
+    fn wait(&mut self) -> bool {
+        let at = self.ring.mark();
+        if self.looks == 0 || self.stuck == Some(at) {
+            self.stuck = Some(at);
+            return false;
+        }
+        self.looks -= 1;
+        self.show();
+        for _ in 0..PAUSES {
+            std::hint::spin_loop();
+        }
+        true
+    }
+
+    /// Makes what was written visible to the driver, and notifies it if it asked for that.
+    #[inline]
+    fn show(&mut self) {
+        // What was committed before a fault is still published: it was counted as delivered.
+        match self.ring.publish() {
+            Ok(wanted) => self.called |= wanted && self.events.call(),
+            Err(fault) => self.fail(fault),
         }
     }
 
@@ -280,22 +340,12 @@ impl<R: Ring> RxRing for RxQueue<R> {
 
     #[inline]
     fn reserve(&mut self, len: u32, room: &mut Room) -> Result<(), DropReason> {
-        room.clear();
-        if self.fault.is_some() {
-            return Err(DropReason::RxFault);
+        loop {
+            match self.try_reserve(len, room) {
+                Err(DropReason::RxFull) if self.wait() => {}
+                result => return result,
+            }
         }
-        self.reserved.start = self.ring.mark();
-        self.reserved.chains.clear();
-        self.reserved.header.clear();
-        let result = self.take(len, room).unwrap_or_else(|fault| {
-            self.fail(fault);
-            Err(DropReason::RxFault)
-        });
-        match result {
-            Ok(()) => self.fetch_ahead(),
-            Err(_) => self.cancel(),
-        }
-        result
     }
 
     #[inline]
@@ -312,13 +362,8 @@ impl<R: Ring> RxRing for RxQueue<R> {
 
     fn publish(&mut self) -> bool {
         self.ring.fetch();
-        // What was committed before a fault is still published: it was counted as delivered.
-        match self.ring.publish() {
-            Ok(wanted) => wanted && self.events.call(),
-            Err(fault) => {
-                self.fail(fault);
-                false
-            }
-        }
+        self.show();
+        self.looks = LOOKS;
+        std::mem::take(&mut self.called)
     }
 }

@@ -355,22 +355,26 @@ impl Guest {
         }))
     }
 
-    /// Fills every transmit buffer of pair `pair` with `frame` behind an empty header, for [`Guest::send_burst`].
+    /// Fills every free transmit buffer of pair `pair` with one of `frames` in turn, behind an empty header, for
+    /// [`Guest::send_burst`].
     ///
     /// # Errors
     /// [`GuestError`].
-    pub fn prepare_sending(&mut self, pair: usize, frame: &[u8]) -> Result<(), GuestError> {
-        let header_len = self.setup.header_len();
+    pub fn prepare_sending<F: AsRef<[u8]>>(
+        &mut self,
+        pair: usize,
+        frames: &[F],
+    ) -> Result<(), GuestError> {
+        let header = vec![0; self.setup.header_len()];
         let memory = Arc::clone(&self.memory);
-        let mut bytes = vec![0; header_len];
-        bytes.extend(frame);
-        for buffer in &self.ring(2 * pair + 1)?.free {
-            memory.write(
-                memory
-                    .span(*buffer, bytes.len() as u32)
-                    .ok_or(GuestError::Setup)?,
-                &bytes,
-            )?;
+        let free = self.ring(2 * pair + 1)?.free.iter();
+        for (buffer, frame) in free.zip(frames.iter().cycle()) {
+            let mut at = *buffer;
+            for bytes in [&header, frame.as_ref()] {
+                let to = memory.span(at, bytes.len() as u32);
+                memory.write(to.ok_or(GuestError::Setup)?, bytes)?;
+                at += bytes.len() as u64;
+            }
         }
         Ok(())
     }

@@ -1,5 +1,8 @@
 //! Frames arrive whole, once and in order, however drivers lay them out.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use offload::VirtioNetHdr;
 use proptest::prelude::*;
 
@@ -146,7 +149,7 @@ fn indices_wrap_and_nothing_is_lost() {
         let (mut to, _other, mut to_sides) = started(setup);
         let (mut burst, mut report) = (Burst::new(), Report::default());
         to.receive_burst(0, 0).unwrap();
-        from.prepare_sending(0, &frame(1, 60)).unwrap();
+        from.prepare_sending(0, &[frame(1, 60)]).unwrap();
         let mut received = 0;
         for _ in 0..3200 {
             let sent = from.send_burst(0, 60, 48).unwrap();
@@ -159,6 +162,45 @@ fn indices_wrap_and_nothing_is_lost() {
         assert!(received > 150_000, "{features:#x}: {received}");
         assert_eq!(report.source.delivered as usize, received);
         assert_eq!(report.source.drops.total(), 0);
+    }
+}
+
+/// A burst that fills the ring waits for a driver that is at work, on another thread.
+#[test]
+fn a_full_ring_is_waited_for_a_moment() {
+    const BUFFERS: u16 = 8;
+    for features in [0, feature::RING_PACKED] {
+        let (mut from, _session, mut from_sides) = started(pair_of(features, 128));
+        let (mut to, _other, mut to_sides) = started(pair_of(features, BUFFERS));
+        let (mut burst, mut report) = (Burst::new(), Report::default());
+        from.prepare_sending(0, &[frame(1, 60)]).unwrap();
+        to.receive_burst(0, 0).unwrap();
+        // Nobody makes room.
+        from.send_burst(0, 60, 3 * usize::from(BUFFERS)).unwrap();
+        turn(&mut from_sides, &mut to_sides, &mut burst, &mut report);
+        assert_eq!(report.source.delivered, u64::from(BUFFERS));
+        let at_work = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while at_work.load(Ordering::Relaxed) {
+                    to.receive_burst(0, 64).unwrap();
+                }
+            });
+            let start = Instant::now();
+            // The other thread may not have a processor at the moment.
+            let whole = (0..).any(|_| {
+                from.send_burst(0, 60, 3 * usize::from(BUFFERS)).unwrap();
+                let before = report.source.delivered;
+                turn(&mut from_sides, &mut to_sides, &mut burst, &mut report);
+                let delivered = report.source.delivered - before;
+                delivered == 3 * u64::from(BUFFERS) || start.elapsed() > Duration::from_secs(20)
+            });
+            at_work.store(false, Ordering::Relaxed);
+            assert!(
+                whole && start.elapsed() < Duration::from_secs(20),
+                "{features:#x}"
+            );
+        });
     }
 }
 

@@ -148,7 +148,7 @@ fn no_wake_up_is_lost() {
             }
         });
         let mut sent = 0;
-        guest.prepare_sending(0, &frame(0, 60)).unwrap();
+        guest.prepare_sending(0, &[frame(0, 60)]).unwrap();
         while sent < FRAMES && !device.is_finished() {
             let burst = 1 + sent % 5;
             sent += guest.send_burst(0, 60, burst.min(FRAMES - sent)).unwrap();
