@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::board::{Named, Output};
+use crate::boot::fw_cfg::FwCfg;
 use crate::boot::{Boot, Linux, acpi, firmware, real_mode, smbios, tables};
 use crate::chipset::i440fx::HostBridge;
 use crate::chipset::i8042::I8042;
@@ -104,45 +105,8 @@ impl Pc {
             Named::new(COM1, ComPort::new(0)),
             Named::new(COM2, ComPort::new(1)),
         ];
-        let boot = match self.start {
-            Start::Firmware(image) => {
-                let memory = Arc::clone(self.memory.memory());
-                let fw_cfg = firmware::fw_cfg(&description, memory)?;
-                devices.push(Named::new("fw_cfg", fw_cfg));
-                Boot::Firmware(image)
-            }
-            Start::Linux {
-                mut kernel,
-                firmware: Some(image),
-                mut initrd,
-                command_line,
-            } if for_firmware => {
-                let memory = Arc::clone(self.memory.memory());
-                let mut fw_cfg = firmware::fw_cfg(&description, memory)?;
-                let size = self.memory.size();
-                real_mode::hand_over(
-                    &mut fw_cfg,
-                    size,
-                    &mut kernel,
-                    initrd.as_mut(),
-                    &command_line,
-                )?;
-                devices.push(Named::new("fw_cfg", fw_cfg));
-                Boot::Firmware(image)
-            }
-            Start::Linux {
-                kernel,
-                initrd,
-                command_line,
-                ..
-            } => Boot::Linux(Linux {
-                kernel,
-                initrd,
-                command_line,
-                tables: tables::place(&description.acpi, &description.smbios),
-                rsdp: tables::RSDP,
-            }),
-        };
+        let (boot, fw_cfg) = boot(self.start, for_firmware, &description, &self.memory)?;
+        devices.extend(fw_cfg.map(|device| Named::new("fw_cfg", device)));
         let mut bridge = HostBridge::new(boot.firmware().is_some())?;
         for (index, function) in (0..).zip(self.adapters) {
             bridge.add(Self::adapter_address(index), function)?;
@@ -199,5 +163,52 @@ fn contents(memory: &GuestMemory, vcpus: u8) -> Contents {
         memory_below_4g: below,
         memory_above_4g: memory.size() - below,
         cpus: vcpus.into(),
+    }
+}
+
+/// How the guest boots, and the device by which firmware is told so. `for_firmware`: firmware starts the kernel.
+fn boot(
+    start: Start,
+    for_firmware: bool,
+    description: &firmware::Description,
+    memory: &GuestMemory,
+) -> Result<(Boot, Option<FwCfg>), Error> {
+    match start {
+        Start::Firmware(image) => {
+            let fw_cfg = firmware::fw_cfg(description, Arc::clone(memory.memory()))?;
+            Ok((Boot::Firmware(image), Some(fw_cfg)))
+        }
+        Start::Linux {
+            mut kernel,
+            firmware: Some(image),
+            mut initrd,
+            command_line,
+        } if for_firmware => {
+            let mut fw_cfg = firmware::fw_cfg(description, Arc::clone(memory.memory()))?;
+            let size = memory.size();
+            real_mode::hand_over(
+                &mut fw_cfg,
+                size,
+                &mut kernel,
+                initrd.as_mut(),
+                &command_line,
+            )?;
+            Ok((Boot::Firmware(image), Some(fw_cfg)))
+        }
+        Start::Linux {
+            kernel,
+            initrd,
+            command_line,
+            ..
+        } => {
+            let linux = Linux {
+                kernel,
+                initrd,
+                command_line,
+                tables: tables::place(&description.acpi, &description.smbios),
+                rsdp: tables::RSDP,
+            };
+            Ok((Boot::Linux(linux), None))
+        }
     }
 }
