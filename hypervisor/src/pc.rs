@@ -105,8 +105,8 @@ impl Pc {
             Named::new(COM1, ComPort::new(0)),
             Named::new(COM2, ComPort::new(1)),
         ];
-        let (boot, fw_cfg) = boot(self.start, for_firmware, &self.memory, &description)?;
-        devices.extend(fw_cfg.map(|fw_cfg| Named::new("fw_cfg", fw_cfg)));
+        let (boot, fw_cfg) = boot(self.start, for_firmware, &description, &self.memory)?;
+        devices.extend(fw_cfg.map(|device| Named::new("fw_cfg", device)));
         let mut bridge = HostBridge::new(boot.firmware().is_some())?;
         for (index, function) in (0..).zip(self.adapters) {
             bridge.add(Self::adapter_address(index), function)?;
@@ -156,33 +156,46 @@ impl Pc {
     }
 }
 
-/// What runs first, and the device by which firmware is told of the machine. `for_firmware`: firmware starts the kernel.
+/// What the clock's memory tells of the machine.
+fn contents(memory: &GuestMemory, vcpus: u8) -> Contents {
+    let below = memory.size().min(PCI_HOLE);
+    Contents {
+        memory_below_4g: below,
+        memory_above_4g: memory.size() - below,
+        cpus: vcpus.into(),
+    }
+}
+
+/// How the guest boots, and the device by which firmware is told so. `for_firmware`: firmware starts the kernel.
 fn boot(
     start: Start,
     for_firmware: bool,
-    memory: &GuestMemory,
     description: &firmware::Description,
+    memory: &GuestMemory,
 ) -> Result<(Boot, Option<FwCfg>), Error> {
-    let fw_cfg = || firmware::fw_cfg(description, Arc::clone(memory.memory()));
-    Ok(match start {
-        Start::Firmware(image) => (Boot::Firmware(image), Some(fw_cfg()?)),
+    match start {
+        Start::Firmware(image) => {
+            let fw_cfg = firmware::fw_cfg(description, Arc::clone(memory.memory()))?;
+            Ok((Boot::Firmware(image), Some(fw_cfg)))
+        }
         Start::Linux {
             mut kernel,
             firmware: Some(image),
             mut initrd,
             command_line,
         } if for_firmware => {
-            let mut fw_cfg = fw_cfg()?;
+            let mut fw_cfg = firmware::fw_cfg(description, Arc::clone(memory.memory()))?;
+            let size = memory.size();
             real_mode::hand_over(
                 &mut fw_cfg,
-                memory.size(),
+                size,
                 &mut kernel,
                 initrd.as_mut(),
                 &command_line,
             )?;
-            (Boot::Firmware(image), Some(fw_cfg))
+            Ok((Boot::Firmware(image), Some(fw_cfg)))
         }
-        Start::Linux { .. } if for_firmware => return Err(real_mode::no_firmware()),
+        Start::Linux { .. } if for_firmware => Err(real_mode::no_firmware()),
         Start::Linux {
             kernel,
             initrd,
@@ -196,17 +209,7 @@ fn boot(
                 tables: tables::place(&description.acpi, &description.smbios),
                 rsdp: tables::RSDP,
             };
-            (Boot::Linux(linux), None)
+            Ok((Boot::Linux(linux), None))
         }
-    })
-}
-
-/// What the clock's memory tells of the machine.
-fn contents(memory: &GuestMemory, vcpus: u8) -> Contents {
-    let below = memory.size().min(PCI_HOLE);
-    Contents {
-        memory_below_4g: below,
-        memory_above_4g: memory.size() - below,
-        cpus: vcpus.into(),
     }
 }

@@ -103,6 +103,8 @@ fn large_segments_pass_between_two_guests_and_to_the_hosts_kernel() -> Result<()
         "{} other bytes arrived",
         received.len()
     );
+    // The guest has done its work when its peer has closed too.
+    drop(stream);
     let mut stream = connected(&lab, "10.75.0.2:5001")?;
     stream.set_write_timeout(Some(LIMIT))?;
     stream.write_all(&pattern)?;
