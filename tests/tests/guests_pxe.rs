@@ -2,6 +2,11 @@
 //! One does by the boot ROM of its legacy adapter, another one, that has no other than a synthetic adapter, by an iPXE that
 //! it is given as a kernel.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "the times of a boot belong to the test's output"
+)]
+
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};

@@ -1,5 +1,7 @@
 //! Format, lints, documentation, and the rules of dependency.
 
+use vswitch_tests::{paths, vm::image::static_programs};
+
 use crate::{
     cargo::cargo,
     deps,
@@ -31,7 +33,8 @@ pub(crate) fn run() -> Tally {
     count("clippy", run::passes(&mut clippy));
     let of_guest = |verb: &[&str], flags: &[&str]| {
         let manifest = ["--manifest-path", setup::BENCH_GUEST];
-        run::passes(&mut cargo(&[verb, &manifest, flags].concat()))
+        let mut command = cargo(&[verb, &manifest, flags].concat());
+        run::passes(command.env("CARGO_TARGET_DIR", static_programs(&paths::guests())))
     };
     let formatted = of_guest(&["fmt"], &["--check"]);
     let clippy = ["--", "-D", "warnings"];
