@@ -121,6 +121,10 @@ impl Pair {
         }
         let sent_at = Instant::now();
         while heard == 0 && sent_at.elapsed() < HEARD {
+            // A driver that has nothing more to send wakes a worker that has gone to sleep.
+            if let Some(guest) = self.guests.get_mut(index) {
+                guest.tx.send(0, None)?;
+            }
             heard += self.receive_all()?;
         }
         if let Some(guest) = self.guests.get_mut(index) {
