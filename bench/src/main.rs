@@ -51,7 +51,8 @@ Examples:
   cargo xtask bench --peers --write-docs     writes docs/performance.md and its plots
   cargo xtask bench --gate                   fails where SPECIFICATION.md promises more than is measured
 
-Groups that need root and the packages of `cargo xtask setup`: ports, tcp, footprint. Peers need root and packages
+Groups that need root and the packages of `cargo xtask setup`: ports, tcp, footprint, guests, which needs KVM
+too. Peers need root and packages
 openvswitch-switch-dpdk, dpdk and dpdk-dev.";
 
 /// Measures the switch, and others beside it
@@ -167,10 +168,10 @@ fn run(options: &Options) -> Result<bool> {
         settings.runs,
         settings.time
     );
-    if groups
-        .iter()
-        .any(|group| matches!(group, Group::Ports | Group::Tcp | Group::Footprint))
-    {
+    if groups.iter().any(|group| {
+        let of_root = [Group::Ports, Group::Tcp, Group::Footprint, Group::Guests];
+        of_root.contains(group)
+    }) {
         netns::sweep().context("leave out the groups that need root and `ip` by --only")?;
     }
     let mut bench = Bench::new(settings, &groups, interrupted);

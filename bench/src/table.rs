@@ -25,7 +25,7 @@ const fn column(name: &'static str, heading: &'static str, factor: f64, digits: 
 }
 
 /// All figures, in the order in which tables show them.
-pub(crate) const COLUMNS: [Column; 23] = [
+pub(crate) const COLUMNS: [Column; 24] = [
     column("mpps", "Mpps", 1.0, 2),
     column("zero_loss_mpps", "Mpps, no loss", 1.0, 2),
     column("of_maximum", "of maximum %", 100.0, 0),
@@ -43,6 +43,7 @@ pub(crate) const COLUMNS: [Column; 23] = [
     column("notifications", "notif.", 1.0, 4),
     column("syscalls", "syscalls", 1.0, 4),
     column("allocations", "alloc.", 1.0, 4),
+    column("exits", "exits / M", 1.0, 0),
     column("lost", "lost %", 100.0, 2),
     column("idle", "driver idle %", 100.0, 0),
     column("cpu", "CPU %", 100.0, 2),

@@ -1,8 +1,10 @@
 //! Any accesses to all devices of a PC: ports and memory of every width, configuration space, time that passes, keys typed,
 //! resets, states saved and restored, and forged ones.
 //!
-//! Input: a byte of how the PC is made, then operations. An operation is a byte, and what it needs.
+//! Input: a byte of how the PC is made, then operations. An operation is a byte, and what it needs. A PC of each kind is made
+//! once; what an input finds is the state that it had then, and memory that is zero.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
@@ -27,6 +29,10 @@ const PORTS: [u16; 24] = [
 const REGISTERS: [u8; 12] = [
     0x04, 0x0c, 0x10, 0x14, 0x30, 0x3c, 0x40, 0x58, 0x5c, 0x60, 0x80, 0xf8,
 ];
+/// Bytes of memory.
+const MEMORY: u64 = 4 << 20;
+/// Kinds of PCs.
+const KINDS: u8 = 16;
 /// Most effects of one access.
 const MAX_EFFECTS: usize = 64;
 /// Most bytes of the state of all devices.
@@ -61,6 +67,7 @@ impl Device for Nic {
 
     fn restore(&mut self, state: &State, effects: &mut Effects) -> Result<(), RestoreError> {
         let byte = serde_json::from_value::<u8>(state.clone())?;
+        self.0 = [0; 128];
         self.write(0, 0, &[byte], effects);
         Ok(())
     }
@@ -98,6 +105,11 @@ struct Board {
     bus: Bus,
     now: u64,
     timers: BTreeMap<(usize, u32), u64>,
+    memory: GuestMemory,
+    /// The state of a PC that was just made.
+    first: Vec<State>,
+    /// Which devices were accessed.
+    accessed: Vec<bool>,
 }
 
 impl Board {
@@ -106,6 +118,7 @@ impl Board {
             0 => Start::Firmware(vec![0; 64 << 10]),
             _ => Start::Linux {
                 kernel: File::open("/dev/null").expect("a file"),
+                firmware: None,
                 initrd: None,
                 command_line: String::new(),
             },
@@ -114,22 +127,35 @@ impl Board {
             name: "fuzz".to_owned(),
             uuid: [7; 16],
             vcpus: 1 + (how >> 1 & 3),
-            memory: GuestMemory::new(4 << 20).expect("memory"),
+            memory: GuestMemory::new(MEMORY).expect("memory"),
             unix_nanos: 1_795_264_496_000_000_000,
             adapters: (0..4).map(|_| nic()).collect(),
             hyperv: false,
             start,
             debug: how & 8 != 0,
         };
-        let (_, devices) = pc.assemble(Box::new(|_, _| {})).expect("a PC");
+        let (config, devices) = pc.assemble(Box::new(|_, _| {})).expect("a PC");
         let mut board = Self {
+            accessed: vec![false; devices.len()],
             devices,
             bus: Bus::default(),
             now: 0,
             timers: BTreeMap::new(),
+            memory: config.memory,
+            first: Vec::new(),
         };
         board.reset();
+        board.first = board.save();
         board
+    }
+
+    /// Makes it what it was at first.
+    fn begin(&mut self) {
+        self.now = 0;
+        self.memory.clear().expect("memory");
+        let first = std::mem::take(&mut self.first);
+        self.restore(&first);
+        self.first = first;
     }
 
     /// Calls a device and carries out what it asks for.
@@ -190,10 +216,14 @@ impl Board {
 
     fn access(&mut self, space: Space, address: u64, data: &mut [u8], write: bool) {
         if let Some(target) = self.bus.find(space, address, data.len()) {
+            self.accessed[target.device] = true;
             self.call(target.device, |device, effects| match write {
                 true => device.write(target.region, target.offset, data, effects),
                 false => device.read(target.region, target.offset, data, effects),
             });
+        } else if space == Space::Memory && write {
+            // Beyond the memory nobody answers.
+            let _ = self.memory.write("guest", address, data);
         }
     }
 
@@ -285,7 +315,11 @@ impl Board {
                 let address = 0xfebf_f000 | u64::from(input.u16() & 0xfff);
                 self.access(Space::Memory, address, data, write);
             }
-            7 => self.access(Space::Memory, input.u64(), data, write),
+            7 => {
+                // Mostly memory.
+                let mask = input.choose(&[MEMORY - 1, MEMORY - 1, u64::MAX]);
+                self.access(Space::Memory, input.u64() & mask, data, write);
+            }
             8..=10 => {
                 let (slot, register) = (input.choose(&[0, 1, 2, 3, 5]), input.choose(&REGISTERS));
                 let function = if slot == 1 { input.choose(&[0, 3]) } else { 0 };
@@ -312,13 +346,51 @@ impl Board {
     }
 }
 
+thread_local! {
+    static BOARDS: RefCell<BTreeMap<u8, Board>> = const { RefCell::new(BTreeMap::new()) };
+}
+
 /// Runs one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let mut board = Board::new(input.u8());
+    let how = input.u8() % KINDS;
+    BOARDS.with_borrow_mut(|boards| {
+        let board = boards.entry(how).or_insert_with(|| Board::new(how));
+        board.begin();
+        play(board, input);
+    });
+}
+
+fn play(board: &mut Board, mut input: Input<'_>) {
     while !input.is_empty() {
         let how = input.u8();
         board.step(how, &mut input);
     }
     board.save();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The fuzzer begins with something to say to each device.
+    #[test]
+    fn seeds_reach_every_device() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds/platform");
+        for seed in std::fs::read_dir(folder).expect("seeds") {
+            run(&std::fs::read(seed.expect("a seed").path()).expect("a seed"));
+        }
+        let (mut all, mut accessed) = (BTreeSet::new(), BTreeSet::new());
+        BOARDS.with_borrow(|boards| {
+            for board in boards.values() {
+                for (named, was) in board.devices.iter().zip(&board.accessed) {
+                    all.insert(named.name.clone());
+                    accessed.extend(was.then(|| named.name.clone()));
+                }
+            }
+        });
+        assert_eq!(accessed, all);
+    }
 }

@@ -56,6 +56,7 @@ fn assemble(arguments: &Arguments) -> Result<Machine> {
     let start = match (&arguments.kernel, &arguments.firmware) {
         (Some(kernel), None) => Start::Linux {
             kernel: open(kernel)?,
+            firmware: None,
             initrd: arguments.initrd.as_ref().map(open).transpose()?,
             command_line: arguments.command_line.clone(),
         },

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::board::{Named, Output};
-use crate::boot::{Boot, Linux, acpi, firmware, smbios, tables};
+use crate::boot::fw_cfg::FwCfg;
+use crate::boot::{Boot, Linux, acpi, firmware, real_mode, smbios, tables};
 use crate::chipset::i440fx::HostBridge;
 use crate::chipset::i8042::I8042;
 use crate::chipset::piix3;
@@ -33,10 +34,12 @@ pub const MAX_ADAPTERS: usize = 12;
 pub enum Start {
     /// Firmware, which is SeaBIOS: it boots by the adapters' option ROMs, in their order.
     Firmware(Vec<u8>),
-    /// A Linux kernel, without firmware.
+    /// A Linux kernel.
     Linux {
-        /// A bzImage or an ELF file, of a 64-bit kernel.
+        /// A bzImage or an ELF file. One with an entry point for 64-bit mode starts without firmware.
         kernel: File,
+        /// Firmware for any other one, such as a program in a kernel's form that needs its services.
+        firmware: Option<Vec<u8>>,
         /// Its initial file system.
         initrd: Option<File>,
         /// Its command line.
@@ -78,8 +81,8 @@ impl Pc {
     /// What [`Machine::new`](crate::Machine::new) takes; consoles go to `output`. Further devices can be added behind these.
     ///
     /// # Errors
-    /// More adapters than there can be.
-    pub fn assemble(self, output: Output) -> Result<(Config, Vec<Named>), Error> {
+    /// More adapters than there can be, or a kernel that needs firmware and cannot be given to it.
+    pub fn assemble(mut self, output: Output) -> Result<(Config, Vec<Named>), Error> {
         if self.adapters.len() > MAX_ADAPTERS {
             return Err(Error::Config {
                 what: "number of PCI adapters",
@@ -87,7 +90,11 @@ impl Pc {
                 allowed: "up to 12",
             });
         }
-        let description = self.describe();
+        let for_firmware = match &mut self.start {
+            Start::Firmware(_) => false,
+            Start::Linux { kernel, .. } => real_mode::is_for_firmware(kernel)?,
+        };
+        let description = self.describe(for_firmware);
         let mut devices = vec![
             Named::new("ports", Ports::new(self.debug)),
             Named::new("keyboard", I8042::default()),
@@ -98,25 +105,8 @@ impl Pc {
             Named::new(COM1, ComPort::new(0)),
             Named::new(COM2, ComPort::new(1)),
         ];
-        let boot = match self.start {
-            Start::Firmware(image) => {
-                let memory = Arc::clone(self.memory.memory());
-                let fw_cfg = firmware::fw_cfg(&description, memory)?;
-                devices.push(Named::new("fw_cfg", fw_cfg));
-                Boot::Firmware(image)
-            }
-            Start::Linux {
-                kernel,
-                initrd,
-                command_line,
-            } => Boot::Linux(Linux {
-                kernel,
-                initrd,
-                command_line,
-                tables: tables::place(&description.acpi, &description.smbios),
-                rsdp: tables::RSDP,
-            }),
-        };
+        let (boot, fw_cfg) = boot(self.start, for_firmware, &description, &self.memory)?;
+        devices.extend(fw_cfg.map(|device| Named::new("fw_cfg", device)));
         let mut bridge = HostBridge::new(boot.firmware().is_some())?;
         for (index, function) in (0..).zip(self.adapters) {
             bridge.add(Self::adapter_address(index), function)?;
@@ -132,7 +122,8 @@ impl Pc {
         Ok((config, devices))
     }
 
-    fn describe(&self) -> firmware::Description {
+    /// `for_firmware`: firmware starts the kernel.
+    fn describe(&self, for_firmware: bool) -> firmware::Description {
         let contents = contents(&self.memory, self.vcpus);
         let addresses = (0..self.adapters.len() as u8).map(Self::adapter_address);
         // INTA#, as firmware routes it.
@@ -156,9 +147,10 @@ impl Pc {
                 cpus: self.vcpus,
                 memory_below_4g: contents.memory_below_4g,
                 memory_above_4g: contents.memory_above_4g,
-                firmware: matches!(self.start, Start::Linux { .. }),
+                firmware: matches!(self.start, Start::Linux { .. }) && !for_firmware,
             },
             boot_order: addresses.collect(),
+            kernel: for_firmware,
             serial_console: true,
         }
     }
@@ -171,5 +163,53 @@ fn contents(memory: &GuestMemory, vcpus: u8) -> Contents {
         memory_below_4g: below,
         memory_above_4g: memory.size() - below,
         cpus: vcpus.into(),
+    }
+}
+
+/// How the guest boots, and the device by which firmware is told so. `for_firmware`: firmware starts the kernel.
+fn boot(
+    start: Start,
+    for_firmware: bool,
+    description: &firmware::Description,
+    memory: &GuestMemory,
+) -> Result<(Boot, Option<FwCfg>), Error> {
+    match start {
+        Start::Firmware(image) => {
+            let fw_cfg = firmware::fw_cfg(description, Arc::clone(memory.memory()))?;
+            Ok((Boot::Firmware(image), Some(fw_cfg)))
+        }
+        Start::Linux {
+            mut kernel,
+            firmware: Some(image),
+            mut initrd,
+            command_line,
+        } if for_firmware => {
+            let mut fw_cfg = firmware::fw_cfg(description, Arc::clone(memory.memory()))?;
+            let size = memory.size();
+            real_mode::hand_over(
+                &mut fw_cfg,
+                size,
+                &mut kernel,
+                initrd.as_mut(),
+                &command_line,
+            )?;
+            Ok((Boot::Firmware(image), Some(fw_cfg)))
+        }
+        Start::Linux { .. } if for_firmware => Err(real_mode::no_firmware()),
+        Start::Linux {
+            kernel,
+            initrd,
+            command_line,
+            ..
+        } => {
+            let linux = Linux {
+                kernel,
+                initrd,
+                command_line,
+                tables: tables::place(&description.acpi, &description.smbios),
+                rsdp: tables::RSDP,
+            };
+            Ok((Boot::Linux(linux), None))
+        }
     }
 }

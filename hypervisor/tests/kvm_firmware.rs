@@ -8,6 +8,8 @@
 )]
 #![allow(missing_docs)]
 
+use std::fs::File;
+use std::io::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use hypervisor::pc::{COM1, Pc, Start};
 use hypervisor::pci::{Bar, ConfigSpace, Function, Identity};
 use hypervisor::{Event, Machine};
 use iced_x86::code_asm::*;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 /// Firmware takes a second or so where KVM emulates it; the rest is for a busy host.
@@ -101,6 +104,24 @@ fn rom(letter: u8, off: bool) -> Vec<u8> {
     image
 }
 
+fn pc(adapters: Vec<Function>, vcpus: u8, start: Start) -> Pc {
+    Pc {
+        name: "test".to_owned(),
+        uuid: *b"0123456789abcdef",
+        vcpus,
+        memory: GuestMemory::new(64 << 20).unwrap(),
+        unix_nanos: 1_795_264_496_000_000_000,
+        adapters,
+        hyperv: false,
+        start,
+        debug: false,
+    }
+}
+
+fn seabios() -> Vec<u8> {
+    std::fs::read(SEABIOS).expect("the package seabios")
+}
+
 struct Pcs {
     machine: Machine,
     output: Receiver<Vec<u8>>,
@@ -110,19 +131,12 @@ struct Pcs {
 
 impl Pcs {
     fn start(adapters: Vec<Function>, vcpus: u8) -> Self {
+        Self::start_with(adapters, vcpus, Start::Firmware(seabios()))
+    }
+
+    fn start_with(adapters: Vec<Function>, vcpus: u8, start: Start) -> Self {
         let (sender, output) = channel();
-        let pc = Pc {
-            name: "test".to_owned(),
-            uuid: *b"0123456789abcdef",
-            vcpus,
-            memory: GuestMemory::new(64 << 20).unwrap(),
-            unix_nanos: 1_795_264_496_000_000_000,
-            adapters,
-            hyperv: false,
-            start: Start::Firmware(std::fs::read(SEABIOS).expect("the package seabios")),
-            debug: false,
-        };
-        let (config, devices) = pc
+        let (config, devices) = pc(adapters, vcpus, start)
             .assemble(Box::new(move |console, bytes| {
                 if console == 0 {
                     let _ = sender.send(bytes.to_vec());
@@ -197,4 +211,92 @@ fn option_roms_boot_in_the_order_of_adapters_and_take_keys_from_the_console() {
     assert!(!pc.said.contains('$'));
     // The ROMs are mapped.
     assert_eq!(pc.machine.exits().memory_reads, 0);
+}
+
+const PAYLOAD: &[u8; 32] = b"what runs in protected mode, say";
+const INITRD: &[u8] = b"an initial file system";
+/// Setup sectors of [`kernel`] behind its boot sector.
+const SETUP_SECTORS: usize = 4;
+
+/// A kernel by version 2.03 of the boot protocol, whose code says its command line on COM1 and stops.
+fn kernel() -> Vec<u8> {
+    let setup = 512 * (1 + SETUP_SECTORS);
+    let mut image = vec![0; setup];
+    image[0x1f1] = SETUP_SECTORS as u8;
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x208].copy_from_slice(b"HdrS\x03\x02");
+    // LOADED_HIGH; the initrd may end anywhere.
+    image[0x211] = 1;
+    image[0x22c..0x230].copy_from_slice(&0x37ff_ffff_u32.to_le_bytes());
+    let mut a = CodeAssembler::new(16).unwrap();
+    let (mut next, mut end) = (a.create_label(), a.create_label());
+    a.cld().unwrap();
+    a.mov(si, word_ptr(0x228)).unwrap();
+    a.mov(dx, 0x3f8_u32).unwrap();
+    a.set_label(&mut next).unwrap();
+    a.lodsb().unwrap();
+    a.out(dx, al).unwrap();
+    a.test(al, al).unwrap();
+    a.jne(next).unwrap();
+    a.set_label(&mut end).unwrap();
+    a.hlt().unwrap();
+    a.jmp(end).unwrap();
+    // The jump over the rest of the header, where the kernel is entered.
+    image[0x200..0x202].copy_from_slice(&[0xeb, 0x7e]);
+    let code = a.assemble(0x280).unwrap();
+    image[0x280..0x280 + code.len()].copy_from_slice(&code);
+    image.extend_from_slice(PAYLOAD);
+    image
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all(bytes).unwrap();
+    file
+}
+
+fn start_kernel(firmware: Option<Vec<u8>>) -> Start {
+    Start::Linux {
+        kernel: file(&kernel()),
+        firmware,
+        initrd: Some(file(INITRD)),
+        command_line: "dhcp and so on".to_owned(),
+    }
+}
+
+#[test]
+fn a_kernel_without_an_entry_for_64_bits_is_started_by_firmware_again_and_again() {
+    let mut pc = Pcs::start_with(
+        vec![nic(&rom(b'@', true))],
+        1,
+        start_kernel(Some(seabios())),
+    );
+    for _ in 0..2 {
+        pc.expect("SeaBIOS (version ");
+        pc.expect("dhcp and so on\0");
+        assert!(
+            !pc.said.contains('@'),
+            "the adapter boots first: {}",
+            pc.said
+        );
+        let memory = pc.machine.memory();
+        let mut payload = [0; PAYLOAD.len()];
+        memory.read("kernel", 0x10_0000, &mut payload).unwrap();
+        assert_eq!(&payload, PAYLOAD);
+        let mut fields = [0; 8];
+        memory.read("header", 0x9_0218, &mut fields).unwrap();
+        let at = u32::from_le_bytes(fields[..4].try_into().unwrap());
+        assert_eq!(fields[4..], (INITRD.len() as u32).to_le_bytes());
+        let mut initrd = [0; INITRD.len()];
+        memory.read("initrd", at.into(), &mut initrd).unwrap();
+        assert_eq!(initrd, *INITRD);
+        pc.machine.reset().unwrap();
+    }
+}
+
+#[test]
+fn a_kernel_that_needs_firmware_says_so() {
+    let pc = pc(Vec::new(), 1, start_kernel(None));
+    let error = pc.assemble(Box::new(|_, _| {})).err().unwrap().to_string();
+    assert!(error.contains("seabios"), "{error}");
 }

@@ -21,6 +21,7 @@
 pub mod checksum;
 mod field;
 pub mod hash;
+pub mod join;
 pub mod parse;
 pub mod plan;
 pub mod request;
@@ -31,6 +32,7 @@ pub mod virtio;
 
 pub use checksum::{Sum, finish_checksum};
 pub use hash::flow_hash;
+pub use join::Joined;
 pub use parse::{Fragment, Headers, Network, Transport};
 pub use plan::{Action, Features};
 pub use request::{Checked, CsumAt, Gso, Request, RequestError};

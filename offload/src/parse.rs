@@ -37,6 +37,8 @@ pub mod tcp_flags {
     pub const FIN: u8 = 0x01;
     /// Push function.
     pub const PSH: u8 = 0x08;
+    /// The acknowledgment number counts.
+    pub const ACK: u8 = 0x10;
     /// Congestion window reduced (RFC 3168).
     pub const CWR: u8 = 0x80;
 }

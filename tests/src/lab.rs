@@ -123,6 +123,9 @@ impl Lab {
         lan.run(&[
             "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "off",
         ])?;
+        // A virtual cable would pass on the checksums and segments that the switch leaves to it.
+        self.host
+            .run(&["ethtool", "-K", UPLINK, "tx", "off", "tso", "off"])?;
         Ok(lan)
     }
 
@@ -135,9 +138,6 @@ impl Lab {
         self.host.ip(&format!("link set {UPLINK} down"))?;
         self.host.ip(&format!("link set {UPLINK} name cable"))?;
         self.host.ip("link set cable up")?;
-        // A virtual cable would pass on the checksums and segments that the switch leaves to it.
-        self.host
-            .run(&["ethtool", "-K", "cable", "tx", "off", "tso", "off"])?;
         self.host.ip(&format!(
             "link add name {UPLINK} link cable mtu 9000 type macvlan mode passthru"
         ))?;

@@ -10,6 +10,8 @@
 //!   only), nor has the DPDK port, which knows no tags: in a trunk matrix they stay access ports.
 //! - DPDK has no TCP. It sends UDP back with addresses and ports exchanged, whole datagrams only, and answers ICMP
 //!   over IPv4.
+//! - The matrix of a machine of our own monitor has the pairs with its synthetic adapter, which Linux's `hv_netvsc`
+//!   drives: as source and as destination of every other kind. It may be emulated, and is sent less.
 //! - The matrix of guests leaves out pairs without a guest. With a packet socket it keeps pairs with the LAN, on a
 //!   trunk: to the others the uplink makes no difference.
 
@@ -22,6 +24,7 @@ use crate::{
     dpdk::virtio_user,
     lab::UPLINK,
     station::{Address, Transport},
+    vm::ours::BOOT_LIMIT,
 };
 
 const NETWORK: &str = "net";
@@ -31,6 +34,9 @@ const VLAN: u16 = 10;
 const STREAM: usize = 200_000;
 /// The longest datagram between two kernels: fragments at either MTU.
 const DATAGRAM: usize = 20_000;
+/// The same for a slow machine.
+const SLOW_STREAM: usize = 60_000;
+const SLOW_DATAGRAM: usize = 9_000;
 /// So many failures show the pattern; each may cost seconds.
 const ENOUGH: usize = 16;
 
@@ -39,6 +45,7 @@ const TAP: Address = Address { net: NET, host: 2 };
 const LAN: Address = Address { net: NET, host: 3 };
 const GUEST: Address = Address { net: NET, host: 4 };
 const PACKED_GUEST: Address = Address { net: NET, host: 5 };
+const MACHINE: Address = Address { net: NET, host: 7 };
 const DPDK: Address = Address { net: NET, host: 6 };
 
 /// How the uplink is driven.
@@ -175,6 +182,28 @@ impl Matrix {
         Ok(matrix)
     }
 
+    /// And a QEMU guest, and a machine of our own monitor with a synthetic adapter.
+    ///
+    /// # Errors
+    /// When the daemon refuses something or a guest does not boot.
+    pub fn with_machine(tagging: Tagging) -> Result<Self> {
+        let mut matrix = Self::new(Uplink::Xdp, tagging)?;
+        let trunk = tagging == Tagging::Trunk;
+        let tag = trunk.then_some(VLAN);
+        let lab = &matrix.lab;
+        let adapter = format!("net={NETWORK},mac={}", MACHINE.mac());
+        lab.create_equipped_vm("machine", &[&adapter], "")?;
+        let mut console = lab.start_vm("machine")?;
+        let guest = lab.guest_station(NETWORK, "qemu", tag, GUEST)?;
+        matrix.stations.push(guest);
+        matrix.set_vlan("qemu", trunk)?;
+        console.wait_ready(BOOT_LIMIT)?;
+        let machine = Station::machine("machine", console, tag, MACHINE)?;
+        matrix.stations.push(machine);
+        matrix.set_vlan("machine.synthetic0", trunk)?;
+        Ok(matrix)
+    }
+
     fn set_vlan(&self, port: &str, trunk: bool) -> Result<()> {
         let vlan = match (self.tagging, trunk) {
             (Tagging::Untagged, _) => return Ok(()),
@@ -267,13 +296,16 @@ impl Matrix {
             .map(|station| station.address)
             .collect();
         let (guests, uplink) = (self.dpdk.is_some(), self.uplink);
+        let machine = addresses.contains(&MACHINE);
         for (number, station) in self.stations.iter_mut().enumerate() {
             let from = station.address;
-            for &to in addresses
-                .iter()
-                .skip(number + 1)
-                .filter(|&&to| wanted(guests, uplink, from, to))
-            {
+            for &to in addresses.iter().skip(number + 1).filter(|&&to| {
+                if machine {
+                    with_machine(from, to)
+                } else {
+                    wanted(guests, uplink, from, to)
+                }
+            }) {
                 pair(station, to, way, failures);
             }
             if guests && wanted(guests, uplink, from, DPDK) {
@@ -316,15 +348,25 @@ fn wanted(guests: bool, uplink: Uplink, from: Address, to: Address) -> bool {
     !guests || ((guest(from) || guest(to)) && (uplink == Uplink::Xdp || lan))
 }
 
+/// Whether the machine is one of them.
+fn with_machine(from: Address, to: Address) -> bool {
+    from == MACHINE || to == MACHINE
+}
+
 fn pair(from: &mut Station, to: Address, way: &Way, failures: &mut Vec<String>) {
+    let (stream, datagram) = if with_machine(from.address, to) {
+        (SLOW_STREAM, SLOW_DATAGRAM)
+    } else {
+        (STREAM, DATAGRAM)
+    };
     for v6 in [false, true] {
         let payload = way.mtu - if v6 { 48 } else { 28 };
         let results = [
             ("ICMP", from.ping(to, v6, payload)),
-            ("TCP", from.bytes(to, v6, Transport::Tcp, STREAM).map(drop)),
+            ("TCP", from.bytes(to, v6, Transport::Tcp, stream).map(drop)),
             (
                 "UDP",
-                from.bytes(to, v6, Transport::Udp, DATAGRAM).map(drop),
+                from.bytes(to, v6, Transport::Udp, datagram).map(drop),
             ),
         ];
         for (what, result) in results {

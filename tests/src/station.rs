@@ -8,6 +8,7 @@ use crate::{
     Background, Netns, QemuGuest, cmd,
     guest::{Attachment, GuestConfig},
     paths,
+    vm::Console,
 };
 
 /// The port that `vswitch-traffic serve` listens on.
@@ -17,6 +18,7 @@ const TRAFFIC_PORT: u16 = 7000;
 enum Place {
     Inside(Arc<Netns>),
     Guest(Box<QemuGuest>),
+    Machine(Box<Console>),
 }
 
 /// The number of a station in its network, from which its addresses follow.
@@ -120,7 +122,24 @@ impl Station {
     /// # Errors
     /// When the guest is gone.
     pub fn guest(name: &str, guest: QemuGuest, tag: Option<u16>, address: Address) -> Result<Self> {
-        let place = Place::Guest(Box::new(guest));
+        Self::elsewhere(name, Place::Guest(Box::new(guest)), tag, address)
+    }
+
+    /// A machine of our own monitor with [`vswitch-traffic`](crate::vm::image::VmImage::equipped_initrd), as
+    /// [`Station::guest`].
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn machine(
+        name: &str,
+        console: Console,
+        tag: Option<u16>,
+        address: Address,
+    ) -> Result<Self> {
+        Self::elsewhere(name, Place::Machine(Box::new(console)), tag, address)
+    }
+
+    fn elsewhere(name: &str, place: Place, tag: Option<u16>, address: Address) -> Result<Self> {
         let mut station = Self {
             place,
             netns: None,
@@ -179,6 +198,7 @@ impl Station {
     pub fn run(&mut self, command: &str) -> Result<String> {
         let result = match &mut self.place {
             Place::Guest(guest) => guest.run(command),
+            Place::Machine(console) => console.run(command),
             Place::Inside(netns) => {
                 let traffic = paths::program("vswitch-traffic")?;
                 let bin = traffic

@@ -1,4 +1,7 @@
-//! Machines that are reset while traffic runs: their guests come back, and others do not notice.
+//! Machines that are reset while traffic runs: their guests come back, others do not notice, and consoles stay connected.
+
+#[path = "guests_reset/terminal.rs"]
+mod terminal;
 
 use std::time::Duration;
 
@@ -49,5 +52,8 @@ fn a_reset_in_the_middle_of_traffic() -> Result<()> {
         bystander.ping(HOST, false, 56)?;
         console.ping(HOST)?;
     }
+    terminal::is_the_guests(&lab)?;
+    // Whoever else listens and types is not disturbed.
+    console.run("true")?;
     lab.counters_add_up()
 }

@@ -58,6 +58,8 @@ pub mod tdes1 {
     pub const SET: u32 = 1 << 27;
     /// AC: the frame comes with its CRC.
     pub const AC: u32 = 1 << 26;
+    /// DPD: no padding of short frames. There is no wire that wants them padded.
+    pub const DPD: u32 = 1 << 23;
     /// FT0: setup frame, hash filtering.
     pub const FT0: u32 = 1 << 22;
 }

@@ -35,11 +35,26 @@ fn tdes1_ic_asks_for_an_interrupt() {
     bench.describe(TX, 0, [OWN, FS | LS | 60, DATA, 0]);
     bench.turn();
     assert_eq!(bench.events(), status::ETI | status::AIS, "no IC");
-    bench.acknowledge();
+    // TI clears ETI, as it comes after it.
     bench.describe(TX, 1, [OWN, tdes1::IC | FS | LS | 60, DATA, 0]);
     bench.turn();
     assert_eq!(bench.events(), status::TI | status::NIS);
+    bench.acknowledge();
+    bench.describe(TX, 2, [OWN, tdes1::IC | FS | LS | 60, DATA, 0]);
+    bench.turn();
+    assert_eq!(bench.events(), status::TI | status::NIS);
     assert_eq!(bench.guest.interrupts(), 1);
+}
+
+#[test]
+fn tdes1_ic_counts_in_the_last_descriptor_only() {
+    let mut bench = Bench::started(0);
+    bench.acknowledge();
+    data(&bench, 0, &frame(OTHER, OWN_MAC, 60));
+    bench.describe(TX, 0, [OWN, tdes1::IC | FS | 30, DATA, 0]);
+    bench.describe(TX, 1, [OWN, LS | 30, DATA + 30, 0]);
+    bench.turn();
+    assert_eq!(bench.events(), status::ETI | status::AIS);
 }
 
 #[test]
@@ -135,6 +150,17 @@ fn tdes1_ac_frames_bring_their_crc() {
 }
 
 #[test]
+fn tdes1_dpd_or_not_a_short_frame_is_padded_by_who_receives_it() {
+    for dpd in [0, tdes1::DPD] {
+        let mut bench = Bench::started(0);
+        let bytes = frame(OTHER, OWN_MAC, 20);
+        data(&bench, 0, &bytes);
+        bench.describe(TX, 0, [OWN, FS | LS | dpd | 20, DATA, 0]);
+        assert_eq!(sent(&mut bench), [bytes]);
+    }
+}
+
+#[test]
 fn a_descriptor_without_first_segment_is_skipped() {
     // Linux puts such dummies in front of setup frames.
     let mut bench = Bench::started(0);
@@ -227,7 +253,82 @@ fn an_empty_list_suspends_the_transmit_process_once() {
     assert_eq!(bench.ts(), status::TS_SUSPENDED);
 }
 
+#[test]
+fn an_empty_list_is_told_with_the_next_received_frame() {
+    let mut bench = Bench::started(mode::PR);
+    bench.receive_ring(4, 1540);
+    let bytes = frame(OWN_MAC, OTHER, 60);
+    let suspended = |bench: &mut Bench| {
+        bench.settle();
+        bench.acknowledge();
+        data(bench, 0, &frame(OTHER, OWN_MAC, 60));
+        bench.describe(TX, 0, [OWN, END_OF_RING | FS | LS | 60, DATA, 0]);
+        for _ in 0..100 {
+            bench.turn();
+        }
+        assert_eq!(bench.ts(), status::TS_SUSPENDED);
+        assert_eq!(bench.events(), status::ETI | status::AIS);
+        bench.acknowledge();
+    };
+    suspended(&mut bench);
+    bench.deliver(&bytes);
+    assert_eq!(bench.events(), status::RI | status::TU | status::NIS);
+    assert_eq!(bench.guest.interrupts(), 1, "one for both");
+    bench.acknowledge();
+    bench.settle();
+    assert_eq!(bench.events(), 0, "it was told");
+    // Where nothing is received, it is told later.
+    suspended(&mut bench);
+    bench.settle();
+    assert_eq!(bench.events(), status::TU | status::NIS);
+    assert_eq!(bench.guest.interrupts(), 1);
+    // A process that was stopped meanwhile has no list any more.
+    suspended(&mut bench);
+    bench.guest.set_csr(6, mode::PR | mode::SR);
+    bench.turn();
+    bench.acknowledge();
+    bench.deliver(&bytes);
+    assert_eq!(bench.events(), status::RI | status::NIS);
+}
+
 // Receive.
+
+#[test]
+fn rdes0_own_and_rdes1_sizes_rule_what_is_written() {
+    let mut bench = Bench::started(mode::PR);
+    let bytes = frame(OWN_MAC, OTHER, 100);
+    // Both buffers, an odd number of bytes each, and not one more.
+    bench.describe(
+        RX,
+        0,
+        [OWN, END_OF_RING | 61 << 11 | 43, ROOM, ROOM + 0x800],
+    );
+    assert_eq!(bench.deliver(&bytes), None);
+    assert_eq!(bench.status(RX, 0), length(104) | WHOLE | rdes0::FT);
+    assert_eq!(bench.guest.get(ROOM, 43).unwrap(), bytes[..43]);
+    assert_eq!(bench.guest.get(ROOM + 43, 8).unwrap(), [0; 8]);
+    assert_eq!(bench.guest.get(ROOM + 0x800, 57).unwrap(), bytes[43..]);
+    assert_eq!(bench.guest.get(ROOM + 0x800 + 61, 8).unwrap(), [0; 8]);
+    // RER: the next one is the same, which is the host's now.
+    assert_eq!(bench.deliver(&bytes), Some(DropReason::RxFull));
+    assert_eq!(bench.status(RX, 0), length(104) | WHOLE | rdes0::FT);
+}
+
+#[test]
+fn rdes1_rch_chains_and_rer_goes_before_it() {
+    let mut bench = Bench::started(mode::PR);
+    let bytes = frame(OWN_MAC, OTHER, 60);
+    let second = RX + 0x400;
+    bench.describe(RX, 0, [OWN, CHAINED | 2047 << 11 | 1540, ROOM, second]);
+    let chained = [OWN, END_OF_RING | CHAINED | 1540, ROOM + 0x800, second];
+    bench.guest.describe(second, chained).unwrap();
+    assert_eq!(bench.deliver(&bytes), None);
+    assert_eq!(bench.deliver(&bytes), None);
+    assert_eq!(bench.guest.word(second).unwrap() & OWN, 0);
+    bench.describe(RX, 0, [OWN, CHAINED | 1540, ROOM, second]);
+    assert_eq!(bench.deliver(&bytes), None, "the first of the list again");
+    assert_eq!(bench.status(RX, 0) & OWN, 0);
+}
 
 /// Delivers a frame of `len` bytes to a list with the descriptors `list`; gives the status of each.
 fn receive(csr6: u32, list: &[[u32; 3]], to: [u8; 6], len: usize) -> (Bench, Vec<u32>) {

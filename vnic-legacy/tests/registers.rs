@@ -6,6 +6,7 @@ mod common;
 
 use common::{Bench, OWN_MAC, RX, TX};
 use vnic_legacy::csr::{mode, serial, status};
+use vnic_legacy::descriptor::{OWN, tdes1};
 use vnic_legacy::driver::Guest;
 use vnic_legacy::pci;
 use vnic_legacy::registers::mii::phy;
@@ -157,6 +158,19 @@ fn csr3_and_csr4_are_the_lists() {
     );
     bench.receive_ring(1, 1540);
     assert!(bench.deliver(&bytes).is_none());
+    // So does CSR4, though the descriptor behind the last one sent is the adapter's too.
+    common::data(&bench, 0, &bytes);
+    let whole = tdes1::FS | tdes1::LS;
+    bench.describe(TX, 0, [OWN, whole | 64, common::DATA, 0]);
+    assert_eq!(common::sent(&mut bench).len(), 1);
+    bench.describe(TX, 0, [OWN, whole | 64, common::DATA, 0]);
+    bench.describe(TX, 1, [OWN, whole | 60, common::DATA, 0]);
+    bench.guest.set_csr(4, TX);
+    let lengths = common::sent(&mut bench)
+        .iter()
+        .map(Vec::len)
+        .collect::<Vec<_>>();
+    assert_eq!(lengths, [64, 60]);
 }
 
 #[test]
@@ -341,6 +355,17 @@ fn csr9_writes_the_serial_rom_when_enabled() {
     guest.srom_command(0b1_0000_0000, 9);
     write(&mut guest, 5, 1);
     assert_eq!(guest.srom_read(5), 0xffff, "disabled");
+}
+
+#[test]
+fn csr9_without_sr_does_not_select_the_serial_rom() {
+    let mut guest = guest();
+    // Chip select and the start of a read, shifted in without SR: the data line stays pulled up.
+    for clock in [0, serial::CLK, 0, serial::CLK] {
+        guest.set_csr(9, serial::RD | serial::CS | serial::DI | clock);
+        assert_eq!(guest.csr(9) & serial::DO, serial::DO);
+    }
+    assert_eq!(guest.srom_mac(), OWN_MAC, "nor is it confused");
 }
 
 #[test]

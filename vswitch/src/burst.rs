@@ -46,6 +46,13 @@ impl Frame {
         self.head.get(..usize::from(self.head_len)).unwrap_or(&[])
     }
 
+    /// The snapshot, for the port that took the frame to complete.
+    pub fn head_mut(&mut self) -> &mut [u8] {
+        self.head
+            .get_mut(..usize::from(self.head_len))
+            .unwrap_or(&mut [])
+    }
+
     /// The Ethernet header, if the frame was taken and its sender asks for nothing and vouches for nothing. Of two frames
     /// of a port with the same front and no tag, what is found out about the one holds for the other.
     #[inline]
@@ -313,6 +320,26 @@ impl Burst {
             }
             Ok(())
         })
+    }
+
+    /// Appends `more` to the frame that was taken last, where that is longer than its snapshot. False if there is none, or
+    /// it would become one that the switch does not carry; then it stays as it is.
+    pub fn append(&mut self, more: Span) -> bool {
+        let Some(frame) = self.last_mut() else {
+            return false;
+        };
+        let len = frame.len.saturating_add(more.len());
+        let fits = usize::from(frame.head_len) == SNAPSHOT
+            && len <= MAX_FRAME
+            && usize::from(frame.body_count) < MAX_SEGMENTS;
+        if !fits {
+            return false;
+        }
+        frame.len = len;
+        frame.body_count += 1;
+        self.bytes += more.len();
+        // The spans of the last frame are the last ones; a burst has room for the most of every frame.
+        self.spans.try_push(more).is_ok()
     }
 
     /// The frame that was taken last, for the port to complete its request.

@@ -130,6 +130,21 @@ impl Job<'_> {
         shares
     }
 
+    /// Whether a frame asks for something: a checksum to be completed, or to be cut.
+    pub fn asks(&self) -> bool {
+        let mut left = self.frames;
+        while left != 0 {
+            let index = left.trailing_zeros() as usize;
+            left &= left - 1;
+            if let Some(Some(meta)) = self.meta.get(index)
+                && !meta.checked.request().asks_nothing()
+            {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Frame `index`, if it leaves as it came and asks nothing of anybody: what `for_each` and [`plan`] would say of it.
     #[inline]
     fn plain(&self, index: usize) -> Option<PlainFrame<'_>> {

@@ -5,10 +5,16 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use vswitch_tests::paths;
 
-use crate::{cargo, say::say};
+use crate::{cargo, say::say, setup};
 
 /// What the benchmarks run.
-const PACKAGES: [&str; 4] = ["vswitch-bench", "vswitchd", "vswitchctl", "vswitch-tests"];
+const PACKAGES: [&str; 5] = [
+    "vswitch-bench",
+    "vswitchd",
+    "vswitchctl",
+    "vswitch-vmm",
+    "vswitch-tests",
+];
 
 /// Builds the benchmarks and runs them with `options`; returns whether they succeeded.
 pub(crate) fn run(options: &[String]) -> Result<bool> {
@@ -18,6 +24,7 @@ pub(crate) fn run(options: &[String]) -> Result<bool> {
         args.extend(["-p", *package]);
     }
     cargo::build(&args)?;
+    setup::bench_guest()?;
     let program = paths::workspace().join("target/release/vswitch-bench");
     let status = Command::new(&program).args(options).status();
     Ok(status

@@ -1,10 +1,13 @@
 //! Format, lints, documentation, and the rules of dependency.
 
+use vswitch_tests::{paths, vm::image::static_programs};
+
 use crate::{
     cargo::cargo,
     deps,
     run::{self, Tally},
     say::say,
+    setup,
 };
 
 /// Runs each check, and counts it as one.
@@ -28,6 +31,15 @@ pub(crate) fn run() -> Tally {
         "warnings",
     ]);
     count("clippy", run::passes(&mut clippy));
+    let of_guest = |verb: &[&str], flags: &[&str]| {
+        let manifest = ["--manifest-path", setup::BENCH_GUEST];
+        let mut command = cargo(&[verb, &manifest, flags].concat());
+        run::passes(command.env("CARGO_TARGET_DIR", static_programs(&paths::guests())))
+    };
+    let formatted = of_guest(&["fmt"], &["--check"]);
+    let clippy = ["--", "-D", "warnings"];
+    let clean = of_guest(&["clippy", "--quiet", "--release"], &clippy);
+    count("format and clippy of the bench guest", formatted && clean);
     let mut docs = cargo(&[
         "doc",
         "--quiet",

@@ -47,6 +47,9 @@ const NEEDED: [Needed; 26] = [
     needed("dpkg", "dpkg"),
 ];
 
+/// The manifest of the guest that drives synthetic adapters at full speed.
+pub(crate) const BENCH_GUEST: &str = "tests/guest-bench/Cargo.toml";
+
 /// Whether a program is on the path, or where only root has it on the path; whether a file is there.
 fn installed(program: &str) -> bool {
     if program.starts_with('/') {
@@ -101,6 +104,7 @@ pub(crate) fn check() -> Result<bool> {
 /// Installs the packages and builds the guest images.
 pub(crate) fn everything() -> Result<()> {
     for_networks()?;
+    bench_guest()?;
     vm_image()?;
     let cache = paths::guests();
     if !vm::image::full_is_there(&cache) {
@@ -141,22 +145,36 @@ fn guest_image() -> Result<()> {
     Ok(())
 }
 
+/// Builds the guest that drives synthetic adapters at full speed. It is no part of the workspace: it is linked for a
+/// machine without an operating system, at a fixed address behind what the boot protocol uses.
+pub(crate) fn bench_guest() -> Result<()> {
+    let folder = vm::image::static_programs(&paths::guests());
+    let folder = folder.display().to_string();
+    let build = ["--release", "--manifest-path", BENCH_GUEST, "--target-dir"];
+    let link = "link-args=-nostartfiles -nostdlib -static -no-pie \
+                -Wl,-e,start,--image-base=0x200000,--build-id=none,-z,norelro";
+    let flags = ["-C", "relocation-model=static", "-C", link];
+    cargo::rustc(&[&build[..], &[&folder]].concat(), &flags)
+}
+
 /// Builds what VMs of our own boot in tests.
 pub(crate) fn vm_image() -> Result<()> {
     let folder = vm::image::static_programs(&paths::guests());
     let folder = folder.display().to_string();
-    cargo::rustc(
-        &[
-            "--release",
-            "-p",
-            "vswitch-tests",
-            "--bin",
-            "vswitch-guest",
-            "--target-dir",
-            &folder,
-        ],
-        &["-C", "target-feature=+crt-static", "-C", "strip=symbols"],
-    )?;
+    for program in vm::image::STATIC_PROGRAMS {
+        cargo::rustc(
+            &[
+                "--release",
+                "-p",
+                "vswitch-tests",
+                "--bin",
+                program,
+                "--target-dir",
+                &folder,
+            ],
+            &["-C", "target-feature=+crt-static", "-C", "strip=symbols"],
+        )?;
+    }
     if !vm::image::is_there(&paths::guests()) {
         say!("building the kernel for guests of our own monitor; that takes some minutes, once");
     }

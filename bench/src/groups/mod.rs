@@ -1,6 +1,7 @@
 //! What is measured, in groups.
 
 mod footprint;
+mod guests;
 mod kernel;
 mod ports;
 mod rings;
@@ -47,6 +48,8 @@ pub(crate) enum Group {
     Tcp,
     /// Throughput with stock testpmd as the guest
     Stock,
+    /// Frames and TCP between guests of our own monitor that drive synthetic adapters at full speed
+    Guests,
     /// Idle processor time, memory of a port and of a network
     Footprint,
     /// Where the time of a frame goes: criterion and sampling
@@ -146,6 +149,7 @@ impl Bench {
             Group::Ports => ports::run(self),
             Group::Tcp => tcp::run(self),
             Group::Stock => stock::run(self),
+            Group::Guests => guests::run(self),
             Group::Footprint => footprint::run(self),
             Group::Stages => stages::run(self),
         }?;

@@ -6,6 +6,7 @@ use guestmem::Memory;
 
 use super::acpi::{self, Fixup, Part};
 use super::fw_cfg::{FileError, FwCfg, MAX_NAME};
+use super::real_mode::ROM_FILE;
 use super::smbios;
 use crate::chipset::serial;
 use crate::pci::Address;
@@ -44,6 +45,8 @@ pub struct Description {
     pub smbios: smbios::Description,
     /// The PCI functions to boot from by their option ROMs, in this order, before anything else.
     pub boot_order: Vec<Address>,
+    /// Before these boots the option ROM that starts a kernel.
+    pub kernel: bool,
     /// Show firmware's messages, and those of what it boots by its services, on COM1; take keys from there.
     pub serial_console: bool,
 }
@@ -67,8 +70,9 @@ pub fn fw_cfg(description: &Description, memory: Arc<Memory>) -> Result<FwCfg, F
     let (anchor, structures) = smbios::tables(&description.smbios, 0);
     device.add_file("etc/smbios/smbios-anchor", anchor)?;
     device.add_file("etc/smbios/smbios-tables", structures)?;
-    if !description.boot_order.is_empty() {
-        device.add_file("bootorder", boot_order(&description.boot_order))?;
+    let order = boot_order(description);
+    if !order.is_empty() {
+        device.add_file("bootorder", order)?;
     }
     if description.serial_console {
         let port = u64::from(serial::COM1);
@@ -92,14 +96,18 @@ fn e820(description: &smbios::Description) -> Vec<u8> {
     bytes
 }
 
-/// Open Firmware paths, one a line, the last one ended by a zero byte.
-fn boot_order(functions: &[Address]) -> Vec<u8> {
+/// Open Firmware paths, one a line, the last one ended by a zero byte. Nothing if there is nothing to boot from.
+fn boot_order(description: &Description) -> Vec<u8> {
     let path = |address: &Address| match *address {
         Address { slot, function: 0 } => format!("/pci@i0cf8/ethernet@{slot:x}\n"),
         Address { slot, function } => format!("/pci@i0cf8/ethernet@{slot:x},{function:x}\n"),
     };
-    let mut lines: String = functions.iter().map(path).collect();
-    lines.push('\0');
+    let kernel = description.kernel.then(|| format!("/rom@{ROM_FILE}\n"));
+    let functions = description.boot_order.iter().map(path);
+    let mut lines: String = kernel.into_iter().chain(functions).collect();
+    if !lines.is_empty() {
+        lines.push('\0');
+    }
     lines.into_bytes()
 }
 
@@ -210,20 +218,20 @@ mod tests {
     }
 
     #[test]
-    fn the_boot_order_names_functions_in_hexadecimal() {
-        let order = [
-            Address {
-                slot: 10,
-                function: 0,
-            },
-            Address {
-                slot: 2,
-                function: 1,
-            },
-        ];
+    fn the_boot_order_names_a_kernel_and_functions_in_hexadecimal() {
+        let at = |slot, function| Address { slot, function };
+        let mut description = Description::default();
+        assert_eq!(boot_order(&description), b"");
+        description.boot_order = vec![at(10, 0), at(2, 1)];
         assert_eq!(
-            boot_order(&order),
+            boot_order(&description),
             b"/pci@i0cf8/ethernet@a\n/pci@i0cf8/ethernet@2,1\n\0"
+        );
+        description.boot_order.truncate(1);
+        description.kernel = true;
+        assert_eq!(
+            boot_order(&description),
+            b"/rom@genroms/kernel.bin\n/pci@i0cf8/ethernet@a\n\0"
         );
     }
 

@@ -30,8 +30,7 @@ const CONVENTIONAL_END: u64 = 0x9_fc00;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
-/// `xloadflags`: the kernel has an entry point for 64-bit mode, 0x200 bytes from its start.
-const XLF_KERNEL_64: u16 = 1;
+/// The entry point for 64-bit mode, from the kernel's start.
 const ENTRY_64: u64 = 0x200;
 /// "HdrS", and the number of a loader without a registered one.
 const HEADER_MAGIC: u32 = 0x5372_6448;
@@ -147,10 +146,6 @@ fn load_kernel(
     }
     let loaded = BzImage::load(view, None, file, Some(GuestAddress(EXTENDED))).map_err(failed)?;
     let header = loaded.setup_header.unwrap_or_default();
-    if header.version < 0x20c || header.xloadflags & XLF_KERNEL_64 == 0 {
-        let why = "it has no entry point for 64-bit mode; such a kernel needs firmware to boot it";
-        return Err(image_error("kernel", why));
-    }
     // What the decompressor needs behind its start.
     let end = loaded
         .kernel_load

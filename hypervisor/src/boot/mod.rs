@@ -3,6 +3,7 @@
 //! * [`Boot`] is firmware or a Linux kernel.
 //! * [`acpi`], [`smbios`] and [`mptable`] make the tables. They say the same whether SeaBIOS places them or we do.
 //! * [`tables`] places them in the memory of a guest that is started without firmware.
+//! * A kernel without an entry point for 64-bit mode is started by firmware, by an option ROM of ours.
 //! * [`fw_cfg`] is the device by which firmware reads its configuration, and [`firmware`] what it reads there.
 
 pub mod acpi;
@@ -10,6 +11,7 @@ pub mod firmware;
 pub mod fw_cfg;
 mod linux;
 pub mod mptable;
+pub(crate) mod real_mode;
 pub mod smbios;
 pub mod tables;
 

@@ -197,6 +197,14 @@ impl Rtc {
         self.encode((hour + 11) % 12 + 1) | afternoon
     }
 
+    /// An alarm register's number.
+    fn decode_alarm(&self, index: u8) -> u8 {
+        match index {
+            ALARM_HOURS => self.decode_hour(self.get(index)),
+            _ => self.decode(self.get(index)),
+        }
+    }
+
     fn decode_hour(&self, value: u8) -> u8 {
         if self.get(REGISTER_B) & HOURS_24 != 0 {
             return self.decode(value);
@@ -257,23 +265,32 @@ impl Rtc {
         .map(|rate| (1_000_000_000 << (rate - 1)) / 32_768)
     }
 
-    /// True if the alarm is set to this second of the day.
-    fn alarm_at(&self, second_of_day: i64) -> bool {
-        let matches =
-            |value: u8, decoded: u8, wanted: i64| value >= ANY || i64::from(decoded) == wanted;
-        let (hour, minute, second) = (
-            self.get(ALARM_HOURS),
-            self.get(ALARM_MINUTES),
-            self.get(ALARM_SECONDS),
-        );
-        matches(hour, self.decode_hour(hour), second_of_day / 3600)
-            && matches(minute, self.decode(minute), second_of_day / 60 % 60)
-            && matches(second, self.decode(second), second_of_day % 60)
-    }
-
     /// The first second after `from`, at most a day later, at which the alarm goes off.
     fn next_alarm(&self, from: i64) -> Option<i64> {
-        (from + 1..=from + 86_400).find(|second| self.alarm_at(second.rem_euclid(86_400)))
+        let field = |index, value: u8| (value < ANY).then(|| i64::from(self.decode_alarm(index)));
+        let [hour, minute, second] =
+            [ALARM_HOURS, ALARM_MINUTES, ALARM_SECONDS].map(|index| field(index, self.get(index)));
+        let matches = |field: Option<i64>, value| field.is_none_or(|wanted| wanted == value);
+        let mut at = from + 1;
+        while at <= from + 86_400 {
+            let of_day = at.rem_euclid(86_400);
+            // What does not match now does not before its hour or minute is over.
+            let unit = if !matches(hour, of_day / 3600) {
+                3600
+            } else if !matches(minute, of_day / 60 % 60) {
+                60
+            } else {
+                match second {
+                    None => return Some(at),
+                    Some(wanted @ 0..60) if wanted >= of_day % 60 => {
+                        return Some(at + wanted - of_day % 60);
+                    }
+                    Some(_) => 60,
+                }
+            };
+            at += unit - of_day % unit;
+        }
+        None
     }
 
     /// Notes in register C what has happened up to `now`.

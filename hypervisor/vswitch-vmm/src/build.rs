@@ -94,16 +94,18 @@ fn vmbus(configure: &Configure, memory: &GuestMemory) -> anyhow::Result<Option<V
 }
 
 fn start(configure: &Configure, files: &mut Files) -> anyhow::Result<Start> {
+    let firmware = files.remove(&FileRole::Firmware);
+    let firmware = firmware.map(|file| read(file, "the BIOS")).transpose()?;
     match files.remove(&FileRole::Kernel) {
         Some(kernel) => Ok(Start::Linux {
             kernel: kernel.into(),
+            firmware,
             initrd: files.remove(&FileRole::Initrd).map(File::from),
             command_line: configure.cmdline.clone(),
         }),
         None => {
-            let firmware = files.remove(&FileRole::Firmware);
             let firmware = firmware.context("vswitchd gave neither kernel nor BIOS")?;
-            Ok(Start::Firmware(read(firmware, "the BIOS")?))
+            Ok(Start::Firmware(firmware))
         }
     }
 }

@@ -147,7 +147,7 @@ fn load_order(modules: &Path) -> Result<Vec<String>> {
 }
 
 /// The libraries a program is linked with and their loader, by ldd.
-fn shared_libraries(program: &str) -> Result<Vec<String>> {
+pub(crate) fn shared_libraries(program: &str) -> Result<Vec<String>> {
     let text = cmd::run(&["ldd", program])?;
     ensure!(
         !text.contains("not found"),
@@ -168,7 +168,8 @@ pub(crate) fn static_busybox() -> Result<String> {
     Ok(busybox)
 }
 
-fn find(program: &str) -> Result<String> {
+/// Where a program is.
+pub(crate) fn find(program: &str) -> Result<String> {
     for dir in ["/usr/bin", "/bin", "/usr/sbin", "/sbin"] {
         let path = format!("{dir}/{program}");
         if Path::new(&path).is_file() {

@@ -27,6 +27,8 @@ use crate::{
 
 pub use rom::NicId;
 
+/// Programs that guests run, linked statically.
+pub const STATIC_PROGRAMS: [&str; 2] = ["vswitch-guest", "vswitch-traffic"];
 const INIT: &str = include_str!("../../guests/init");
 
 /// Where the files are.
@@ -38,8 +40,12 @@ pub struct VmImage {
     pub network_kernel: PathBuf,
     /// The initrd, an uncompressed cpio archive.
     pub initrd: PathBuf,
+    /// The same with further programs: `ethtool`, `vswitch-guest` and `vswitch-traffic`.
+    pub equipped_initrd: PathBuf,
     /// The boot ROM for the legacy adapter.
     pub rom: PathBuf,
+    /// iPXE in the form of a kernel, as Debian ships it, but unpacked.
+    pub ipxe: PathBuf,
     /// The same for the Tulip that QEMU emulates.
     pub qemu_rom: PathBuf,
 }
@@ -57,8 +63,10 @@ pub fn ensure(cache: &Path) -> Result<VmImage> {
     Ok(VmImage {
         network_kernel: keep(cache, "network-kernel", &moved::moved(&network)?)?,
         kernel: kernel.join("vmlinux"),
-        initrd: keep(cache, "vm-initrd", &initrd()?)?,
+        initrd: keep(cache, "vm-initrd", &initrd()?.finish())?,
+        equipped_initrd: keep(cache, "vm-initrd", &equipped_initrd(cache)?)?,
         rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::LEGACY)?)?,
+        ipxe: keep(cache, "ipxe", &[&*ipxe.setup, &*ipxe.payload].concat())?,
         qemu_rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::QEMU)?)?,
     })
 }
@@ -100,13 +108,25 @@ pub fn static_programs(cache: &Path) -> PathBuf {
 /// # Errors
 /// When it has not been built; the error says how to build it.
 pub fn guest_program() -> Result<PathBuf> {
-    let path = static_programs(&crate::paths::guests()).join("release/vswitch-guest");
+    static_program(&crate::paths::guests(), "vswitch-guest")
+}
+
+fn static_program(cache: &Path, name: &str) -> Result<PathBuf> {
+    let path = static_programs(cache).join("release").join(name);
     ensure!(
         path.is_file(),
         "no {}: run `cargo xtask setup`",
         path.display()
     );
     Ok(path)
+}
+
+/// The guest that drives synthetic adapters at full speed, `guest-bench`: a kernel without an operating system.
+///
+/// # Errors
+/// As [`guest_program`].
+pub fn bench_guest() -> Result<PathBuf> {
+    static_program(&crate::paths::guests(), "guest-bench")
 }
 
 /// The files of this process: what they are made of is looked up once.
@@ -122,7 +142,7 @@ pub fn shared() -> Result<&'static VmImage> {
     Ok(IMAGE.get_or_init(|| image))
 }
 
-fn initrd() -> Result<Vec<u8>> {
+fn initrd() -> Result<Newc> {
     let mut archive = Newc::default();
     for folder in ["dev", "proc", "sys", "tmp"] {
         archive.folder(folder);
@@ -130,6 +150,20 @@ fn initrd() -> Result<Vec<u8>> {
     archive.file("init", INIT.as_bytes());
     // Its shell runs its other programs without links to them.
     archive.file("bin/busybox", &fs::read(debian::static_busybox()?)?);
+    Ok(archive)
+}
+
+fn equipped_initrd(cache: &Path) -> Result<Vec<u8>> {
+    let mut archive = initrd()?;
+    for name in STATIC_PROGRAMS {
+        let program = fs::read(static_program(cache, name)?)?;
+        archive.file(&format!("bin/{name}"), &program);
+    }
+    let ethtool = debian::find("ethtool")?;
+    archive.file("bin/ethtool", &fs::read(&ethtool)?);
+    for library in debian::shared_libraries(&ethtool)? {
+        archive.file(library.trim_start_matches('/'), &fs::read(&library)?);
+    }
     Ok(archive.finish())
 }
 

@@ -1,5 +1,6 @@
 //! Virtual machines of ours, as tests and the demonstration use them.
 
+pub mod bench;
 pub mod console;
 pub mod image;
 pub mod netboot;

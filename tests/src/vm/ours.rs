@@ -57,6 +57,22 @@ impl Lab {
             .map(drop)
     }
 
+    /// The same with one processor, and more programs than busybox.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_equipped_vm(
+        &self,
+        name: &str,
+        adapters: &[&str],
+        parameters: &str,
+    ) -> Result<()> {
+        self.create_full_vm(name, adapters, parameters, 1)?;
+        let initrd = image::shared()?.equipped_initrd.display();
+        self.ctl(&format!("vm set {name} --initrd {initrd}"))
+            .map(drop)
+    }
+
     /// The host's station at `host` in the internal network `inner`, and a machine `guest` that `create` makes, with one
     /// adapter in it, and that is ready at `guest`.
     ///
@@ -99,6 +115,15 @@ impl Lab {
         let rom = image::shared()?.rom.display().to_string();
         let boot = ["--boot", "network", "--boot-rom", &rom];
         self.create_vm_with(name, "--legacy", adapters, &boot)
+    }
+
+    /// Creates a machine that boots from the network by its first synthetic adapter: the kernel that it starts is iPXE.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn create_ipxe_vm(&self, name: &str, adapters: &[&str]) -> Result<()> {
+        let kernel = format!("kernel:{}", image::shared()?.ipxe.display());
+        self.create_vm_with(name, "--synthetic", adapters, &["--boot", &kernel])
     }
 
     fn create_vm_with(

@@ -5,7 +5,9 @@
 //! stop until the guest resets the adapter, and nobody else notices.
 //!
 //! The worker polls the transmit list, so a frame is taken without a poll demand. Only before the worker sleeps, or when
-//! the list has been empty for a while, the transmit process is suspended and waits for one, as on the real adapter.
+//! the list has been empty for a while, the transmit process is suspended and waits for one, as on the real adapter. An
+//! interrupt costs a guest several exits, so that the transmit buffer is unavailable (TU) is told with the next interrupt
+//! for a received frame; alone it is told before the worker sleeps, or after a while longer.
 
 pub mod filter;
 mod pieces;
@@ -56,6 +58,7 @@ pub fn open(
     let interrupt = notify::adopt(interrupt).map_err(OpenError::Interrupt)?;
     let shared = Arc::new(Shared {
         fatal: AtomicBool::new(page.has_bus_error()),
+        untold: AtomicBool::new(false),
         rx: Mutex::new(RxProcess::new(Arc::clone(&memory), &page)),
         memory,
         page,
@@ -86,6 +89,8 @@ struct Shared {
     interrupt: OwnedFd,
     /// There was a bus error: nothing moves until a reset.
     fatal: AtomicBool,
+    /// The transmit process is suspended, and the driver has not been told.
+    untold: AtomicBool,
     /// Held for one burst, or while a change of the registers is taken over.
     rx: Mutex<RxProcess>,
 }
@@ -112,6 +117,13 @@ impl Shared {
             std::hint::spin_loop();
         }
         self.rx.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The status bit for what the driver has not been told yet, which it will be now.
+    fn untold(&self) -> u32 {
+        let untold =
+            self.untold.load(Ordering::Relaxed) && self.untold.swap(false, Ordering::Relaxed);
+        if untold { status::TU } else { 0 }
     }
 
     /// Sets status bits and interrupts the guest if one of them is new and enabled: true if it did.
@@ -172,8 +184,11 @@ impl RxSide for LegacyRx {
             return;
         }
         rx.deliver(job, report);
-        let bits = rx.finish(&self.0);
+        let mut bits = rx.finish(&self.0);
         drop(rx);
+        if bits != 0 {
+            bits |= self.0.untold();
+        }
         report.destination.notifications += u64::from(self.0.raise(bits));
     }
 

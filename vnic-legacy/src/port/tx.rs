@@ -24,9 +24,12 @@ use crate::page::{Control, Counted};
 /// Descriptors of one frame, at most, and about as many in one turn: a frame of the longest length that a wire carries,
 /// in buffers of one byte. A list that goes on for longer is cut off by the jabber timer.
 const WORK: usize = 2048;
-/// Turns without a frame after which the transmit process is suspended: some microseconds, so that a driver which fills
-/// the list one frame after the other is not told after each that the list is empty.
+/// Turns without a frame after which the transmit process is suspended: some microseconds.
 const IDLE_TURNS: u32 = 32;
+/// Turns without a frame after which the driver is told that it is, unless an interrupt for another reason says so before,
+/// or the worker goes to sleep. A driver that sends one frame after the other, or answers what it receives, is then not
+/// interrupted after each frame: what it does about TU it does as well at the next interrupt.
+const TELL_TURNS: u32 = 256;
 /// Jabber limits in bytes (manual, CSR15): with JCK, and 3 ms at 100 Mb/s without.
 const JABBER_SHORT: u32 = 2048;
 const JABBER_LONG: u32 = 32_500;
@@ -132,6 +135,9 @@ impl TxProcess {
         } else if self.state == Process::Stopped {
             self.state = Process::Running;
         }
+        if self.state != Process::Suspended {
+            shared.untold.store(false, Ordering::Relaxed);
+        }
         self.idle = 0;
         self.control = control;
         self.seen = Some(generation);
@@ -180,7 +186,11 @@ impl TxProcess {
         self.idle = self.idle.saturating_add(1);
         if self.state == Process::Running && (now || self.idle > IDLE_TURNS) {
             self.set_state(Process::Suspended);
-            self.shared.raise(status::TU);
+            self.shared.untold.store(true, Ordering::Relaxed);
+        }
+        if now || self.idle > TELL_TURNS {
+            let events = self.shared.untold();
+            self.shared.raise(events);
         }
     }
 

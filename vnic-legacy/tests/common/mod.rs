@@ -97,9 +97,9 @@ impl Bench {
         burst.len()
     }
 
-    /// Turns until nothing is taken for so long that the transmit process is suspended.
+    /// Turns until nothing is taken for so long that the transmit process is suspended, and the driver has been told.
     pub(crate) fn settle(&mut self) {
-        for _ in 0..100 {
+        for _ in 0..300 {
             self.turn();
         }
     }

@@ -74,7 +74,7 @@ impl Setup {
         Setup {
             bus: 0xd,
             nvsp: 2,
-            ring: 4,
+            ring: 2,
             receive: 16,
             send: 0,
             ..Setup::linux()

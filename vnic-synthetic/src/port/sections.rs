@@ -122,6 +122,13 @@ impl Sections {
         self.free.last().copied()
     }
 
+    /// The section that is taken after `count` others.
+    #[inline]
+    pub(super) fn ahead(&self, count: usize) -> Option<u16> {
+        let index = self.free.len().checked_sub(count + 1)?;
+        self.free.get(index).copied()
+    }
+
     /// Takes a section for a frame.
     #[inline]
     pub(super) fn take(&mut self) -> Option<u16> {

@@ -226,7 +226,7 @@ impl TxState {
         let ok = match channel {
             Channel::Control => self.control(shared),
             Channel::Data => {
-                if burst.room() <= MAX_MESSAGES && !self.is_single(&shared.memory) {
+                if burst.room() < MAX_MESSAGES && !self.is_single(&shared.memory) {
                     return false;
                 }
                 self.take_frames(&shared.memory, burst)

@@ -7,6 +7,9 @@ use crate::wire::{put32, u32_at};
 
 /// Bytes of the header of a data message.
 pub const HEADER: usize = 44;
+/// Where the fields of it end that mean something: frame and information may lie behind them. Some drivers leave out what
+/// is reserved there.
+const FIELDS: u32 = 36;
 /// Bytes of per-packet information that are looked at, at most.
 pub const MAX_INFO: usize = 256;
 /// Bytes in front of a frame in a message to the driver, at most: header and all information that the host ever gives.
@@ -78,7 +81,7 @@ impl Layout {
             return Err(PacketError::Length { kind, len, left });
         }
         let range = |offset: u32, size: u32, what| {
-            let at = offset.checked_add(BODY).filter(|at| *at >= HEADER as u32);
+            let at = offset.checked_add(BODY).filter(|at| *at >= FIELDS);
             let inside = |at: &u32| size <= len && *at <= len - size;
             at.filter(inside)
                 .map(|at| (at, size))

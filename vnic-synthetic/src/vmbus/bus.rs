@@ -250,7 +250,7 @@ impl Bus {
 
     fn contact(&mut self, connection: Connection, effects: &mut Vec<Effect>) {
         if !connection.version.is_known() || !connection.has_our_sint() {
-            let message = message::version_response(false, 0);
+            let message = message::version_response(None);
             post(effects, connection.target_vp, message);
             return;
         }
@@ -284,12 +284,11 @@ impl Bus {
         match self.waiting.take() {
             Some(Waiting::Unload { vp }) => post(effects, vp, message::unload_response()),
             Some(Waiting::Contact(connection)) => {
-                let message_connection = if connection.version >= Version::V5_0 {
-                    MESSAGE_CONNECTION
-                } else {
-                    0
+                let accepted = match connection.version {
+                    version if version >= Version::V5_0 => MESSAGE_CONNECTION,
+                    Version(number) => number,
                 };
-                let response = message::version_response(true, message_connection);
+                let response = message::version_response(Some(accepted));
                 post(effects, connection.target_vp, response);
                 self.connection = Some(connection);
             }

@@ -188,10 +188,12 @@ fn words(kind: u32, words: &[u32]) -> Message {
     })
 }
 
-pub(crate) fn version_response(supported: bool, message_connection: u32) -> Message {
+/// `accepted`: where messages go to from version 5.0 on. Before that it is the version once more, and some drivers look at
+/// it.
+pub(crate) fn version_response(accepted: Option<u32>) -> Message {
     words(
         kind::VERSION_RESPONSE,
-        &[supported.into(), message_connection],
+        &[accepted.is_some().into(), accepted.unwrap_or(0)],
     )
 }
 

@@ -13,3 +13,4 @@ mod port;
 mod receive;
 mod rig;
 mod saved;
+mod traps;

@@ -113,37 +113,36 @@ impl PacketSocket {
     /// See [`PacketError`].
     pub fn open(config: &PacketConfig) -> Result<Self, PacketError> {
         let name = &config.name;
-        let failed = |call| {
-            move |source: io::Error| PacketError::Call {
-                call,
-                name: name.clone(),
-                source,
-            }
-        };
-        let link = LinkInfo::read(name).map_err(failed("RTM_GETLINK"))?;
-        let link = link.ok_or_else(|| PacketError::NotFound(name.clone()))?;
-        if link.mac.is_none() {
-            return Err(PacketError::NotEthernet(name.clone()));
-        }
-        let call = |call| move |errno: Errno| failed(call)(errno.into());
-        // Without a protocol it receives nothing before it is bound.
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None);
-        let socket = socket.map_err(call("socket(AF_PACKET)"))?;
+        let (socket, interface) = socket_on(name)?;
+        let call = |call| move |errno: Errno| failed(name, call, errno.into());
         let fd = socket.as_fd();
-        sys::set(fd, &sys::VnetHdr(1)).map_err(call("PACKET_VNET_HDR"))?;
         sys::set(fd, &sys::Auxdata(1)).map_err(call("PACKET_AUXDATA"))?;
         sys::set(fd, &sys::IgnoreOutgoing(1)).map_err(call("PACKET_IGNORE_OUTGOING"))?;
         if config.qdisc_bypass {
             sys::set(fd, &sys::QdiscBypass(1)).map_err(call("PACKET_QDISC_BYPASS"))?;
         }
         sys::set(fd, &sys::ReceiveBuffer(RECEIVE_BUFFER)).map_err(call("SO_RCVBUFFORCE"))?;
-        sys::set(fd, &sys::Membership::promiscuous(link.index))
+        sys::set(fd, &sys::Membership::promiscuous(interface))
             .map_err(call("PACKET_ADD_MEMBERSHIP"))?;
-        sys::bind(fd, link.index).map_err(call("bind"))?;
+        sys::bind(fd, interface, sys::Hears::All).map_err(call("bind"))?;
         Ok(Self {
             socket,
-            silence: silence(link.index).ok(),
+            silence: silence(interface).ok(),
+        })
+    }
+
+    /// Opens a socket that only sends on an interface: it receives nothing, and who else receives there does not notice
+    /// it. Needs `CAP_NET_RAW`.
+    ///
+    /// # Errors
+    /// See [`PacketError`].
+    pub fn open_sender(name: &IfName) -> Result<Self, PacketError> {
+        let (socket, interface) = socket_on(name)?;
+        sys::bind(socket.as_fd(), interface, sys::Hears::Nothing)
+            .map_err(|errno| failed(name, "bind", errno.into()))?;
+        Ok(Self {
+            socket,
+            silence: None,
         })
     }
 
@@ -283,6 +282,30 @@ fn shift_header(header: &mut [u8; 12]) {
     if *flags & NEEDS_CSUM != 0 {
         add(start0, start1);
     }
+}
+
+fn failed(name: &IfName, call: &'static str, source: io::Error) -> PacketError {
+    PacketError::Call {
+        call,
+        name: name.clone(),
+        source,
+    }
+}
+
+/// A socket with virtio headers that is not bound yet, and the number of the interface.
+fn socket_on(name: &IfName) -> Result<(OwnedFd, u32), PacketError> {
+    let link = LinkInfo::read(name).map_err(|source| failed(name, "RTM_GETLINK", source))?;
+    let link = link.ok_or_else(|| PacketError::NotFound(name.clone()))?;
+    if link.mac.is_none() {
+        return Err(PacketError::NotEthernet(name.clone()));
+    }
+    let call = |call| move |errno: Errno| failed(name, call, errno.into());
+    // Without a protocol it receives nothing before it is bound.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)
+        .map_err(call("socket(AF_PACKET)"))?;
+    sys::set(socket.as_fd(), &sys::VnetHdr(1)).map_err(call("PACKET_VNET_HDR"))?;
+    Ok((socket, link.index))
 }
 
 /// Drops the frames of an interface behind the packet sockets, for as long as the returned file is open.

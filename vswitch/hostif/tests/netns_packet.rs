@@ -311,6 +311,62 @@ fn tcp_superframes_cross_whole() {
 }
 
 #[test]
+fn a_sender_carries_superframes_and_hears_nothing() {
+    let (left, right) = Netns::pair(1, 1500);
+    left.run("ip addr add 10.9.0.1/24 dev va");
+    left.run("ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:0b dev va");
+    right.run("ip addr add 10.9.0.2/24 dev vb");
+    right.run("ip neigh add 10.9.0.1 lladdr 02:00:00:00:00:0a dev vb");
+    let sender = left.enter(|| PacketSocket::open_sender(&"va".parse().unwrap()).unwrap());
+    assert!(!sender.is_exclusive());
+    let mut far = Port::open(&right, "vb", false);
+
+    let host = left.enter(|| UdpSocket::bind("10.9.0.1:1000").unwrap());
+    host.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    far.send(
+        &[0; 12],
+        &common::udp_frame(
+            A,
+            B,
+            ([10, 9, 0, 2], [10, 9, 0, 1]),
+            (2000, 1000),
+            b"for the host",
+        ),
+    );
+    let mut buffer = [0; 64];
+    let (got, _) = host.recv_from(&mut buffer).unwrap();
+    assert_eq!(
+        &buffer[..got],
+        b"for the host",
+        "the host's stack still hears"
+    );
+    let memory = Memory::anonymous(1 << 17).unwrap();
+    let mut slots = [RxSlot::new(memory.span(0, BUFFER_LEN).unwrap())];
+    assert_eq!(sender.receive(&memory, &mut slots), Ok(0));
+
+    // NEEDS_CSUM, TCPv4, headers of 54 bytes, segments of 1000 bytes, checksum from byte 34, its field at 16.
+    let header = [1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0];
+    let mut frame = [&B[..], &A, &[8, 0]].concat();
+    frame.extend([
+        0x45, 0, 0x13, 0xb0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2,
+    ]);
+    frame.extend([
+        0, 80, 1, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 0, 0, 0, 0, 0,
+    ]);
+    frame.resize(54 + 5000, 7);
+    assert_eq!(
+        sender.send(&[&[Iov::bytes(&header), Iov::bytes(&frame)]]),
+        Ok(1)
+    );
+    let large = |(_, f): &([u8; 12], Vec<u8>)| f.len() == frame.len();
+    let (header, got) = wait_for("frame", || far.receive().into_iter().find(large));
+    assert_eq!(
+        (header[1], &header[4..6], &got[54..]),
+        (1, &[0xe8, 3][..], &frame[54..])
+    );
+}
+
+#[test]
 fn what_can_not_be_opened_is_refused_with_the_reason() {
     let ns = Netns::new();
     ns.enter(|| {

@@ -1,6 +1,7 @@
 //! The kinds of ports.
 
 mod backoff;
+mod join;
 pub mod memory;
 pub mod packet;
 pub mod tap;

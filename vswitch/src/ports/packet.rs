@@ -50,10 +50,7 @@ pub fn open(socket: PacketSocket) -> Result<Sides, MapError> {
             backoff: Backoff::default(),
             fault: None,
         }),
-        rx: Box::new(PacketRx {
-            socket,
-            fault: None,
-        }),
+        rx: Box::new(PacketRx::new(socket)),
     })
 }
 
@@ -121,7 +118,8 @@ impl TxSide for PacketTx {
     }
 }
 
-struct PacketRx {
+/// The sending half.
+pub(super) struct PacketRx {
     socket: Arc<PacketSocket>,
     fault: Option<PortFault>,
 }
@@ -158,6 +156,13 @@ impl Queued {
 }
 
 impl PacketRx {
+    pub(super) fn new(socket: Arc<PacketSocket>) -> PacketRx {
+        PacketRx {
+            socket,
+            fault: None,
+        }
+    }
+
     /// Sends all of `queue`; what the kernel refuses is dropped.
     fn flush(&mut self, source: &Memory, queue: &mut ArrayVec<Queued, BATCH>, report: &mut Report) {
         let mut from = 0;

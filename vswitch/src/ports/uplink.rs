@@ -140,7 +140,12 @@ impl Uplink {
             "generic mode was not allowed"
         );
         let mode = held.mode();
-        let sides = xdp::open(queues, &memory, FRAMES, mode);
+        // A virtual cable carries requests; to hardware AF_XDP is the better way for all.
+        let requests = mode
+            .unfinished_checksums
+            .then(|| PacketSocket::open_sender(name).ok())
+            .flatten();
+        let sides = xdp::open(queues, &memory, FRAMES, mode, requests);
         let uplink = Uplink {
             mode: Mode::Xdp(mode),
             _xdp: Some(held),

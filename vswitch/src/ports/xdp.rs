@@ -1,28 +1,38 @@
 //! The uplink of an external network by AF_XDP: the queues of a NIC as a port.
 //!
 //! The wire takes no offload requests, so checksums are filled in and large frames cut while they are copied into the
-//! UMEM. What comes from the wire is complete, except from a peer on this host: see `complete_request`.
+//! UMEM. A virtual cable takes them, but AF_XDP has no words for them: there they go through a packet socket. What comes
+//! from the wire is complete, except from a peer on this host; TCP segments in a row are joined.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use guestmem::{Memory, Span};
+use hostif::packet::PacketSocket;
 use hostif::xdp::{Descriptor, FRAME_SIZE, XdpMode, XdpQueue, XdpReceiver, XdpSender, umem_len};
-use offload::{Features, Request};
+use offload::Features;
 use rustix::io::Errno;
 
-use crate::burst::{BURST, Burst, Frame, MAX_SEGMENTS};
+use crate::burst::{BURST, Burst, MAX_SEGMENTS};
 use crate::deliver::{Job, MAX_SPREAD, Report, deliver};
 use crate::drops::DropReason;
 use crate::port::{PortFault, Room, RxMeta, RxRing, RxSide, Sides, TxSide};
+use crate::ports::join::Joiner;
+use crate::ports::packet::PacketRx;
 
 /// Descriptors taken from a receive ring at once.
 const PEEK: usize = BURST;
 
 /// Makes the sides of a port out of all queues of an interface. `frames` is the number of buffers of each queue; half of
-/// them receive.
-pub fn open(queues: Vec<XdpQueue>, memory: &Arc<Memory>, frames: u32, mode: XdpMode) -> Sides {
+/// them receive. What asks for something goes to `requests` instead, if there is such a socket on the interface.
+pub fn open(
+    queues: Vec<XdpQueue>,
+    memory: &Arc<Memory>,
+    frames: u32,
+    mode: XdpMode,
+    requests: Option<PacketSocket>,
+) -> Sides {
     let (mut receivers, mut senders) = (Vec::new(), Vec::new());
     for queue in queues {
         let first = umem_len(queue.index(), frames) as u64;
@@ -54,7 +64,10 @@ pub fn open(queues: Vec<XdpQueue>, memory: &Arc<Memory>, frames: u32, mode: XdpM
             unfinished: mode.unfinished_checksums,
             fault: None,
         }),
-        rx: Box::new(XdpRx { senders }),
+        rx: Box::new(XdpRx {
+            senders,
+            requests: requests.map(|socket| PacketRx::new(Arc::new(socket))),
+        }),
     }
 }
 
@@ -88,6 +101,7 @@ impl XdpTx {
         let room = burst.room().min(PEEK);
         let count = receiver.receive(descriptors.get_mut(..room).unwrap_or(&mut []));
         let mut pieces: ArrayVec<Span, MAX_SEGMENTS> = ArrayVec::new();
+        let mut joiner = Joiner::new(&self.memory, self.unfinished);
         for descriptor in descriptors.iter().take(count) {
             taken.push(descriptor.addr);
             if let Some(span) = self.memory.span(descriptor.addr, descriptor.len) {
@@ -96,22 +110,11 @@ impl XdpTx {
             if descriptor.more() {
                 continue;
             }
-            burst.take(&self.memory, &pieces, Request::default());
+            joiner.take(&pieces, burst);
             pieces.clear();
-            if self.unfinished
-                && let Some(frame) = burst.last_mut()
-            {
-                complete_request(frame);
-            }
         }
+        joiner.finish(burst);
     }
-}
-
-/// A sender on this host, at the other end of a veth pair, leaves checksums to hardware that is not there, and nothing
-/// tells which frames have one. Such a field holds the sum of the pseudo header, so a frame is taken as unfinished if
-/// its field does; to fill that in is right even if it was finished and only looks like it.
-fn complete_request(frame: &mut Frame) {
-    frame.request.csum = offload::unfinished_checksum(frame.head(), frame.len());
 }
 
 impl TxSide for XdpTx {
@@ -162,10 +165,19 @@ impl TxSide for XdpTx {
 
 struct XdpRx {
     senders: Vec<Sender>,
+    requests: Option<PacketRx>,
 }
 
 impl RxSide for XdpRx {
     fn deliver(&mut self, job: &Job<'_>, report: &mut Report) {
+        // Both ways end in the same call of the driver before they return. So a frame overtakes another only if the kernel
+        // has put that off, and then all go the one way.
+        if let Some(requests) = &mut self.requests
+            && job.asks()
+            && self.senders.iter_mut().all(Sender::has_sent_all)
+        {
+            return requests.deliver(job, report);
+        }
         let shares = match self.senders.len() {
             1 => [job.frames; MAX_SPREAD],
             queues => job.spread(queues),
@@ -179,7 +191,8 @@ impl RxSide for XdpRx {
     }
 
     fn fault(&self) -> Option<PortFault> {
-        self.senders.iter().find_map(|sender| sender.fault)
+        let requests = self.requests.as_ref().and_then(RxSide::fault);
+        requests.or_else(|| self.senders.iter().find_map(|sender| sender.fault))
     }
 }
 
@@ -211,6 +224,30 @@ impl Sender {
             if count < sent.len() {
                 return;
             }
+        }
+    }
+
+    /// Lets the kernel send what it has put off; whether nothing is left.
+    fn has_sent_all(&mut self) -> bool {
+        self.wake();
+        !self.queue.needs_wakeup()
+    }
+
+    /// Tells the kernel of frames until it has taken all, or puts them off.
+    fn wake(&mut self) {
+        let mut left = self.queue.transmit_room();
+        while self.queue.needs_wakeup() {
+            if let Err(errno) = self.queue.wake()
+                && errno != Errno::NETDOWN
+            {
+                self.fault = Some(fault("AF_XDP socket: errno of sendto", errno));
+            }
+            // A call sends 32 frames at most.
+            let now = self.queue.transmit_room();
+            if now == left {
+                return;
+            }
+            left = now;
         }
     }
 
@@ -266,12 +303,8 @@ impl RxRing for Sender {
         // There is room for all: it was asked for when they were reserved.
         self.queue.transmit(&self.committed);
         self.committed.clear();
-        let wake = self.queue.needs_wakeup();
-        if let Err(errno) = self.queue.wake()
-            && errno != Errno::NETDOWN
-        {
-            self.fault = Some(fault("AF_XDP socket: errno of sendto", errno));
-        }
-        wake
+        let asked = self.queue.needs_wakeup();
+        self.wake();
+        asked
     }
 }

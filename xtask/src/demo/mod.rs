@@ -113,7 +113,10 @@ impl Stage {
         let lab = Lab::start()?;
         // Declared after the lab, so that the stations go first.
         let mut stations = self.stations(&lab)?;
-        self.step("two virtual machines of our own on a private network `vms`: the first boots from network `office`")?;
+        self.step(
+            "three virtual machines of our own on internal network `vms`, with a QEMU guest: the first has legacy adapters \
+             and the third synthetic ones, and both boot from network `office`; the second has a legacy adapter",
+        )?;
         let lan = find(&mut stations, "lan")?.netns().map(Arc::clone);
         let lan = lan.context("the LAN's station has no namespace")?;
         let mut machines = Machines::start(&lab, &lan)?;

@@ -189,6 +189,33 @@ fn an_alarm_that_never_matches_asks_for_no_timer() {
 }
 
 #[test]
+fn the_next_alarm_is_the_first_second_that_matches() {
+    let values = [0x00, 0x12, 0x34, 0x7f, 0xff];
+    // The number in BCD, and whether it matches.
+    let matches =
+        |value: u8, now: i64| value >= ANY || i64::from((value >> 4) * 10 + (value & 15)) == now;
+    let hour = |value: u8, now: i64| match value {
+        ANY.. => true,
+        _ => i64::from(((value & 0x7f) >> 4) * 10 + (value & 15)) == now,
+    };
+    let mut rtc = rtc();
+    for (h, m, s) in values.iter().flat_map(|&h| {
+        let rest = move |m| values.map(|s| (h, m, s));
+        values.map(rest).into_iter().flatten()
+    }) {
+        rtc.put(ALARM_HOURS, h);
+        rtc.put(ALARM_MINUTES, m);
+        rtc.put(ALARM_SECONDS, s);
+        let from = 43_200 + 34 * 60 + i64::from(h);
+        let first = (from + 1..=from + 86_400).find(|at| {
+            let now = at % 86_400;
+            hour(h, now / 3600) && matches(m, now / 60 % 60) && matches(s, now % 60)
+        });
+        assert_eq!(rtc.next_alarm(from), first, "{h:#x}:{m:#x}:{s:#x}");
+    }
+}
+
+#[test]
 fn memory_sizes_are_where_firmware_looks() {
     let contents = Contents {
         memory_below_4g: 3 << 30,

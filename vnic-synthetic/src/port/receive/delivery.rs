@@ -20,6 +20,11 @@ use crate::rndis::packet::{self, CHECKSUM_VALUE_AT, INFO_LEN, MAX_FRONT, Part, R
 /// takes more than half as many as there is room for.
 const LARGE_SECTION: u32 = (65_535 + 14) / (MAX_ROOM as u32 / 2 - 1) + MAX_FRONT as u32 + 1;
 
+/// Sections that are taken before one that is fetched.
+const AHEAD: usize = 4;
+/// Bytes of a cache line.
+const LINE: u32 = 64;
+
 /// A frame that is being written.
 #[derive(Default)]
 struct Writing {
@@ -119,6 +124,19 @@ impl<'a> Delivery<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Fetches what a small frame fills of a section that will be taken soon.
+    #[inline]
+    fn fetch_ahead(&self) {
+        let Some(section) = self.sections.ahead(AHEAD) else {
+            return;
+        };
+        for line in [0, LINE] {
+            if let Some(at) = self.buffer.pages.span(self.start(section) + line, LINE) {
+                self.buffer.pages.memory().prefetch_write(at);
+            }
+        }
     }
 
     /// Where a section starts.
@@ -342,6 +360,7 @@ impl<'a> Delivery<'a> {
             Ok(true) => {
                 self.sections.take();
                 self.taken.push(section);
+                self.fetch_ahead();
                 Some(Ok(section))
             }
             // Delivered as any frame, for the driver to find out.

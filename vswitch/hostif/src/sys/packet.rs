@@ -130,12 +130,24 @@ pub(crate) fn statistics(socket: BorrowedFd<'_>) -> Result<(u32, u32)> {
     result(returned as isize).map(|_| (received, dropped))
 }
 
-/// Binds to all protocols of an interface.
-pub(crate) fn bind(socket: BorrowedFd<'_>, interface: u32) -> Result<()> {
+/// What a bound socket receives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hears {
+    /// All frames.
+    All,
+    /// No frame.
+    Nothing,
+}
+
+/// Binds to an interface.
+pub(crate) fn bind(socket: BorrowedFd<'_>, interface: u32, hears: Hears) -> Result<()> {
     // SAFETY: a sockaddr_ll is integers and an array of them: all zeros is a value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = match hears {
+        Hears::All => (libc::ETH_P_ALL as u16).to_be(),
+        Hears::Nothing => 0,
+    };
     address.sll_ifindex = interface as i32;
     let (pointer, length) = (
         (&raw const address).cast(),

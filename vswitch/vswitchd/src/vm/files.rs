@@ -85,6 +85,10 @@ impl Files {
         match &config.boot {
             Boot::Kernel(path) => {
                 files.push((FileRole::Kernel, open_regular(Path::new(path))?));
+                // For a kernel that needs it; the process of the VM says so if it does and there is none.
+                if let Ok(firmware) = open_regular(&self.firmware) {
+                    files.push((FileRole::Firmware, firmware));
+                }
                 if let Some(path) = &config.initrd {
                     files.push((FileRole::Initrd, open_regular(Path::new(path))?));
                 }

@@ -1,4 +1,4 @@
-//! The console of a virtual machine on a terminal. It was seen to be raw; the rest was not seen yet.
+//! The console of a virtual machine on a terminal.
 
 use std::{
     fs,
@@ -14,20 +14,10 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{LocalModes, tcgetattr},
 };
-use vswitch_tests::{
-    Background, cmd,
-    station::Address,
-    vm::ours::{STATE_LIMIT, guest_on_internal_network},
-};
-
-const fn at(host: u8) -> Address {
-    Address { net: 76, host }
-}
+use vswitch_tests::{Background, Lab, cmd, vm::ours::STATE_LIMIT};
 
 /// `vm console` on a terminal passes every key on, until Ctrl-], and leaves the terminal as it was.
-#[test]
-fn the_terminal_is_the_guests() -> Result<()> {
-    let (lab, _host, _console) = guest_on_internal_network(at(1), at(2))?;
+pub(super) fn is_the_guests(lab: &Lab) -> Result<()> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
     grantpt(&master)?;
     unlockpt(&master)?;

@@ -1,0 +1,502 @@
+//! What a user sets at Linux's own `hv_netvsc` while it sends and receives: offloads, MTU, VLANs, promiscuous mode, and
+//! everything anew, again and again.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use vswitch_tests::{
+    Capture, Lab, Station, cmd,
+    station::{Address, Transport},
+    vm::{Console, Netboot, netboot::noise, ours::repeat},
+};
+
+const fn at(host: u8) -> Address {
+    Address { net: 76, host }
+}
+const HOST: Address = at(1);
+const GUEST: Address = at(2);
+/// Where the guest is on its VLAN, and a peer there.
+const TAGGED_GUEST: Address = Address { net: 77, host: 2 };
+const TAGGED_PEER: Address = Address { net: 77, host: 1 };
+const GIVE_V6: &str =
+    "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip addr replace fd00:76::2/64 dev eth0";
+/// Nobody has it.
+const STRANGER: Address = at(77);
+/// Bytes of a transfer.
+const LEN: usize = 100_000;
+/// Of TCP in a frame of 1514 bytes, with time stamps.
+const SEGMENT: usize = 1448;
+/// How long the driver may take for what it does by and by.
+const SOON: Duration = Duration::from_secs(20);
+/// Memory of a process may grow by this much, in KiB: its allocator keeps some.
+const GROWTH: u64 = 2048;
+
+/// A guest with one synthetic adapter, with programs, servers and a file.
+struct Guest {
+    web: Netboot,
+    hash: String,
+    host: Station,
+    console: Console,
+    lab: Lab,
+}
+
+/// What was seen of frames that the guest sent by IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    /// Some were longer than its MTU.
+    uncut: bool,
+    /// The checksum of some was left to others.
+    partial: bool,
+}
+
+impl Guest {
+    fn start() -> Result<Self> {
+        let lab = Lab::start()?;
+        lab.ctl("network create inner --type internal --mtu 9000")?;
+        let (host, mut console) = lab.ready_guest(Lab::create_equipped_vm, HOST, GUEST)?;
+        let web = Netboot::start(&lab.host, "vsw-inner", HOST)?;
+        let hash = web.offer("file", &noise(LEN))?;
+        console.run("httpd -p 80 -h /tmp")?;
+        console.run(GIVE_V6)?;
+        Ok(Self {
+            web,
+            hash,
+            host,
+            console,
+            lab,
+        })
+    }
+
+    fn fetch(&self) -> String {
+        format!("wget -q -O /tmp/file {}", self.web.url("file"))
+    }
+
+    /// The guest has the file unharmed.
+    fn has_file(&mut self) -> Result<()> {
+        let said = self.console.run("sha256sum /tmp/file")?;
+        ensure!(said.starts_with(&self.hash), "the guest has {said}");
+        Ok(())
+    }
+
+    /// The file comes to the guest by IPv4.
+    fn get(&mut self) -> Result<()> {
+        let fetch = self.fetch();
+        self.console.run(&fetch)?;
+        self.has_file()
+    }
+
+    /// It goes to the host and back by IPv6.
+    fn echo(&mut self) -> Result<()> {
+        let echo = format!("nc {} 7000 </tmp/file | sha256sum", HOST.ip(true));
+        let said = self.console.run(&echo)?;
+        ensure!(said.starts_with(&self.hash), "`{echo}` gave {said}");
+        Ok(())
+    }
+
+    /// The host gets it by IPv4 and by IPv6.
+    fn serve(&mut self) -> Result<()> {
+        for url in [
+            format!("http://{}/file", GUEST.ip(false)),
+            format!("http://[{}]/file", GUEST.ip(true)),
+        ] {
+            let get = format!("busybox wget -q -O - {url} | sha256sum");
+            let said = self.host.run(&get)?;
+            ensure!(said.starts_with(&self.hash), "`{get}` gave {said}");
+        }
+        Ok(())
+    }
+
+    fn transfers(&mut self) -> Result<()> {
+        self.get()?;
+        self.echo()?;
+        self.serve()
+    }
+
+    /// What the guest sends by IPv4 and IPv6.
+    fn sends(&mut self) -> Result<[Seen; 2]> {
+        let capture = Capture::start(&self.lab.host, "vsw-inner", "in", "tcp src port 80")?;
+        self.serve()?;
+        let frames = capture.finish()?;
+        let seen = |family: &str| -> Result<Seen> {
+            let some = |what: &str| Ok::<_, anyhow::Error>(frames.count(what)? > 0);
+            Ok(Seen {
+                uncut: some(&format!("{family} && frame.len > 1514"))?,
+                partial: some(&format!("{family} && tcp.checksum.status == \"Bad\""))?,
+            })
+        };
+        Ok([seen("ip")?, seen("ipv6")?])
+    }
+
+    /// Packets that the adapter receives meanwhile.
+    fn received(&mut self, by: fn(&mut Self) -> Result<()>) -> Result<usize> {
+        let before = self.counter("rx_queue_0_packets")?;
+        by(self)?;
+        Ok(self.counter("rx_queue_0_packets")? - before)
+    }
+
+    fn set(&mut self, features: &str) -> Result<()> {
+        self.console
+            .run(&format!("ethtool -K eth0 {features}"))
+            .map(drop)
+    }
+
+    /// A counter of the driver.
+    fn counter(&mut self, name: &str) -> Result<usize> {
+        let said = self.console.run("ethtool -S eth0")?;
+        value(&said, name)?.parse().context("a counter")
+    }
+}
+
+/// What `ethtool` says of `key`.
+fn value<'a>(said: &'a str, key: &str) -> Result<&'a str> {
+    let of_key = |line: &'a str| {
+        let (name, value) = line.trim().split_once(':')?;
+        (name == key).then(|| value.trim())
+    };
+    let found = said.lines().find_map(of_key);
+    found.with_context(|| format!("ethtool says nothing of {key}: {said}"))
+}
+
+#[test]
+fn what_a_user_sets_takes_effect_under_traffic() -> Result<()> {
+    let mut guest = Guest::start()?;
+    type Case = fn(&mut Guest) -> Result<()>;
+    let cases: [(&str, Case); 9] = [
+        (
+            "frames without leaving the guest",
+            frames_leave_no_guest_code,
+        ),
+        ("what ethtool says", ethtool_makes_sense),
+        ("offloads of transmit", transmit_offloads),
+        ("checksums of receive", receive_checksums),
+        ("coalescing", coalescing),
+        ("MTU", mtu_changes),
+        ("VLAN", vlan_interface),
+        ("promiscuous mode", promiscuous_mode),
+        ("everything anew", again_and_again),
+    ];
+    let mut failures = Vec::new();
+    for (name, case) in cases {
+        let start = std::time::Instant::now();
+        let result = case(&mut guest);
+        println!("{name}: {:?} after {:?}", result, start.elapsed());
+        failures.extend(result.err().map(|error| format!("{name}: {error:#}")));
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    guest.lab.counters_add_up()
+}
+
+fn frames_leave_no_guest_code(guest: &mut Guest) -> Result<()> {
+    let bound = guest
+        .console
+        .run("basename $(readlink /sys/class/net/eth0/device/driver)")?;
+    ensure!(bound.trim() == "hv_netvsc", "eth0 is driven by {bound}");
+    for payload in [1, 56, 1472] {
+        guest.host.ping(GUEST, false, payload)?;
+    }
+    let before = hypercalls(&guest.lab)?;
+    guest.transfers()?;
+    let calls = hypercalls(&guest.lab)? - before;
+    // Some hundred frames each way, and the guest does not leave its code for any of them.
+    ensure!(calls < 10, "{calls} hypercalls while frames were sent");
+    Ok(())
+}
+
+/// How often the guest left its code for a hypercall.
+fn hypercalls(lab: &Lab) -> Result<u64> {
+    let (exits, _) = lab.vm_exits("guest")?;
+    let calls = exits.into_iter().find(|(kind, _)| kind == "hypercall");
+    Ok(calls.context("hypercalls are not counted")?.1)
+}
+
+/// What `vm show` says of the adapter's driver.
+fn driver(lab: &Lab) -> Result<String> {
+    let shown = lab.vm("guest")?;
+    let driver = shown.pointer("/adapters/0/driver");
+    let driver = driver.and_then(|driver| driver.as_str());
+    Ok(driver.context("no driver in `vm show`")?.to_owned())
+}
+
+fn ethtool_makes_sense(guest: &mut Guest) -> Result<()> {
+    let mut expect = |command: &str, facts: &[(&str, &str)]| -> Result<()> {
+        let said = guest.console.run(&format!("ethtool {command} eth0"))?;
+        for (key, wanted) in facts {
+            let is = value(&said, key)?;
+            ensure!(is == *wanted, "ethtool {command}: {key} is {is}");
+        }
+        Ok(())
+    };
+    expect("-i", &[("driver", "hv_netvsc")])?;
+    expect("", &[("Speed", "10000Mb/s"), ("Duplex", "Full")])?;
+    let features = [
+        "rx-checksumming",
+        "tx-checksum-ipv4",
+        "tx-checksum-ipv6",
+        "scatter-gather",
+        "tx-tcp-segmentation",
+        "tx-tcp6-segmentation",
+    ];
+    expect("-k", &features.map(|feature| (feature, "on")))?;
+    expect("-l", &[("Combined", "1")])?;
+    let none = ["tx_no_memory", "tx_too_big", "rx_no_memory"];
+    expect("-S", &none.map(|counter| (counter, "0")))?;
+    // As many sections as fit its buffers.
+    let rings = guest.console.run("ethtool -g eth0")?;
+    for key in ["RX", "TX"] {
+        let sections: u32 = value(&rings, key)?.parse().context("sections")?;
+        ensure!(sections > 100, "{rings}");
+    }
+    // There is nothing to be set there, and the driver says so.
+    let (status, said) = guest.console.output("ethtool -c eth0")?;
+    ensure!(status != 0 && said.contains("not supported"), "{said}");
+    guest.transfers()?;
+    let sent = guest.counter("tx_queue_0_packets")?;
+    let received = guest.counter("rx_queue_0_packets")?;
+    ensure!(
+        sent > 10 && received > 10,
+        "{sent} sent, {received} received"
+    );
+    Ok(())
+}
+
+fn transmit_offloads(guest: &mut Guest) -> Result<()> {
+    // What is set, and whether frames are left to be cut and sums to be filled in by others.
+    for (features, uncut, partial) in [
+        ("tx on sg on tso on gso on", [true; 2], [true; 2]),
+        ("tx-tcp-segmentation off", [false, true], [true; 2]),
+        ("tx-tcp6-segmentation off", [false; 2], [true; 2]),
+        ("tx-checksum-ipv4 off", [false; 2], [false, true]),
+        ("tx-checksum-ipv6 off", [false; 2], [false; 2]),
+        ("tx on", [false; 2], [true; 2]),
+        ("tso on", [true; 2], [true; 2]),
+    ] {
+        guest.set(features)?;
+        let seen = guest.sends()?;
+        ensure!(
+            seen.map(|seen| seen.uncut) == uncut && seen.map(|seen| seen.partial) == partial,
+            "with {features}: {seen:?}"
+        );
+    }
+    Ok(())
+}
+
+fn receive_checksums(guest: &mut Guest) -> Result<()> {
+    for features in ["rx off", "rx on"] {
+        guest.set(features)?;
+        guest.transfers()?;
+        // The last column of TCP's counters.
+        let wrong = guest
+            .console
+            .run("grep '^Tcp: [0-9]' /proc/net/snmp | sed 's/.* //'")?;
+        ensure!(wrong.trim() == "0", "with {features}: {wrong} wrong sums");
+    }
+    Ok(())
+}
+
+fn coalescing(guest: &mut Guest) -> Result<()> {
+    let segments = LEN / SEGMENT;
+    let mut counts = Vec::new();
+    for features in ["lro off", "lro on", "lro off"] {
+        guest.set(features)?;
+        counts.push([guest.received(Guest::get)?, guest.received(Guest::echo)?]);
+    }
+    let joined = |family: usize| {
+        let count = |at: usize| counts.get(at).and_then(|both| both.get(family)).copied();
+        let (apart, joined, again) = (count(0)?, count(1)?, count(2)?);
+        // How many segments come together is up to their sender.
+        Some(apart.min(again) > segments && 10 * joined < 9 * apart.min(again))
+    };
+    ensure!(
+        joined(0) == Some(true) && joined(1) == Some(true),
+        "packets received by IPv4 and IPv6 without coalescing, with, without: {counts:?}"
+    );
+    Ok(())
+}
+
+fn mtu_changes(guest: &mut Guest) -> Result<()> {
+    let fetch = guest.fetch();
+    for (mtu, payload) in [(9000, 8972), (1500, 1472)].repeat(2) {
+        guest
+            .console
+            .run(&format!("rm /tmp/file; {fetch} & fetching=$!"))?;
+        guest.console.run(&format!("ifconfig eth0 mtu {mtu}"))?;
+        guest.console.run("wait $fetching")?;
+        guest.has_file()?;
+        guest.host.ping(GUEST, false, payload)?;
+    }
+    Ok(())
+}
+
+fn vlan_interface(guest: &mut Guest) -> Result<()> {
+    let mut peer = guest
+        .lab
+        .tap_station("inner", "tagged", None, TAGGED_PEER)?;
+    guest.lab.ctl("port set inner tagged --vlan access:10")?;
+    guest
+        .lab
+        .ctl("port set inner guest.synthetic0 --vlan trunk:10")?;
+    let ip = TAGGED_GUEST.ip(false);
+    for command in [
+        "vconfig add eth0 10".to_owned(),
+        format!("ifconfig eth0.10 {ip} netmask 255.255.255.0 up"),
+        "vswitch-traffic serve 7000 >/dev/null 2>&1 & serving=$!".to_owned(),
+    ] {
+        guest.console.run(&command)?;
+    }
+    guest.console.ping(TAGGED_PEER)?;
+    peer.ping(TAGGED_GUEST, false, 1472)?;
+    let capture = Capture::start(
+        peer.netns().context("a peer without a namespace")?,
+        "eth0",
+        "inout",
+        "vlan",
+    )?;
+    peer.bytes(TAGGED_GUEST, false, Transport::Tcp, LEN)?;
+    peer.bytes(TAGGED_GUEST, false, Transport::Udp, 4000)?;
+    let tagged = capture.finish()?.count("")?;
+    ensure!(tagged == 0, "{tagged} frames on an access port have a tag");
+    ensure!(
+        !guest.host.reaches(GUEST),
+        "a trunk lets untagged frames in"
+    );
+    for command in ["kill $serving", "vconfig rem eth0.10"] {
+        guest.console.run(command)?;
+    }
+    guest
+        .lab
+        .ctl("port set inner guest.synthetic0 --vlan none")?;
+    guest.console.ping(HOST)
+}
+
+fn promiscuous_mode(guest: &mut Guest) -> Result<()> {
+    let (ip, mac) = (STRANGER.ip(false), STRANGER.mac());
+    guest
+        .lab
+        .host
+        .ip(&format!("neigh add {ip} lladdr {mac} dev vsw-inner"))?;
+    guest
+        .console
+        .run("vswitch-guest sniff 1000000 3600 >>/tmp/seen & sniffer=$!")?;
+    sees_strangers(guest, false)?;
+    for _ in 0..2 {
+        guest.console.run("ifconfig eth0 promisc")?;
+        sees_strangers(guest, true)?;
+        guest.console.run("ifconfig eth0 -promisc")?;
+        sees_strangers(guest, false)?;
+    }
+    guest
+        .console
+        .run("kill $sniffer; wait $sniffer; true")
+        .map(drop)
+}
+
+/// Waits until a packet socket in the guest sees frames for nobody's address, or none; the driver sets its filter later
+/// than it is told to.
+fn sees_strangers(guest: &mut Guest, wanted: bool) -> Result<()> {
+    let (ip, mac) = (STRANGER.ip(false), STRANGER.mac());
+    let what = format!("the guest to see strangers' frames: {wanted}");
+    cmd::wait_until(&what, SOON, || {
+        guest.console.run("truncate -s 0 /tmp/seen")?;
+        // Nobody answers, and nobody knows where it is: everybody is sent what is for it.
+        let argv = ["ping", "-n", "-q", "-c", "3", "-i", "0.1", "-W", "0.1", &ip];
+        let _ = guest.lab.host.run(&argv);
+        // It comes after these.
+        guest.host.ping(GUEST, false, 56)?;
+        let seen = guest
+            .console
+            .output(&format!("grep -q '^{mac}' /tmp/seen"))?;
+        Ok((seen.0 == 0) == wanted)
+    })
+}
+
+/// What could be left behind, in vswitchd and in the process of the guest.
+#[derive(Debug, PartialEq, Eq)]
+struct Left {
+    descriptors: [usize; 2],
+    mappings: [usize; 2],
+}
+
+fn again_and_again(guest: &mut Guest) -> Result<()> {
+    let processes = [guest.lab.daemon.pid(), process_of_guest(&guest.lab)?];
+    for command in [
+        "device=$(basename $(readlink /sys/class/net/eth0/device))",
+        "driver=/sys/bus/vmbus/drivers/hv_netvsc",
+        "echo $device >$driver/unbind",
+    ] {
+        guest.console.run(command)?;
+    }
+    ensure!(driver(&guest.lab)? == "none");
+    ensure!(
+        !guest.host.reaches(GUEST),
+        "a guest without a driver answers"
+    );
+    guest.console.run("echo $device >$driver/bind")?;
+    // The first ones make what is kept for good.
+    anew(guest)?;
+    ensure!(driver(&guest.lab)? == "bound");
+    let (before, memory) = (left(processes)?, memory(processes)?);
+    for round in 0..repeat(20) {
+        anew(guest).with_context(|| format!("after {round} rounds"))?;
+    }
+    let mut after = left(processes)?;
+    let settled = cmd::wait_until("what was left to go", SOON, || {
+        after = left(processes)?;
+        Ok(after == before)
+    });
+    ensure!(settled.is_ok(), "before {before:?}\nafter  {after:?}");
+    let grown = self::memory(processes)?;
+    for (now, before) in grown.into_iter().zip(memory) {
+        ensure!(
+            now < before + GROWTH,
+            "vswitchd and the process of the VM grew from {memory:?} to {grown:?} KiB"
+        );
+    }
+    guest.console.run(GIVE_V6)?;
+    guest.transfers()
+}
+
+/// The interface goes down and up, and its driver lets go of the adapter and takes it again.
+fn anew(guest: &mut Guest) -> Result<()> {
+    let ip = GUEST.ip(false);
+    // In one line, for each takes a slow guest a while.
+    guest.console.run(&format!(
+        "ifconfig eth0 down && ifconfig eth0 up && echo $device >$driver/unbind && echo $device >$driver/bind && \
+         ifconfig eth0 {ip} up"
+    ))?;
+    guest.host.ping(GUEST, false, 1000)
+}
+
+fn process_of_guest(lab: &Lab) -> Result<u32> {
+    let pids = cmd::run(&["ip", "netns", "pids", lab.host.name()])?;
+    let is_vmm = |pid: &&str| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.starts_with("vswitch-vmm"))
+    };
+    let pid = pids.lines().find(is_vmm).context("no process of a VM")?;
+    pid.parse().context("a process number")
+}
+
+fn left(processes: [u32; 2]) -> Result<Left> {
+    let mut left = Left {
+        descriptors: [0; 2],
+        mappings: [0; 2],
+    };
+    let counts = left.descriptors.iter_mut().zip(&mut left.mappings);
+    for (process, (descriptors, mappings)) in processes.into_iter().zip(counts) {
+        *descriptors = fs::read_dir(format!("/proc/{process}/fd"))?.count();
+        let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
+        *mappings = maps.lines().filter(|line| line.contains("memfd:")).count();
+    }
+    Ok(left)
+}
+
+/// Memory of each that is not the guest's, in KiB.
+fn memory(processes: [u32; 2]) -> Result<[u64; 2]> {
+    let mut memory = [0; 2];
+    for (process, memory) in processes.into_iter().zip(&mut memory) {
+        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+        let anonymous = value(&status, "RssAnon")?.trim_end_matches(" kB");
+        *memory = anonymous.trim().parse().context("RssAnon")?;
+    }
+    Ok(memory)
+}
