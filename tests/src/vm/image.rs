@@ -36,9 +36,7 @@ const INIT: &str = include_str!("../../guests/init");
 pub struct VmImage {
     /// The kernel as ELF file: it starts without unpacking itself.
     pub kernel: PathBuf,
-    /// Another one, for several processors, with IPv6, kexec and all of Hyper-V's drivers: it takes longer to start.
-    pub full_kernel: PathBuf,
-    /// The first kernel as bzImage, for iPXE.
+    /// The same kernel as bzImage, for iPXE.
     pub network_kernel: PathBuf,
     /// The initrd, an uncompressed cpio archive.
     pub initrd: PathBuf,
@@ -52,7 +50,7 @@ pub struct VmImage {
     pub qemu_rom: PathBuf,
 }
 
-/// The files below `cache`, made where they are not there yet or what they are made of has changed. The kernels take
+/// The files below `cache`, made where they are not there yet or what they are made of has changed. The kernel takes
 /// some minutes.
 ///
 /// # Errors
@@ -65,7 +63,6 @@ pub fn ensure(cache: &Path) -> Result<VmImage> {
     Ok(VmImage {
         network_kernel: keep(cache, "network-kernel", &moved::moved(&network)?)?,
         kernel: kernel.join("vmlinux"),
-        full_kernel: Kernel::Full.ensure(cache)?.join("vmlinux"),
         initrd: keep(cache, "vm-initrd", &initrd()?.finish())?,
         equipped_initrd: keep(cache, "vm-initrd", &equipped_initrd(cache)?)?,
         rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::LEGACY)?)?,
@@ -74,11 +71,30 @@ pub fn ensure(cache: &Path) -> Result<VmImage> {
     })
 }
 
+/// Another kernel as ELF file, for several processors, with IPv6, kexec and all of Hyper-V's drivers. It takes longer to
+/// start; it is made as the other is, and takes some minutes too.
+///
+/// # Errors
+/// As [`ensure()`].
+pub fn full_kernel(cache: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(cache)?;
+    Ok(Kernel::Full.ensure(cache)?.join("vmlinux"))
+}
+
+/// Whether what [`full_kernel()`] makes is below `cache`.
+#[must_use]
+pub fn full_is_there(cache: &Path) -> bool {
+    Kernel::Full
+        .folder(cache)
+        .is_ok_and(|folder| folder.is_dir())
+}
+
 /// Whether all that [`ensure()`] makes is below `cache`, as far as that can be said without making it.
 #[must_use]
 pub fn is_there(cache: &Path) -> bool {
-    let is_there = |kernel: Kernel| kernel.folder(cache).is_ok_and(|folder| folder.is_dir());
-    is_there(Kernel::Plain) && is_there(Kernel::Full)
+    Kernel::Plain
+        .folder(cache)
+        .is_ok_and(|folder| folder.is_dir())
 }
 
 /// Cargo's target folder for programs that are linked statically.

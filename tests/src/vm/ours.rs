@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{COMMAND_LINE, Console, image};
-use crate::{Lab, Station, cmd, station::Address};
+use crate::{Lab, Station, cmd, paths, station::Address};
 
 /// How long a guest may take from its start until it takes commands. Ten to twenty seconds are usual where KVM emulates
 /// ring 0, on a machine that does nothing else.
@@ -51,11 +51,10 @@ impl Lab {
         cpus: u32,
     ) -> Result<()> {
         self.create_synthetic_vm(name, adapters, parameters)?;
-        let kernel = image::shared()?.full_kernel.display();
-        self.ctl(&format!(
-            "vm set {name} --boot kernel:{kernel} --cpus {cpus}"
-        ))
-        .map(drop)
+        let kernel = image::full_kernel(&paths::guests())?;
+        let boot = format!("kernel:{}", kernel.display());
+        self.ctl(&format!("vm set {name} --boot {boot} --cpus {cpus}"))
+            .map(drop)
     }
 
     /// The same with one processor, and more programs than busybox.
