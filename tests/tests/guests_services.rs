@@ -129,7 +129,7 @@ fn facts(scene: &mut Scene) -> Result<()> {
 fn has_fact(lab: &Lab, name: &str, value: &str) -> Result<()> {
     let mut facts = Value::Null;
     let waited = cmd::wait_until("a fact of the guest", LIMIT, || {
-        facts = lab.vm("guest")?["facts"].clone();
+        facts = lab.vm("guest")?.get("facts").cloned().unwrap_or_default();
         Ok(facts.get(name).and_then(Value::as_str) == Some(value))
     });
     waited.with_context(|| format!("wanted {name} = {value} in {facts}"))
