@@ -1,4 +1,5 @@
 //! Several processors, and a channel of the synthetic adapter for each of them, with Linux's `hv_netvsc`.
+//! Open until it was seen to its end.
 
 use std::{collections::BTreeSet, time::Duration};
 
