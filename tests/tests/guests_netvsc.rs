@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use vswitch_tests::{
     Lab, Station, cmd,
     station::Address,
@@ -48,34 +48,19 @@ fn traffic(lab: &Lab, console: &mut Console) -> Result<()> {
     Ok(())
 }
 
-/// How often the guest left its code for a hypercall.
-fn hypercalls(lab: &Lab) -> Result<u64> {
-    let (exits, _) = lab.vm_exits("guest")?;
-    let calls = exits.into_iter().find(|(kind, _)| kind == "hypercall");
-    Ok(calls.context("hypercalls are not counted")?.1)
-}
-
-/// What `vm show` says of the guest's first adapter's driver.
-fn driver(lab: &Lab) -> Result<String> {
-    let shown = lab.vm("guest")?;
-    let driver = shown.pointer("/adapters/0/driver");
-    let driver = driver.and_then(|driver| driver.as_str());
-    Ok(driver.context("no driver in `vm show`")?.to_owned())
-}
-
 #[test]
 fn traffic_goes_both_ways_and_the_driver_starts_again_and_again() -> Result<()> {
     let (lab, mut host, mut console) = guest_on_internal_network()?;
     let bound = console.run("basename $(readlink /sys/class/net/eth0/device/driver)")?;
     ensure!(bound.trim() == "hv_netvsc", "eth0 is driven by {bound}");
-    ensure!(driver(&lab)? == "bound");
+    ensure!(lab.adapter_driver("guest")? == "bound");
     console.ping(HOST)?;
     for payload in [1, 56, 1472] {
         host.ping(GUEST, false, payload)?;
     }
-    let before = hypercalls(&lab)?;
+    let before = lab.hypercalls("guest")?;
     traffic(&lab, &mut console)?;
-    let calls = hypercalls(&lab)? - before;
+    let calls = lab.hypercalls("guest")? - before;
     // Some hundred frames each way, and the guest does not leave its code for any of them.
     ensure!(calls < 10, "{calls} hypercalls while frames were sent");
 
@@ -96,7 +81,7 @@ fn traffic_goes_both_ways_and_the_driver_starts_again_and_again() -> Result<()> 
     for _ in 0..repeat(2) {
         let file = "/sys/bus/vmbus/drivers/hv_netvsc";
         console.run(&format!("echo {device} >{file}/unbind"))?;
-        ensure!(driver(&lab)? == "none");
+        ensure!(lab.adapter_driver("guest")? == "none");
         ensure!(!host.reaches(GUEST), "a guest without a driver answers");
         console.run(&format!("echo {device} >{file}/bind"))?;
         console.run(&format!("ifconfig eth0 {} up", GUEST.ip(false)))?;

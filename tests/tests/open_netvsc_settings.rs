@@ -194,27 +194,12 @@ fn frames_leave_no_guest_code(guest: &mut Guest) -> Result<()> {
     for payload in [1, 56, 1472] {
         guest.host.ping(GUEST, false, payload)?;
     }
-    let before = hypercalls(&guest.lab)?;
+    let before = guest.lab.hypercalls("guest")?;
     guest.transfers()?;
-    let calls = hypercalls(&guest.lab)? - before;
+    let calls = guest.lab.hypercalls("guest")? - before;
     // Some hundred frames each way, and the guest does not leave its code for any of them.
     ensure!(calls < 10, "{calls} hypercalls while frames were sent");
     Ok(())
-}
-
-/// How often the guest left its code for a hypercall.
-fn hypercalls(lab: &Lab) -> Result<u64> {
-    let (exits, _) = lab.vm_exits("guest")?;
-    let calls = exits.into_iter().find(|(kind, _)| kind == "hypercall");
-    Ok(calls.context("hypercalls are not counted")?.1)
-}
-
-/// What `vm show` says of the adapter's driver.
-fn driver(lab: &Lab) -> Result<String> {
-    let shown = lab.vm("guest")?;
-    let driver = shown.pointer("/adapters/0/driver");
-    let driver = driver.and_then(|driver| driver.as_str());
-    Ok(driver.context("no driver in `vm show`")?.to_owned())
 }
 
 fn ethtool_makes_sense(guest: &mut Guest) -> Result<()> {
@@ -425,7 +410,7 @@ fn again_and_again(guest: &mut Guest) -> Result<()> {
     ] {
         guest.console.run(command)?;
     }
-    ensure!(driver(&guest.lab)? == "none");
+    ensure!(guest.lab.adapter_driver("guest")? == "none");
     ensure!(
         !guest.host.reaches(GUEST),
         "a guest without a driver answers"
@@ -433,7 +418,7 @@ fn again_and_again(guest: &mut Guest) -> Result<()> {
     guest.console.run("echo $device >$driver/bind")?;
     // The first ones make what is kept for good.
     anew(guest)?;
-    ensure!(driver(&guest.lab)? == "bound");
+    ensure!(guest.lab.adapter_driver("guest")? == "bound");
     let (before, memory) = (left(processes)?, memory(processes)?);
     for round in 0..repeat(20) {
         anew(guest).with_context(|| format!("after {round} rounds"))?;

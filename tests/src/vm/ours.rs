@@ -207,6 +207,26 @@ impl Lab {
         let sum = exits.iter().map(|(_, count)| count).sum();
         Ok((exits, sum))
     }
+
+    /// How often a VM's guest left its code for a hypercall.
+    ///
+    /// # Errors
+    /// When `vm show` does not say.
+    pub fn hypercalls(&self, name: &str) -> Result<u64> {
+        let (exits, _) = self.vm_exits(name)?;
+        let calls = exits.into_iter().find(|(kind, _)| kind == "hypercall");
+        Ok(calls.context("hypercalls are not counted")?.1)
+    }
+
+    /// What `vm show` says of the driver of a VM's first adapter.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn adapter_driver(&self, name: &str) -> Result<String> {
+        let shown = self.vm(name)?;
+        let driver = shown.pointer("/adapters/0/driver").and_then(Value::as_str);
+        Ok(driver.context("no driver in `vm show`")?.to_owned())
+    }
 }
 
 /// An internal network `inner`: the host's station in it at `host`, and a guest that is ready at `guest`.
