@@ -20,8 +20,10 @@ use vswitch::mac::Mac;
 
 /// Command register: the function may use the bus.
 const COMMAND_MASTER: u8 = 1 << 2;
+/// Bytes from one register to the next.
+const REGISTER: u64 = 8;
 /// Offset of CSR6.
-const CSR6: u64 = 6 * 8;
+const CSR6: u64 = 6 * REGISTER;
 
 /// What of an adapter vswitchd is given.
 pub(crate) struct Shared {
@@ -35,10 +37,36 @@ pub(crate) struct Shared {
     pub(crate) interrupt: Arc<OwnedFd>,
 }
 
+/// Exits of a guest at the registers of an adapter.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Accesses {
+    /// At each of CSR0 to CSR15.
+    pub(crate) registers: [u64; 16],
+    /// Of these, by the ports.
+    pub(crate) by_port: u64,
+    /// Of these, by the memory region.
+    pub(crate) by_memory: u64,
+}
+
+impl Accesses {
+    fn count(&mut self, region: usize, offset: u64) {
+        let register = usize::try_from(offset / REGISTER).ok();
+        let Some(counter) = register.and_then(|index| self.registers.get_mut(index)) else {
+            return;
+        };
+        *counter += 1;
+        match region {
+            pci::BAR_IO => self.by_port += 1,
+            _ => self.by_memory += 1,
+        }
+    }
+}
+
 /// The registers of an adapter.
 pub(crate) struct Nic {
     name: AdapterName,
     registers: Registers,
+    accesses: Accesses,
     kick: Arc<OwnedFd>,
     /// Machine time at the last access, for saved timers.
     now: u64,
@@ -61,6 +89,7 @@ pub(crate) fn adapter(
     let mut nic = Nic {
         name,
         registers: Registers::new(mac, page),
+        accesses: Accesses::default(),
         kick: kick.clone(),
         now: 0,
         warned: false,
@@ -157,6 +186,11 @@ impl Nic {
         u32::from_le_bytes(csr6) & (mode::SR | mode::ST) != 0
     }
 
+    /// Exits at the registers since the adapter was made.
+    pub(crate) fn accesses(&self) -> Accesses {
+        self.accesses
+    }
+
     /// The guest has changed the configuration space.
     fn configured(&mut self, offset: u64, data: &[u8], effects: &mut Effects) {
         let byte = |at: u64| {
@@ -187,7 +221,8 @@ impl Nic {
 }
 
 impl Device for Nic {
-    fn read(&mut self, _region: usize, offset: u64, data: &mut [u8], effects: &mut Effects) {
+    fn read(&mut self, region: usize, offset: u64, data: &mut [u8], effects: &mut Effects) {
+        self.accesses.count(region, offset);
         self.call(effects, |registers, now, wanted| {
             registers.read(offset, data, now, wanted);
         });
@@ -197,6 +232,7 @@ impl Device for Nic {
         if region == CONFIG_REGION {
             return self.configured(offset, data, effects);
         }
+        self.accesses.count(region, offset);
         self.call(effects, |registers, now, wanted| {
             registers.write(offset, data, now, wanted);
         });

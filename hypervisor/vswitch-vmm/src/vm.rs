@@ -26,7 +26,7 @@ use vswitch::attach::{FromVmm, ToVmm};
 use crate::attached::Attached;
 use crate::build;
 use crate::console::{Consoles, Outbox};
-use crate::nic::{Nic, Shared};
+use crate::nic::{Accesses, Nic, Shared};
 use crate::vmbus::{VMBUS, Vmbus};
 
 /// How often vswitchd is looked for, where it is not there.
@@ -400,17 +400,6 @@ impl Vm {
     }
 
     fn status(&self) -> Status {
-        let exits = self.machine.exits();
-        let kinds = [
-            ("pio", exits.port_reads + exits.port_writes),
-            ("mmio", exits.memory_reads + exits.memory_writes),
-            ("interrupted", exits.interrupted),
-            ("emulated", exits.emulated),
-            ("msr", exits.msrs),
-            ("hypercall", exits.hypercalls),
-            // KVM handles these itself.
-            ("hlt", 0),
-        ];
         let bound = |index| self.with_nic(index, Nic::has_driver).unwrap_or_default();
         let adapters = self.adapters.iter().enumerate();
         let synthetic = self.with_vmbus(|vmbus, _| vmbus.drivers());
@@ -418,7 +407,7 @@ impl Vm {
         let facts = self.with_vmbus(|vmbus, effects| vmbus.facts(effects));
         Status {
             state: self.state(),
-            exits: BTreeMap::from(kinds.map(|(kind, count)| (kind.to_owned(), count))),
+            exits: self.exits(),
             drivers: adapters
                 .filter_map(|(index, adapter)| bound(index).then_some(adapter.name))
                 .chain(synthetic.unwrap_or_default())
@@ -426,6 +415,39 @@ impl Vm {
             services: services.unwrap_or_default(),
             facts: facts.unwrap_or_default(),
         }
+    }
+
+    /// Exits by kind, those at the registers of legacy adapters by register (of all adapters). Each counts once.
+    fn exits(&self) -> BTreeMap<String, u64> {
+        let adapters = 0..self.adapters.len();
+        let nics: Vec<Accesses> = adapters
+            .filter_map(|index| self.with_nic(index, |nic, _| nic.accesses()))
+            .collect();
+        let by_port: u64 = nics.iter().map(|nic| nic.by_port).sum();
+        let by_memory: u64 = nics.iter().map(|nic| nic.by_memory).sum();
+        let exits = self.machine.exits();
+        let (ports, memory) = (
+            exits.port_reads + exits.port_writes,
+            exits.memory_reads + exits.memory_writes,
+        );
+        let kinds = [
+            // A string instruction makes several accesses in one exit.
+            ("pio", ports.saturating_sub(by_port)),
+            ("mmio", memory.saturating_sub(by_memory)),
+            ("interrupted", exits.interrupted),
+            ("emulated", exits.emulated),
+            ("msr", exits.msrs),
+            ("hypercall", exits.hypercalls),
+            // KVM handles these itself.
+            ("hlt", 0),
+        ];
+        let mut counts = BTreeMap::from(kinds.map(|(kind, count)| (kind.to_owned(), count)));
+        for (register, count) in nics.iter().flat_map(|nic| (0..).zip(nic.registers)) {
+            if count > 0 {
+                *counts.entry(format!("csr{register}")).or_default() += count;
+            }
+        }
+        counts
     }
 
     fn index(&self, name: AdapterName) -> anyhow::Result<usize> {

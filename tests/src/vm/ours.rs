@@ -208,14 +208,14 @@ impl Lab {
         Ok((exits, sum))
     }
 
-    /// How often a VM's guest left its code for a hypercall.
+    /// How often a VM's guest left its code for one reason, such as `hypercall` or `csr5`, as far as `vm show` says.
     ///
     /// # Errors
-    /// When `vm show` does not say.
-    pub fn hypercalls(&self, name: &str) -> Result<u64> {
+    /// When `vm show` fails.
+    pub fn vm_exits_at(&self, name: &str, kind: &str) -> Result<u64> {
         let (exits, _) = self.vm_exits(name)?;
-        let calls = exits.into_iter().find(|(kind, _)| kind == "hypercall");
-        Ok(calls.context("hypercalls are not counted")?.1)
+        let counted = exits.into_iter().find(|(counted, _)| counted == kind);
+        Ok(counted.map_or(0, |(_, count)| count))
     }
 
     /// What `vm show` says of the driver of a VM's first adapter.
