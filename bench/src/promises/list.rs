@@ -46,7 +46,6 @@ const fn hardly_more(id: &'static str, of: Of, more: f64, text: &'static str) ->
 const TCP_TAP: [&str; 3] = ["TCP, MTU 1500, TAP to TAP", OURS, "gbps"];
 const TCP_NIC: [&str; 3] = ["TCP, MTU 1500, host NIC to host NIC", OURS, "gbps"];
 const TCP_BRIDGE: [&str; 3] = ["TCP, MTU 1500, cable to cable", BRIDGE, "gbps"];
-const ONE: [&str; 3] = ["64 B", OURS, "mpps"];
 
 /// All that is promised.
 pub(super) const PROMISES: [Promise; 31] = [
@@ -143,19 +142,19 @@ pub(super) const PROMISES: [Promise; 31] = [
     at_least(
         "destinations",
         Group::Variants,
-        Of::Ratio(["64 B, 50000 destinations", OURS, "mpps"], ONE),
+        ours("64 B, 50000 destinations", "of_plain"),
         "50,000 destination addresses, as a share of the rate with one",
     ),
     at_least(
         "sources",
         Group::Variants,
-        Of::Ratio(["64 B, 50000 sources", OURS, "mpps"], ONE),
+        ours("64 B, 50000 sources", "of_plain"),
         "50,000 source addresses, as a share of the rate with one",
     ),
     at_least(
         "packed",
         Group::Variants,
-        Of::Ratio(["64 B, packed", OURS, "mpps"], ONE),
+        ours("64 B, packed", "of_plain"),
         "Packed rings, as a share of the rate of split ones",
     ),
     at_most(
