@@ -205,6 +205,12 @@ pub(super) const PROMISES: [Promise; 31] = [
         Of::Ratio(TCP_NIC, TCP_BRIDGE),
         "TCP between two host NICs, as a multiple of the kernel bridge between cables",
     ),
+    at_least(
+        "tcp-af-xdp",
+        Group::Tcp,
+        to_ovs("TCP, MTU 1500, AF_XDP to AF_XDP", "gbps"),
+        "TCP between two AF_XDP ports, as a multiple of OVS-DPDK's",
+    ),
     at_most(
         "ping",
         Group::Tcp,
