@@ -48,7 +48,7 @@ const TCP_NIC: [&str; 3] = ["TCP, MTU 1500, host NIC to host NIC", OURS, "gbps"]
 const TCP_BRIDGE: [&str; 3] = ["TCP, MTU 1500, cable to cable", BRIDGE, "gbps"];
 
 /// All that is promised.
-pub(super) const PROMISES: [Promise; 31] = [
+pub(super) const PROMISES: [Promise; 32] = [
     at_least(
         "ovs-64",
         Group::Sizes,
