@@ -1,5 +1,5 @@
 //! Several processors, and a channel of the synthetic adapter for each of them, with Linux's `hv_netvsc`.
-//! Open until it was seen to its end.
+//! Open: where KVM emulates ring 0 such a guest takes minutes to start, and the test was not yet seen to its end there.
 
 use std::{collections::BTreeSet, time::Duration};
 

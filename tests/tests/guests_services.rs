@@ -1,5 +1,4 @@
 //! Hyper-V's integration services with Linux's own drivers (`hv_utils`), seen from both sides.
-//! Open until it was seen to its end.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
