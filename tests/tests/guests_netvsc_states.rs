@@ -10,13 +10,14 @@ use vswitch_tests::{
 };
 
 #[test]
-fn a_transfer_outlives_pause_and_the_end_of_vswitchd() -> Result<()> {
+fn a_transfer_outlives_pause_save_and_the_end_of_vswitchd() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.transfer(|scene| {
         scene.lab.ctl("vm pause guest")?;
         ensure!(!scene.host.reaches(GUEST), "a paused guest answers");
         scene.lab.ctl("vm resume guest").map(drop)
     })?;
+    scene.transfer(Scene::save_and_start)?;
     scene.transfer(|scene| {
         scene.lab.daemon.kill()?;
         scene.lab.daemon.start_again()

@@ -119,8 +119,8 @@ fn poke(path: &str, offset: &str, count: &str) -> Result<()> {
 
 /// What `hv_utils` and a program in its guest say to each other: `struct hv_kvp_msg` of `linux/hyperv.h`.
 mod exchange {
-    /// Its bytes.
-    pub(super) const MESSAGE: usize = 4 + 7426;
+    /// Its bytes: operation and pool, and the longest body, which ends at a multiple of 4.
+    pub(super) const MESSAGE: usize = 4 + 7428;
     /// Where the name and the value are.
     pub(super) const NAME: usize = 20;
     pub(super) const VALUE: usize = 532;

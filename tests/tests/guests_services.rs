@@ -1,5 +1,4 @@
 //! Hyper-V's integration services with Linux's own drivers (`hv_utils`), seen from both sides.
-//! Open until it was seen to its end.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -123,7 +122,11 @@ fn facts(scene: &mut Scene) -> Result<()> {
     scene.console.run(&format!(
         "./vswitch-guest facts NetworkAddressIPv4={address} 'OSName=a test' >facts 2>&1 &"
     ))?;
-    has_fact(&scene.lab, "NetworkAddressIPv4", &address)?;
+    let told = has_fact(&scene.lab, "NetworkAddressIPv4", &address);
+    if let Err(error) = told {
+        let said = scene.console.output("cat facts")?.1;
+        return Err(error.context(format!("its program said: {said}")));
+    }
     has_fact(&scene.lab, "OSName", "a test")
 }
 
