@@ -24,6 +24,7 @@ use crate::gate::Gate;
 use crate::hyperv::msr;
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::{self, GuestMemory};
+use crate::phase::{Event, Phase};
 use crate::sandbox::{self, Thread};
 use crate::shared::{Control, Leaving, PowerOn, Shared, lock};
 use crate::slots::Slots;
@@ -43,45 +44,6 @@ pub struct Config {
     pub hyperv: bool,
     /// Where the guest's consoles go.
     pub output: Output,
-}
-
-/// What a machine tells of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The guest has reset the machine, which goes on.
-    Reset,
-    /// The guest has turned it off.
-    PoweredOff,
-    /// It cannot go on: why, in words.
-    Crashed(String),
-}
-
-/// Where a machine is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Made, and never run.
-    Created,
-    /// Its processors run.
-    Running,
-    /// Its processors and its time stand still.
-    Paused,
-    /// Turned off by its guest, for good.
-    Off,
-    /// Stopped by a fault, for good.
-    Crashed,
-}
-
-impl Phase {
-    /// The word for users.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Off => "off",
-            Self::Crashed => "crashed",
-        }
-    }
 }
 
 /// A machine. Dropped, it ends at once, as if its plug were pulled.

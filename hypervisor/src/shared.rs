@@ -12,8 +12,8 @@ use crate::boot::Boot;
 use crate::exits::Counters;
 use crate::gate::Gate;
 use crate::kvm::{Chips, Kick, Vcpu, Vm};
-use crate::machine::{Event, Phase};
 use crate::memory::GuestMemory;
+use crate::phase::{Event, Phase};
 use crate::state::{self, Document, VcpuState};
 use crate::{Error, chipset, irq};
 

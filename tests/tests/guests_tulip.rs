@@ -119,6 +119,7 @@ impl Four {
             )?);
         }
         lab.create_vm("guest", &["net=n0", "net=n1", "net=n2", "net=n3"], "")?;
+        lab.ctl("vm set guest --cpus 2")?;
         let mut console = lab.start_vm("guest")?;
         console.wait_ready(BOOT_LIMIT)?;
         for net in 0..ADAPTERS {
@@ -201,10 +202,33 @@ fn four_adapters_serve_four_networks() -> Result<()> {
         .console
         .run("cat /sys/class/net/eth?/address | sort | uniq -d")?;
     ensure!(macs.is_empty(), "given twice: {macs}");
+    the_second_processor_takes_interrupts(&mut guest)?;
     links_change(&mut guest)?;
     moves_under_traffic(&mut guest)?;
     guest.ping_on_all()?;
     guest.lab.counters_add_up()
+}
+
+/// The guest has two processors, and moves the first adapter's interrupts to the second.
+fn the_second_processor_takes_interrupts(guest: &mut Four) -> Result<()> {
+    let irq = "$(awk '/eth0/ {print $1 + 0}' /proc/interrupts)";
+    let console = &mut guest.console;
+    console.run(&format!("echo 2 >/proc/irq/{irq}/smp_affinity"))?;
+    let taken_by_second = |console: &mut Console| -> Result<u64> {
+        let taken = console.run("awk '/eth0/ {print $3}' /proc/interrupts")?;
+        let taken = taken.trim();
+        taken
+            .parse()
+            .with_context(|| format!("no number of interrupts: {taken}"))
+    };
+    let before = taken_by_second(console)?;
+    console.ping(Four::at(0, 1))?;
+    let after = taken_by_second(console)?;
+    ensure!(
+        after > before,
+        "the second processor took {before}, then {after}"
+    );
+    Ok(())
 }
 
 /// The first adapter's cable is pulled out and plugged in.

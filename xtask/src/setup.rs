@@ -90,9 +90,9 @@ pub(crate) fn check() -> Result<bool> {
         paths::guests().display()
     );
     let cache = paths::guests();
-    let ours = vm::image::is_there(&cache) && vm::image::full_is_there(&cache);
+    let ours = vm::image::is_there(&cache);
     say!(
-        "{:8} kernels for guests of our own monitor",
+        "{:8} kernel for guests of our own monitor",
         if ours { "there" } else { "MISSING" },
     );
     if !missing.is_empty() {
@@ -105,14 +105,7 @@ pub(crate) fn check() -> Result<bool> {
 pub(crate) fn everything() -> Result<()> {
     for_networks()?;
     bench_guest()?;
-    vm_image()?;
-    let cache = paths::guests();
-    if !vm::image::full_is_there(&cache) {
-        say!(
-            "building another kernel, for guests of several processors; that takes some minutes, once"
-        );
-    }
-    vm::image::full_kernel(&cache).map(drop)
+    vm_image()
 }
 
 /// What tests with networks need: all but the kernel for VMs of our own, which takes minutes to build.

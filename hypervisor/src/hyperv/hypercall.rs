@@ -7,7 +7,7 @@
 //! KVM can turn that into an event for whom it concerns, without the monitor.
 
 use super::Hyperv;
-use super::msr::ENABLED;
+use super::page::ENABLED;
 use super::synic::MAX_PAYLOAD;
 
 /// The port that the page's code writes to.

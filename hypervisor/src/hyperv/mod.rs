@@ -12,6 +12,7 @@
 pub mod cpuid;
 pub mod hypercall;
 pub mod msr;
+mod page;
 pub mod synic;
 #[cfg(test)]
 mod tests;

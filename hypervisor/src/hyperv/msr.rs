@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::hypercall::PAGE_CODE;
+use super::page::{ENABLED, PAGE, PAGE_MASK};
 use super::{Effect, Hyperv};
 
 /// First register of the range that Hyper-V uses.
@@ -29,14 +30,8 @@ const CRASH_P4: u32 = 0x4000_0104;
 const CRASH_CONTROL: u32 = 0x4000_0105;
 const TSC_INVARIANT_CONTROL: u32 = 0x4000_0118;
 
-/// A page register is in force.
-pub(super) const ENABLED: u64 = 1;
 /// The crash is complete and to be noticed.
 const CRASH_NOTIFY: u64 = 1 << 63;
-/// Where the page of a page register is.
-pub(super) const PAGE_MASK: u64 = !0xfff;
-/// Bytes of a page.
-pub(super) const PAGE: usize = 4096;
 
 impl Hyperv {
     /// What the register answers on processor `vp`; `None`: there is no such register (#GP).

@@ -17,7 +17,7 @@ use std::sync::atomic::{Ordering, fence};
 use guestmem::Fault;
 use serde::{Deserialize, Serialize};
 
-use super::msr::{ENABLED, PAGE, PAGE_MASK};
+use super::page::{ENABLED, PAGE, PAGE_MASK};
 use super::{Effect, Hyperv};
 
 /// Longest payload of a message.

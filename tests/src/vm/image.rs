@@ -18,8 +18,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use kernel::Kernel;
-
 use crate::{
     cmd,
     guest::{image as debian, newc::Newc},
@@ -57,7 +55,7 @@ pub struct VmImage {
 /// When a package cannot be had, a program is missing or the kernel does not build; the error says which.
 pub fn ensure(cache: &Path) -> Result<VmImage> {
     fs::create_dir_all(cache)?;
-    let kernel = Kernel::Plain.ensure(cache)?;
+    let kernel = kernel::ensure(cache)?;
     let network = fs::read(kernel.join("bzImage")).context("reading the guests' bzImage")?;
     let ipxe = ipxe::unpacked(cache)?;
     Ok(VmImage {
@@ -71,30 +69,10 @@ pub fn ensure(cache: &Path) -> Result<VmImage> {
     })
 }
 
-/// Another kernel as ELF file, for several processors, with IPv6, kexec and all of Hyper-V's drivers. It takes longer to
-/// start; it is made as the other is, and takes some minutes too.
-///
-/// # Errors
-/// As [`ensure()`].
-pub fn full_kernel(cache: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(cache)?;
-    Ok(Kernel::Full.ensure(cache)?.join("vmlinux"))
-}
-
-/// Whether what [`full_kernel()`] makes is below `cache`.
-#[must_use]
-pub fn full_is_there(cache: &Path) -> bool {
-    Kernel::Full
-        .folder(cache)
-        .is_ok_and(|folder| folder.is_dir())
-}
-
 /// Whether all that [`ensure()`] makes is below `cache`, as far as that can be said without making it.
 #[must_use]
 pub fn is_there(cache: &Path) -> bool {
-    Kernel::Plain
-        .folder(cache)
-        .is_ok_and(|folder| folder.is_dir())
+    kernel::folder(cache).is_ok_and(|folder| folder.is_dir())
 }
 
 /// Cargo's target folder for programs that are linked statically.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::{COMMAND_LINE, image::VmImage};
+use super::{COMMAND_LINE, NO_IPV6, image::VmImage};
 use crate::{Background, Netns, cmd, guest::image::static_busybox, station::Address};
 
 const LISTEN_LIMIT: Duration = Duration::from_secs(5);
@@ -147,7 +147,7 @@ impl Netboot {
         self.offer_file("initrd", &image.initrd)?;
         // The lease goes on with the kernel, which then need not ask for it again.
         self.script(&format!(
-            "kernel {} {COMMAND_LINE} ip=${{ip}}:::${{netmask}}::eth0:off\ninitrd {}\nboot\n",
+            "kernel {} {COMMAND_LINE} {NO_IPV6} ip=${{ip}}:::${{netmask}}::eth0:off\ninitrd {}\nboot\n",
             self.url("linux"),
             self.url("initrd"),
         ))?;

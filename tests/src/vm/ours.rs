@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{COMMAND_LINE, Console, image};
-use crate::{Lab, Station, cmd, paths, station::Address};
+use super::{COMMAND_LINE, Console, NO_IPV6, image};
+use crate::{Lab, Station, cmd, station::Address};
 
 /// How long a guest may take from its start until it takes commands. Ten to twenty seconds are usual where KVM emulates
 /// ring 0, on a machine that does nothing else.
@@ -23,7 +23,8 @@ impl Lab {
     /// # Errors
     /// When it is refused.
     pub fn create_vm(&self, name: &str, adapters: &[&str], parameters: &str) -> Result<()> {
-        self.create_linux_vm(name, "--legacy", adapters, parameters)
+        let parameters = format!("{NO_IPV6} {parameters}");
+        self.create_linux_vm(name, "--legacy", adapters, &parameters)
     }
 
     /// The same with synthetic adapters; `adapters` are arguments of `--synthetic`.
@@ -36,10 +37,11 @@ impl Lab {
         adapters: &[&str],
         parameters: &str,
     ) -> Result<()> {
-        self.create_linux_vm(name, "--synthetic", adapters, parameters)
+        let parameters = format!("{NO_IPV6} {parameters}");
+        self.create_linux_vm(name, "--synthetic", adapters, &parameters)
     }
 
-    /// The same with the full kernel and so many processors.
+    /// The same with IPv6, and so many processors.
     ///
     /// # Errors
     /// When it is refused.
@@ -50,11 +52,8 @@ impl Lab {
         parameters: &str,
         cpus: u32,
     ) -> Result<()> {
-        self.create_synthetic_vm(name, adapters, parameters)?;
-        let kernel = image::full_kernel(&paths::guests())?;
-        let boot = format!("kernel:{}", kernel.display());
-        self.ctl(&format!("vm set {name} --boot {boot} --cpus {cpus}"))
-            .map(drop)
+        self.create_linux_vm(name, "--synthetic", adapters, parameters)?;
+        self.ctl(&format!("vm set {name} --cpus {cpus}")).map(drop)
     }
 
     /// The same with one processor, and more programs than busybox.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::{Console, image};
+use super::{Console, NO_IPV6, image};
 use crate::{Background, Netns, cmd};
 
 /// What QEMU needs beyond [`super::COMMAND_LINE`] where KVM emulates ring 0: its ACPI tables take half a minute there,
@@ -66,7 +66,7 @@ impl QemuTulip {
             .arg(&image.initrd)
             .arg("-append")
             .arg(format!(
-                "{} {COMMAND_LINE} {parameters}",
+                "{} {NO_IPV6} {COMMAND_LINE} {parameters}",
                 super::COMMAND_LINE
             ))
             .stdin(Stdio::null())

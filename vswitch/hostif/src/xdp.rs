@@ -23,9 +23,10 @@ use rustix::io::Errno;
 use crate::info::{LinkInfo, rx_queues};
 use crate::name::IfName;
 use crate::sys::packet::hold_promiscuous;
+pub use crate::sys::ring::Descriptor;
 use program::Program;
 use queue::SocketConfig;
-pub use queue::{Descriptor, XdpQueue, XdpReceiver, XdpSender};
+pub use queue::{XdpQueue, XdpReceiver, XdpSender};
 use wire::Wire;
 
 /// Bytes of a frame buffer, its start a multiple of this within the UMEM.

@@ -1,4 +1,4 @@
-//! The guests' kernels, built from Debian's source package.
+//! The guests' kernel, built from Debian's source package.
 
 use std::{
     fs,
@@ -15,8 +15,6 @@ use crate::{cmd, deb};
 const PACKAGE: &str = "linux-source-6.1";
 /// What is set beyond `make tinyconfig`.
 const CONFIG: &str = include_str!("../../../guests/linux.config");
-/// What is set beyond that in the full kernel.
-const FULL_CONFIG: &str = include_str!("../../../guests/linux-full.config");
 const PATCH: &str = include_str!("../../../guests/linux.patch");
 const UNPACK_LIMIT: Duration = Duration::from_secs(600);
 /// On one slow core.
@@ -30,51 +28,32 @@ const BUILD_ENVIRONMENT: [&str; 5] = [
     "MAKEFLAGS=",
 ];
 
-/// Which kernel.
-#[derive(Clone, Copy)]
-pub(super) enum Kernel {
-    /// For one processor. Where KVM emulates ring 0 it is ready a third sooner than the other.
-    Plain,
-    /// For several processors, with the drivers of Hyper-V's integration services, IPv6 and kexec.
-    Full,
+/// The kernel's folder below `cache`, which belongs to what is in this file and in apt's lists, whether it exists or not.
+pub(super) fn folder(cache: &Path) -> Result<PathBuf> {
+    let version = deb::version(PACKAGE)?;
+    let made_of = [version.as_bytes(), CONFIG.as_bytes(), PATCH.as_bytes()];
+    Ok(cache.join(format!("linux-{}", digest(&made_of))))
 }
 
-impl Kernel {
-    /// What is set beyond `make tinyconfig`. Of a symbol that is set twice the last value counts.
-    fn config(self) -> String {
-        match self {
-            Self::Plain => CONFIG.to_owned(),
-            Self::Full => [CONFIG, FULL_CONFIG].concat(),
-        }
+/// The folder with `vmlinux` and `bzImage`, made where it is not there.
+pub(super) fn ensure(cache: &Path) -> Result<PathBuf> {
+    let folder = folder(cache)?;
+    if folder.is_dir() {
+        return Ok(folder);
     }
-
-    /// Its folder below `cache`, which belongs to what is in this file and in apt's lists, whether it exists or not.
-    pub(super) fn folder(self, cache: &Path) -> Result<PathBuf> {
-        let (version, config) = (deb::version(PACKAGE)?, self.config());
-        let made_of = [version.as_bytes(), config.as_bytes(), PATCH.as_bytes()];
-        Ok(cache.join(format!("linux-{}", digest(&made_of))))
-    }
-
-    /// The folder with `vmlinux` and `bzImage`, made where it is not there.
-    pub(super) fn ensure(self, cache: &Path) -> Result<PathBuf> {
-        let folder = self.folder(cache)?;
-        if folder.is_dir() {
-            return Ok(folder);
-        }
-        // Beside the result, so that it can be moved there in one step.
-        let work = tempfile::tempdir_in(cache)?;
-        let out = build(work.path(), &self.config()).context("building the guests' kernel")?;
-        match fs::rename(&out, &folder) {
-            // Somebody else was quicker, with the same kernel.
-            Err(_) if folder.is_dir() => Ok(folder),
-            result => result
-                .map(|()| folder)
-                .context("keeping the guests' kernel"),
-        }
+    // Beside the result, so that it can be moved there in one step.
+    let work = tempfile::tempdir_in(cache)?;
+    let out = build(work.path()).context("building the guests' kernel")?;
+    match fs::rename(&out, &folder) {
+        // Somebody else was quicker, with the same kernel.
+        Err(_) if folder.is_dir() => Ok(folder),
+        result => result
+            .map(|()| folder)
+            .context("keeping the guests' kernel"),
     }
 }
 
-fn build(work: &Path, config: &str) -> Result<PathBuf> {
+fn build(work: &Path) -> Result<PathBuf> {
     let package = work.join("package");
     deb::unpack(PACKAGE, &package)?;
     let source = work.join("source");
@@ -95,7 +74,7 @@ fn build(work: &Path, config: &str) -> Result<PathBuf> {
     fs::write(&patch, PATCH)?;
     let patch = patch.display().to_string();
     cmd::run(&["patch", "-d", &tree, "-p1", "-i", &patch])?;
-    configure(&source, config)?;
+    configure(&source)?;
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     make(&tree, &[&format!("-j{jobs}"), "vmlinux", "bzImage"])?;
     let out = work.join("out");
@@ -107,16 +86,16 @@ fn build(work: &Path, config: &str) -> Result<PathBuf> {
 }
 
 /// Writes the configuration and checks that nothing in it was refused.
-fn configure(source: &Path, wanted: &str) -> Result<()> {
+fn configure(source: &Path) -> Result<()> {
     let tree = source.display().to_string();
     make(&tree, &["tinyconfig"])?;
     let path = source.join(".config");
     let mut config = fs::read_to_string(&path)?;
-    config.push_str(wanted);
+    config.push_str(CONFIG);
     fs::write(&path, config)?;
     make(&tree, &["olddefconfig"])?;
     let config = fs::read_to_string(&path)?;
-    let refused = refused(&config, wanted);
+    let refused = refused(&config, CONFIG);
     ensure!(
         refused.is_empty(),
         "{PACKAGE} cannot be configured with {refused:?}"
@@ -124,27 +103,12 @@ fn configure(source: &Path, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-/// The lines of `wanted` that do not hold in `config` and that no later line takes back.
+/// The lines of `wanted` that do not hold in `config`.
 fn refused<'a>(config: &str, wanted: &'a str) -> Vec<&'a str> {
-    let lines: Vec<&str> = wanted.lines().collect();
-    let last = |at: usize, line: &str| {
-        let mut later = lines.iter().skip(at + 1);
-        later.all(|other| symbol(other) != symbol(line))
-    };
-    let counting = lines
-        .iter()
-        .enumerate()
-        .filter(|(at, line)| last(*at, line));
-    counting
-        .map(|(_, line)| *line)
+    wanted
+        .lines()
         .filter(|line| !is_set(config, line))
         .collect()
-}
-
-/// The symbol that a line sets.
-fn symbol(line: &str) -> &str {
-    let line = line.strip_prefix("# ").unwrap_or(line);
-    line.split(['=', ' ']).next().unwrap_or(line)
 }
 
 /// Whether line `wanted` holds in `config`. A symbol that nothing offers any more is off, too.
@@ -193,18 +157,5 @@ mod tests {
         ] {
             assert!(!is_set(config, bad), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_line_that_a_later_one_takes_back_is_not_wanted() {
-        let wanted = "# CONFIG_SMP is not set\nCONFIG_A=y\nCONFIG_SMP=y\nCONFIG_SMPX=y\n";
-        assert_eq!(
-            refused("CONFIG_A=y\nCONFIG_SMP=y\n", wanted),
-            ["CONFIG_SMPX=y"]
-        );
-        assert_eq!(
-            refused("CONFIG_SMPX=y\n", wanted),
-            ["CONFIG_A=y", "CONFIG_SMP=y"]
-        );
     }
 }

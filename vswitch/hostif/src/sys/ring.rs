@@ -21,7 +21,38 @@ pub(crate) unsafe trait Slot: Copy + Send {}
 // SAFETY: an integer.
 unsafe impl Slot for u64 {}
 // SAFETY: `repr(C)` of a u64 and two u32.
-unsafe impl Slot for crate::xdp::Descriptor {}
+unsafe impl Slot for Descriptor {}
+
+/// A piece of a frame in the UMEM (`struct xdp_desc`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Where it begins, in bytes from the start of the UMEM. On receive this is 256 or more behind the start of the
+    /// frame buffer.
+    pub addr: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    options: u32,
+}
+
+impl Descriptor {
+    /// `XDP_PKT_CONTD`
+    const CONTINUED: u32 = 1;
+
+    /// A piece; `more` tells that the next descriptor goes on with the same frame.
+    pub const fn new(addr: u64, len: u32, more: bool) -> Self {
+        Self {
+            addr,
+            len,
+            options: if more { Self::CONTINUED } else { 0 },
+        }
+    }
+
+    /// Whether the next descriptor goes on with the same frame.
+    pub const fn more(&self) -> bool {
+        self.options & Self::CONTINUED != 0
+    }
+}
 
 /// One mapped ring of a power of two of slots.
 #[derive(Debug)]

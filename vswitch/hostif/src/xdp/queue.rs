@@ -20,38 +20,7 @@ use rustix::net::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{FRAME_SIZE, umem_len, umem_part};
-use crate::sys::ring::{Consumer, Producer};
-
-/// A piece of a frame in the UMEM (`struct xdp_desc`).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Descriptor {
-    /// Where it begins, in bytes from the start of the UMEM. On receive this is 256 or more behind the start of the
-    /// frame buffer.
-    pub addr: u64,
-    /// Its length in bytes.
-    pub len: u32,
-    options: u32,
-}
-
-impl Descriptor {
-    /// `XDP_PKT_CONTD`
-    const CONTINUED: u32 = 1;
-
-    /// A piece; `more` tells that the next descriptor goes on with the same frame.
-    pub const fn new(addr: u64, len: u32, more: bool) -> Self {
-        Self {
-            addr,
-            len,
-            options: if more { Self::CONTINUED } else { 0 },
-        }
-    }
-
-    /// Whether the next descriptor goes on with the same frame.
-    pub const fn more(&self) -> bool {
-        self.options & Self::CONTINUED != 0
-    }
-}
+use crate::sys::ring::{Consumer, Descriptor, Producer};
 
 /// What all sockets of an interface have in common.
 pub(super) struct SocketConfig {
@@ -250,10 +219,7 @@ impl XdpSender {
             .rposition(|d| !d.more())
             .map_or(0, |last| last + 1);
         let base = self.end.base;
-        let shifted = |d: &Descriptor| Descriptor {
-            addr: d.addr.wrapping_sub(base),
-            ..*d
-        };
+        let shifted = |d: &Descriptor| Descriptor::new(d.addr.wrapping_sub(base), d.len, d.more());
         self.tx.push(fitting.iter().take(whole).map(shifted))
     }
 
