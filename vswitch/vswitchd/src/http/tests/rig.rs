@@ -138,7 +138,9 @@ impl Host for FakeHost {
     }
 
     fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()> {
-        self.world().interfaces.remove(host_nic.as_str());
+        let mut world = self.world();
+        world.interfaces.remove(host_nic.as_str());
+        world.macs.remove(host_nic.as_str());
         Ok(())
     }
 }
@@ -168,6 +170,7 @@ impl Backend for FakeBackend {
         world.open.remove(&self.target);
         if self.is_host_nic && fate == Fate::Delete {
             world.interfaces.remove(&self.target);
+            world.macs.remove(&self.target);
         }
     }
 
