@@ -15,8 +15,15 @@ use crate::syscalls::Counting;
 const BATCH: usize = 64;
 /// Polls between two looks at the clock.
 const POLLS: u32 = 256;
-/// Before counting begins: caches, MAC table and clock speed settle.
+/// Before counting begins: caches, MAC table and clock speed settle. Repeated while the rate grows.
 const WARM_UP: Duration = Duration::from_millis(60);
+/// A rate that grows by less than this has settled.
+const GROWTH: f64 = 1.1;
+/// How often each address must have passed before: a switch that makes an entry for each pair of addresses when it first
+/// meets them is not to be measured while it does.
+const PASSES: u64 = 4;
+/// How long that may take.
+const SETTLED: Duration = Duration::from_secs(10);
 /// How long to wait for the first frame. Another switch may need a while until its ports are up.
 const FIRST: Duration = Duration::from_secs(10);
 /// How long a frame may take to the others before it is sent again: a worker that shares its core is not at it at once.
@@ -39,6 +46,13 @@ pub(crate) struct Driven {
     /// Share of its time in which it found nothing to do.
     pub(crate) idle: f64,
     pub(crate) seconds: f64,
+}
+
+impl Driven {
+    /// Frames received in a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.received as f64 / self.seconds
+    }
 }
 
 /// What was sent at a rate.
@@ -77,6 +91,23 @@ impl Pair {
         self.introduce()?;
         attached.tick();
         Ok(attached)
+    }
+
+    /// Keeps the rings full until the switch is at its speed.
+    fn warm_up(&mut self, senders: usize) -> Result<()> {
+        let start = Instant::now();
+        let wanted = PASSES * u64::from(self.case.sources.max(self.case.destinations));
+        let (mut received, mut best) = (0, 0.0);
+        while start.elapsed() < SETTLED {
+            let driven = self.saturate(senders, WARM_UP)?;
+            received += driven.received;
+            let rate = driven.rate();
+            if received >= wanted && rate < best * GROWTH {
+                break;
+            }
+            best = rate.max(best);
+        }
+        Ok(())
     }
 
     /// Every guest sends from each of its addresses once, until the others hear it.
@@ -256,7 +287,7 @@ pub(crate) fn run(
     let mut pair = Pair::new(case, 2)?;
     let attached = pair.attach(to)?;
     let senders = if case.both_ways { 2 } else { 1 };
-    pair.saturate(senders, WARM_UP)?;
+    pair.warm_up(senders)?;
     let counting = count_calls.then(Counting::start).transpose()?;
     let before = attached.counts();
     let allocations = crate::allocations();

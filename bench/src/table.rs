@@ -25,7 +25,7 @@ const fn column(name: &'static str, heading: &'static str, factor: f64, digits: 
 }
 
 /// All figures, in the order in which tables show them.
-pub(crate) const COLUMNS: [Column; 24] = [
+pub(crate) const COLUMNS: [Column; 25] = [
     column("mpps", "Mpps", 1.0, 2),
     column("zero_loss_mpps", "Mpps, no loss", 1.0, 2),
     column("of_maximum", "of maximum %", 100.0, 0),
@@ -38,6 +38,7 @@ pub(crate) const COLUMNS: [Column; 24] = [
     column("rtt_us", "round trip µs", 1.0, 1),
     column("cycles", "cycles", 1.0, 0),
     column("together", "× one worker", 1.0, 2),
+    column("of_plain", "× plain", 1.0, 2),
     column("busy", "busy %", 100.0, 0),
     column("copied", "copied", 1.0, 2),
     column("notifications", "notif.", 1.0, 4),

@@ -10,7 +10,7 @@ use crate::drive::{self, Pair, Run};
 use crate::machine::{hertz, on_core};
 use crate::search::zero_loss;
 use crate::stats::Stat;
-use crate::subject::{Counts, OURS, Ours};
+use crate::subject::{Contender, Counts, OURS, Ours};
 
 /// Rates at which latency is measured, in frames a second.
 const RATES: [(f64, &str); 2] = [(1e5, "100,000/s"), (1e6, "1,000,000/s")];
@@ -38,7 +38,7 @@ fn figures(run: &Run) -> Figures {
     let driven = &run.driven;
     let received = driven.received as f64;
     let mut figures = vec![
-        ("mpps", received / driven.seconds / 1e6),
+        ("mpps", driven.rate() / 1e6),
         ("gbps", driven.bytes as f64 * 8.0 / driven.seconds / 1e9),
         (
             "lost",
@@ -53,13 +53,30 @@ fn figures(run: &Run) -> Figures {
     figures
 }
 
+/// The same, and the rate as a share of that in the plain case of this size right after it, for our own switch.
+fn beside_plain(to: &mut dyn Contender, case: &Case, time: Duration) -> Result<Figures> {
+    let run = drive::run(to, case, time, false)?;
+    let mut figures = figures(&run);
+    let plain = Case::of(case.frame);
+    if to.name() == OURS && *case != plain {
+        let plain = drive::run(to, &plain, time, false)?;
+        figures.push(("of_plain", run.driven.rate() / plain.driven.rate()));
+    }
+    Ok(figures)
+}
+
 /// Keeps the rings full in each case.
 fn saturated(bench: &mut Bench, group: Group, cases: &[Case]) -> Result<()> {
     let time = bench.settings.time;
     for case in cases {
-        bench.compare((group, "mpps"), (case, &case.label(), 2), |to, case| {
-            Ok(figures(&drive::run(to, case, time, false)?))
-        })?;
+        bench.compare(
+            (group, "mpps"),
+            (case, &case.label(), 2),
+            |to, case| match group {
+                Group::Variants => beside_plain(to, case, time),
+                _ => Ok(figures(&drive::run(to, case, time, false)?)),
+            },
+        )?;
         count_calls(bench, group, case);
     }
     Ok(())

@@ -46,7 +46,6 @@ const fn hardly_more(id: &'static str, of: Of, more: f64, text: &'static str) ->
 const TCP_TAP: [&str; 3] = ["TCP, MTU 1500, TAP to TAP", OURS, "gbps"];
 const TCP_NIC: [&str; 3] = ["TCP, MTU 1500, host NIC to host NIC", OURS, "gbps"];
 const TCP_BRIDGE: [&str; 3] = ["TCP, MTU 1500, cable to cable", BRIDGE, "gbps"];
-const ONE: [&str; 3] = ["64 B", OURS, "mpps"];
 
 /// All that is promised.
 pub(super) const PROMISES: [Promise; 31] = [
@@ -143,19 +142,19 @@ pub(super) const PROMISES: [Promise; 31] = [
     at_least(
         "destinations",
         Group::Variants,
-        Of::Ratio(["64 B, 50000 destinations", OURS, "mpps"], ONE),
+        ours("64 B, 50000 destinations", "of_plain"),
         "50,000 destination addresses, as a share of the rate with one",
     ),
     at_least(
         "sources",
         Group::Variants,
-        Of::Ratio(["64 B, 50000 sources", OURS, "mpps"], ONE),
+        ours("64 B, 50000 sources", "of_plain"),
         "50,000 source addresses, as a share of the rate with one",
     ),
     at_least(
         "packed",
         Group::Variants,
-        Of::Ratio(["64 B, packed", OURS, "mpps"], ONE),
+        ours("64 B, packed", "of_plain"),
         "Packed rings, as a share of the rate of split ones",
     ),
     at_most(
@@ -205,6 +204,12 @@ pub(super) const PROMISES: [Promise; 31] = [
         Group::Tcp,
         Of::Ratio(TCP_NIC, TCP_BRIDGE),
         "TCP between two host NICs, as a multiple of the kernel bridge between cables",
+    ),
+    at_least(
+        "tcp-af-xdp",
+        Group::Tcp,
+        to_ovs("TCP, MTU 1500, AF_XDP to AF_XDP", "gbps"),
+        "TCP between two AF_XDP ports, as a multiple of OVS-DPDK's",
     ),
     at_most(
         "ping",

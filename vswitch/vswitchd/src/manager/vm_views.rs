@@ -1,8 +1,8 @@
 //! What the API shows of VMs.
 
 use vswitch::api::{
-    AdapterView, ConsoleView, CrashView, DriverState, Refusal, Service, ServiceView, VmConfig,
-    VmGlance, VmList, VmName, VmView,
+    AdapterKind, AdapterView, ConsoleView, CrashView, DriverState, Refusal, Service, ServiceView,
+    VmConfig, VmGlance, VmList, VmName, VmView,
 };
 use vswitch::attach::message::Status;
 
@@ -137,10 +137,24 @@ impl Manager {
             let line = move |twin| {
                 format!("{own} has address {mac}, which {twin} in its network also has")
             };
-            self.twins(name, own).into_iter().map(line)
+            let twins = self.twins(name, own).into_iter().map(line);
+            let swapped = is_swapped(adapter).then(|| {
+                format!(
+                    "{own} has address {mac}, which Linux's tulip driver takes for one with its bytes swapped in pairs: \
+                     choose one that does not begin with 02:00, a0:00 or c0:00"
+                )
+            });
+            twins.chain(swapped)
         };
         vm.adapters.values().flat_map(of).collect()
     }
+}
+
+/// Whether drivers for the 21140 read another address than the one in the serial ROM: early boards of Lite-On had theirs
+/// there with the bytes of each word swapped, and Linux knows them by these beginnings.
+fn is_swapped(adapter: &SavedAdapter) -> bool {
+    let begins = adapter.mac.mac().to_u64() >> 32;
+    adapter.name.kind() == AdapterKind::Legacy && matches!(begins, 0x0200 | 0xa000 | 0xc000)
 }
 
 fn services(config: &VmConfig, status: Option<&Status>) -> Vec<ServiceView> {

@@ -104,6 +104,11 @@ async fn rewire(rig: &Rig) {
         warning.contains("52:00:00:00:00:00, which web.legacy1 in its network"),
         "{warning}"
     );
+    // Its driver would swap the bytes of such an address.
+    let odd = r#"{"mac":"02:00:00:00:00:07"}"#;
+    let view = rig.ok("PATCH", &second, odd).await;
+    let warning = view["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("bytes swapped in pairs"), "{warning}");
     let view = rig.ok("PATCH", &second, r#"{"mac":null}"#).await;
     assert_eq!(view["adapters"][1]["mac"], "52:00:00:00:00:01");
     assert_eq!(view["warnings"], json!([]));
