@@ -3,7 +3,7 @@
 use std::net::{TcpListener, TcpStream};
 
 use anyhow::Result;
-use vswitch_tests::{Capture, Netns, cmd};
+use vswitch_tests::{Capture, Netns, cmd, paths};
 
 /// Two hosts on a bridge in a namespace of its own; the hosts' interface is eth0, the bridge has end1 and end2.
 fn bridged() -> Result<(Netns, Netns, Netns)> {
@@ -83,4 +83,28 @@ fn a_dropped_namespace_is_gone_with_its_processes() {
         Ok(sleeper.must_run().is_err())
     })
     .unwrap();
+}
+
+#[test]
+fn systemd_knows_all_that_the_unit_says() {
+    // The program need not be installed to be checked.
+    let unit = paths::workspace().join("packaging/vswitchd.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let dir = tempfile::TempDir::new().unwrap();
+    let copy = dir.path().join("vswitchd.service");
+    std::fs::write(&copy, unit.replace("/usr/local/bin/vswitchd", "/bin/true")).unwrap();
+    let out = cmd::output(&[
+        "systemd-analyze",
+        "verify",
+        "--man=no",
+        &copy.display().to_string(),
+    ])
+    .unwrap();
+    // What it does not know it tells, and ends with status 0.
+    let said = String::from_utf8_lossy(&out.stderr);
+    let of_ours: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("vswitchd.service"))
+        .collect();
+    assert!(out.status.success() && of_ours.is_empty(), "{said}");
 }

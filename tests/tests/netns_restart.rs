@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use vswitch_tests::{
     Lab, Netns, Station, cmd,
@@ -163,6 +163,43 @@ fn a_network_deleted_after_a_crash_gives_the_addresses_back() -> Result<()> {
     lab.host
         .run(&["ping", "-c", "1", "-W", "2", "10.65.0.3"])
         .map(drop)
+}
+
+/// The MAC addresses of both host NICs.
+fn addresses_of_host_nics(lab: &Lab) -> Result<[String; 2]> {
+    let of = |nic: &str| -> Result<String> {
+        let line = lab.host.ip(&format!("-o link show dev {nic}"))?;
+        let (_, rest) = line.split_once("link/ether ").context("no address")?;
+        Ok(rest.chars().take_while(|c| !c.is_whitespace()).collect())
+    };
+    Ok([of("vsw-office")?, of("vsw-inner")?])
+}
+
+#[test]
+fn a_host_nic_that_is_made_anew_has_the_address_it_had() -> Result<()> {
+    let mut lab = Lab::start()?;
+    let (host, _lan) = set_up(&lab)?;
+    drop(host);
+    let before = addresses_of_host_nics(&lab)?;
+    for operator in [false, true] {
+        if operator {
+            // Holds as long as the device: over a restart, and not over a reboot.
+            lab.host
+                .ip("link set vsw-inner address 02:00:00:00:00:99")?;
+            lab.daemon.terminate()?;
+            lab.daemon.start_again()?;
+            let [_, inner] = addresses_of_host_nics(&lab)?;
+            ensure!(inner == "02:00:00:00:00:99", "{inner}");
+        }
+        lab.daemon.terminate()?;
+        for nic in ["vsw-office", "vsw-inner"] {
+            lab.host.ip(&format!("link delete {nic}"))?;
+        }
+        lab.daemon.start_again()?;
+        let after = addresses_of_host_nics(&lab)?;
+        ensure!(before == after, "before {before:?}, after {after:?}");
+    }
+    Ok(())
 }
 
 #[test]

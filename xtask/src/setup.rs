@@ -17,7 +17,7 @@ const fn needed(program: &'static str, package: &'static str) -> Needed {
     Needed { program, package }
 }
 
-const NEEDED: [Needed; 26] = [
+const NEEDED: [Needed; 27] = [
     needed("ip", "iproute2"),
     needed("ping", "iputils-ping"),
     needed("ethtool", "ethtool"),
@@ -32,6 +32,7 @@ const NEEDED: [Needed; 26] = [
     needed("sqlite3", "sqlite3"),
     needed("g++", "g++"),
     needed("dnsmasq", "dnsmasq-base"),
+    needed("systemd-analyze", "systemd"),
     needed("/usr/share/seabios/bios.bin", "seabios"),
     // For the guests' kernel and boot ROM.
     needed("make", "make"),

@@ -2,12 +2,13 @@
 
 pub mod image;
 mod init;
+pub mod migration;
 pub(crate) mod newc;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -62,51 +63,53 @@ impl QemuGuest {
     /// # Errors
     /// When a package or the image is missing, or it has not booted in 60 s; the error holds its console.
     pub fn boot(netns: &Netns, config: &GuestConfig) -> Result<Self> {
+        let mut guest = Self::start(netns, config, None)?;
+        let booted = guest.wait_for_agent();
+        booted.with_context(|| {
+            let dir = &guest.dir;
+            format!("{}\n{}", said(dir, "qemu.log"), said(dir, "console.log"))
+        })?;
+        Ok(guest)
+    }
+
+    /// Starts QEMU, which boots the guest or waits for one to come on the socket `incoming`.
+    fn start(netns: &Netns, config: &GuestConfig, incoming: Option<&Path>) -> Result<Self> {
         let image = image::ensure(&paths::guests())?;
         let dir = TempDir::new()?;
         let mut command = netns.command("qemu-system-x86_64");
         machine(&mut command, &image, config, &dir);
+        if let Some(socket) = incoming {
+            command
+                .arg("-incoming")
+                .arg(format!("unix:{}", socket.display()));
+        }
         let log = std::fs::File::create(dir.path().join("qemu.log"))?;
         command
             .stdout(log.try_clone()?)
             .stderr(log)
             .stdin(Stdio::null());
         let mut qemu = Background::spawn(&mut command)?;
-        let agent = Self::connect(&mut qemu, &dir).with_context(|| {
-            format!("{}\n{}", said(&dir, "qemu.log"), said(&dir, "console.log"))
-        })?;
+        let agent = connect(&mut qemu, &dir.path().join("agent.sock"))
+            .with_context(|| said(&dir, "qemu.log"))?;
         Ok(Self {
             qemu,
-            agent,
+            agent: BufReader::new(agent),
             dir,
             commands: 0,
         })
     }
 
-    fn connect(qemu: &mut Background, dir: &TempDir) -> Result<BufReader<UnixStream>> {
-        let path = dir.path().join("agent.sock");
-        let mut stream = None;
-        cmd::wait_until(
-            "QEMU's command channel (package qemu-system-x86)",
-            BOOT_LIMIT,
-            || {
-                qemu.must_run()?;
-                stream = UnixStream::connect(&path).ok();
-                Ok(stream.is_some())
-            },
-        )?;
-        let stream = stream.context("no command channel")?;
-        stream.set_read_timeout(Some(BOOT_LIMIT))?;
-        let mut agent = BufReader::new(stream);
+    fn wait_for_agent(&mut self) -> Result<()> {
         let mut line = String::new();
         while !line.ends_with("agent ready\n") {
             line.clear();
-            let len = agent
+            let len = self
+                .agent
                 .read_line(&mut line)
                 .context("waiting for the guest to boot")?;
             ensure!(len > 0, "the guest ended while it booted");
         }
-        Ok(agent)
+        Ok(())
     }
 
     /// Runs a shell command in the guest and returns what it printed, standard error too.
@@ -160,6 +163,19 @@ impl QemuGuest {
     pub fn console(&self) -> String {
         said(&self.dir, "console.log")
     }
+}
+
+/// Connects to a socket that QEMU listens on.
+fn connect(qemu: &mut Background, path: &Path) -> Result<UnixStream> {
+    let mut stream = None;
+    cmd::wait_until("QEMU (package qemu-system-x86)", BOOT_LIMIT, || {
+        qemu.must_run()?;
+        stream = UnixStream::connect(path).ok();
+        Ok(stream.is_some())
+    })?;
+    let stream = stream.context("no connection to QEMU")?;
+    stream.set_read_timeout(Some(BOOT_LIMIT))?;
+    Ok(stream)
 }
 
 fn said(dir: &TempDir, file: &str) -> String {
@@ -225,6 +241,11 @@ fn machine(command: &mut Command, image: &image::GuestImage, config: &GuestConfi
         .arg(format!(
             "unix:{},server=on,wait=off",
             path("agent.sock").display()
+        ))
+        .arg("-qmp")
+        .arg(format!(
+            "unix:{},server=on,wait=off",
+            path("qmp.sock").display()
         ))
         .arg("-kernel")
         .arg(&image.kernel)

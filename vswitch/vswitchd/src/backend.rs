@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState};
+use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState, StationMac};
 use vswitch::control::PortHandle;
 
 /// What becomes of what was made on the host for a port.
@@ -22,8 +22,8 @@ pub(crate) struct Open<'a> {
     pub(crate) mtu: Mtu,
     /// The port's link.
     pub(crate) link: Link,
-    /// The uplink of the port's network, whose MAC address its host NIC takes.
-    pub(crate) uplink: Option<&'a IfName>,
+    /// The MAC address that the host NIC of the port's network gets when it is made.
+    pub(crate) host_mac: Option<StationMac>,
     /// The port, which the sides are attached to.
     pub(crate) port: Arc<PortHandle>,
 }
@@ -47,6 +47,9 @@ pub(crate) trait Backend: Send {
 pub(crate) trait Host: Send + Sync {
     /// Checks that `uplink` can be bound: it is there, it is Ethernet, and it has no master. Answers its MTU.
     fn check_uplink(&self, uplink: &IfName) -> anyhow::Result<u32>;
+
+    /// The MAC address of an interface; `None` if it is not there, or has none that a station can have.
+    fn mac(&self, interface: &IfName) -> anyhow::Result<Option<StationMac>>;
 
     /// Gives an uplink that is not bound any more the MTU it had before.
     fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()>;

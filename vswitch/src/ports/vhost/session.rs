@@ -434,14 +434,19 @@ impl Session {
         Ok(())
     }
 
+    /// Everything is forgotten but where the rings stood: QEMU 7.2 resets the device before it asks for that when it
+    /// stops a VM, and a migrated guest goes on there. A ring that is started again is told anew where it starts.
     fn reset(&mut self) {
         self.features = 0;
         self.device_status = 0;
         self.inflight = None;
         self.announce.clear();
-        self.vrings
-            .iter_mut()
-            .for_each(|vring| *vring = Vring::default());
+        for vring in &mut self.vrings {
+            *vring = Vring {
+                base: vring.base,
+                ..Vring::default()
+            };
+        }
     }
 
     fn stop_ring(&mut self, index: u16) -> Result<Reply, SessionError> {

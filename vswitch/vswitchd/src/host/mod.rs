@@ -9,7 +9,8 @@ mod vhost_user;
 use anyhow::{Context, bail, ensure};
 use hostif::info::LinkInfo;
 use hostif::tap::{Tap, TapConfig};
-use vswitch::api::{IfName, PortBackend};
+use vswitch::api::{IfName, PortBackend, StationMac};
+use vswitch::mac::Mac;
 
 use crate::backend::{Backend, Host, Open};
 
@@ -33,6 +34,11 @@ impl Host for LinuxHost {
                 .unwrap_or_default()
         );
         Ok(link.mtu)
+    }
+
+    fn mac(&self, interface: &IfName) -> anyhow::Result<Option<StationMac>> {
+        let mac = read(interface)?.and_then(|link| link.mac).map(Mac);
+        Ok(mac.filter(|mac| mac.is_station()).map(StationMac::from))
     }
 
     fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()> {

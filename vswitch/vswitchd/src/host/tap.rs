@@ -22,11 +22,8 @@ pub(super) fn open_host_nic(
     interface: &IfName,
 ) -> anyhow::Result<Box<dyn Backend>> {
     let is_new = read(interface)?.is_none();
-    // The host keeps the address that others on the physical network know it by.
-    let mac = match what.uplink {
-        Some(uplink) if is_new => read(uplink)?.and_then(|link| link.mac),
-        _ => None,
-    };
+    // One that was left keeps its address, which an operator may have set.
+    let mac = what.host_mac.filter(|_| is_new).map(|mac| mac.mac().0);
     let queues = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(MAX_QUEUES) as u16;

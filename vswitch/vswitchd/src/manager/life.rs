@@ -1,7 +1,7 @@
 //! From start to stop: the stored state brought back, what is down tried again, everything closed.
 
 use tracing::{error, info, warn};
-use vswitch::api::{NetworkName, PortBackend, PortState, Refusal};
+use vswitch::api::{NetworkConfig, NetworkName, PortBackend, PortState, Refusal, StationMac};
 use vswitch::port::PortControl;
 
 use super::{Attachment, Manager, Network, Port};
@@ -31,7 +31,11 @@ impl Manager {
 
     fn restore_network(&mut self, saved: SavedNetwork) -> Result<(), Refusal> {
         let name = saved.config.name.clone();
-        let mut network = self.plant.add_network(saved.config, saved.uplink_mtu)?;
+        let mut host = saved.host;
+        if host.mac.is_none() {
+            host.mac = self.settle_host_mac(&saved.config);
+        }
+        let mut network = self.plant.add_network(saved.config, host)?;
         network.statics = saved.statics.into_iter().collect();
         for config in saved.ports {
             let mut port = self.plant.add_port(&network, config)?;
@@ -43,6 +47,20 @@ impl Manager {
         info!(network = %name, ports = network.ports.len(), "network restored");
         self.networks.insert(name, network);
         Ok(())
+    }
+
+    /// Keeps an address for the host NIC of a network that an earlier version made.
+    fn settle_host_mac(&mut self, config: &NetworkConfig) -> Option<StationMac> {
+        let found = self.plant.find_host_mac(&config.kind);
+        let mac = found
+            .inspect_err(|reason| warn!(network = %config.name, "no address is kept: {reason:#}"))
+            .ok()??;
+        let kept = self.store.change().and_then(|change| {
+            change.set_host_mac(&config.name, mac)?;
+            change.commit()
+        });
+        kept.unwrap_or_else(|error| warn!(network = %config.name, %error, "no address is kept"));
+        Some(mac)
     }
 
     /// Undoes what was begun for a network that never came to be, or was all but deleted.

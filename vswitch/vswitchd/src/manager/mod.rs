@@ -4,6 +4,7 @@
 
 mod adapters;
 mod fdb;
+mod host_mac;
 mod life;
 mod networks;
 mod plant;
@@ -23,7 +24,7 @@ use vswitch::control::{PortHandle, Switch};
 use vswitch::network::NetworkId;
 
 use crate::backend::{Backend, Host};
-use crate::store::{StaticKey, Store};
+use crate::store::{HostSide, StaticKey, Store};
 use crate::vm::Seats;
 use plant::Plant;
 use views::Sampler;
@@ -47,8 +48,7 @@ pub(crate) struct Manager {
 struct Network {
     id: NetworkId,
     config: NetworkConfig,
-    /// The MTU that the uplink had before it was bound.
-    uplink_mtu: Option<u32>,
+    host: HostSide,
     ports: BTreeMap<PortName, Port>,
     statics: BTreeMap<StaticKey, PortName>,
 }

@@ -8,7 +8,7 @@ use vswitch::api::{
 
 use super::{Manager, Network, failed, no_network};
 use crate::backend::Fate;
-use crate::store::HostChange;
+use crate::store::{HostChange, HostSide};
 
 impl Manager {
     /// Makes a network, with its host NIC and uplink.
@@ -27,11 +27,11 @@ impl Manager {
         for port in &ports {
             self.check_target(&port.backend.target())?;
         }
-        let (uplink_mtu, note) = self.plan_host_change(&config)?;
+        let (host, note) = self.plan_host_change(&config)?;
         if let Some(note) = &note {
             self.store.note_host_change(note)?;
         }
-        let built = self.build_network(config, uplink_mtu, ports);
+        let built = self.build_network(config, host, ports);
         if let (Err(_), Some(note)) = (&built, &note) {
             self.store
                 .forget_host_change(&note.host_nic)
@@ -44,11 +44,11 @@ impl Manager {
         Ok(view)
     }
 
-    /// Looks at the host without changing it: the MTU of the uplink, and what will be changed.
+    /// Looks at the host without changing it: what is to be kept of it, and what will be changed.
     fn plan_host_change(
         &self,
         config: &NetworkConfig,
-    ) -> Result<(Option<u32>, Option<HostChange>), Refusal> {
+    ) -> Result<(HostSide, Option<HostChange>), Refusal> {
         let host = &self.plant.host;
         let refuse = |error| {
             Refusal::conflict(format!(
@@ -62,12 +62,14 @@ impl Manager {
             .map(|uplink| host.check_uplink(uplink))
             .transpose()
             .map_err(refuse)?;
+        let mac = self.plant.choose_host_mac(&config.kind).map_err(refuse)?;
+        let kept = HostSide { uplink_mtu, mac };
         let Some(host_nic) = config.kind.host_nic().cloned() else {
-            return Ok((uplink_mtu, None));
+            return Ok((kept, None));
         };
         host.check_unused(&host_nic).map_err(refuse)?;
         Ok((
-            uplink_mtu,
+            kept,
             Some(HostChange {
                 host_nic,
                 uplink: config.kind.uplink().cloned(),
@@ -79,15 +81,15 @@ impl Manager {
     fn build_network(
         &mut self,
         config: NetworkConfig,
-        uplink_mtu: Option<u32>,
+        host: HostSide,
         ports: Vec<PortConfig>,
     ) -> Result<Network, Refusal> {
         let change = self.store.change()?;
-        change.add_network(&config, uplink_mtu)?;
+        change.add_network(&config, host)?;
         for port in &ports {
             change.add_port(&config.name, port)?;
         }
-        let network = self.plant.build(config, uplink_mtu, ports)?;
+        let network = self.plant.build(config, host, ports)?;
         let result = self.plant.take_over(&network).and_then(|moved| {
             let kept = match (&moved, network.config.kind.host_nic()) {
                 (Some(record), Some(nic)) => change.set_moved(nic, record),

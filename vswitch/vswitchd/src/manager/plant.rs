@@ -10,7 +10,7 @@ use vswitch::network::PortPolicy;
 
 use super::{Attachment, Network, Port, failed};
 use crate::backend::{Fate, Host, Open};
-use crate::store::StaticKey;
+use crate::store::{HostSide, StaticKey};
 use crate::vm::Seats;
 
 /// Where networks and ports are made.
@@ -25,7 +25,7 @@ impl Plant {
     pub(super) fn add_network(
         &self,
         config: NetworkConfig,
-        uplink_mtu: Option<u32>,
+        host: HostSide,
     ) -> Result<Network, Refusal> {
         let id = self
             .switch
@@ -36,7 +36,7 @@ impl Plant {
         Ok(Network {
             id,
             config,
-            uplink_mtu,
+            host,
             ports: BTreeMap::new(),
             statics: BTreeMap::new(),
         })
@@ -46,10 +46,10 @@ impl Plant {
     pub(super) fn build(
         &self,
         config: NetworkConfig,
-        uplink_mtu: Option<u32>,
+        host: HostSide,
         ports: Vec<PortConfig>,
     ) -> Result<Network, Refusal> {
-        let mut network = self.add_network(config, uplink_mtu)?;
+        let mut network = self.add_network(config, host)?;
         for config in ports {
             match self.open_port(&network, config) {
                 Ok(port) => network.ports.insert(port.config.name.clone(), port),
@@ -68,7 +68,7 @@ impl Plant {
             close_port(port, fate);
         }
         if let (Fate::Delete, Some(uplink), Some(mtu)) =
-            (fate, network.uplink(), network.uplink_mtu)
+            (fate, network.uplink(), network.host.uplink_mtu)
         {
             self.host
                 .restore_mtu(uplink, mtu)
@@ -127,7 +127,7 @@ impl Plant {
             backend: &port.config.backend,
             mtu: network.mtu_of(&port.config),
             link: port.config.shown_link(),
-            uplink: network.uplink(),
+            host_mac: network.host.mac,
             port: port.handle.clone(),
         };
         let opened = match port.config.backend.adapter() {

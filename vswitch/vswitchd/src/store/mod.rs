@@ -13,7 +13,11 @@ use vswitch::api::{
 pub(crate) use vms::{SavedAdapter, SavedVm, StoredState};
 
 /// What each version of the schema adds. The version is kept in `PRAGMA user_version`.
-const SCHEMAS: [&str; 2] = [include_str!("schema1.sql"), include_str!("schema2.sql")];
+const SCHEMAS: [&str; 3] = [
+    include_str!("schema1.sql"),
+    include_str!("schema2.sql"),
+    include_str!("schema3.sql"),
+];
 const VERSION: i64 = SCHEMAS.len() as i64;
 
 /// Why the store cannot be used.
@@ -55,12 +59,21 @@ impl From<StoreError> for Refusal {
 /// An address in a VLAN (0: none).
 pub(crate) type StaticKey = (StationMac, u16);
 
+/// What is kept of the host for a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostSide {
+    /// The MTU that its uplink had before it was bound.
+    pub(crate) uplink_mtu: Option<u32>,
+    /// The address of its host NIC.
+    pub(crate) mac: Option<StationMac>,
+}
+
 /// A network as it is stored.
 pub(crate) struct SavedNetwork {
     /// The network.
     pub(crate) config: NetworkConfig,
-    /// The MTU that its uplink had before it was bound.
-    pub(crate) uplink_mtu: Option<u32>,
+    /// What is kept of the host for it.
+    pub(crate) host: HostSide,
     /// Its ports.
     pub(crate) ports: Vec<PortConfig>,
     /// Its static entries.
@@ -128,19 +141,25 @@ impl Store {
     /// All networks, with what is in them.
     pub(crate) fn load(&self) -> Result<Vec<SavedNetwork>, StoreError> {
         let mut query = self.connection.prepare(
-            "SELECT name, type, uplink, host_nic, mtu, uplink_mtu FROM network ORDER BY name",
+            "SELECT name, type, uplink, host_nic, mtu, uplink_mtu, host_mac FROM network ORDER BY name",
         )?;
         let configs = query
-            .query_map([], |row| Ok((read_network(row)?, row.get(5)?)))?
+            .query_map([], |row| {
+                let host = HostSide {
+                    uplink_mtu: row.get(5)?,
+                    mac: parsed_option(row, 6)?,
+                };
+                Ok((read_network(row)?, host))
+            })?
             .collect::<Result<Vec<_>, _>>()?;
         configs
             .into_iter()
-            .map(|(config, uplink_mtu)| {
+            .map(|(config, host)| {
                 let ports = self.load_ports(&config.name)?;
                 let statics = self.load_statics(&config.name)?;
                 Ok(SavedNetwork {
                     config,
-                    uplink_mtu,
+                    host,
                     ports,
                     statics,
                 })
@@ -236,19 +255,33 @@ impl Change<'_> {
     pub(crate) fn add_network(
         &self,
         config: &NetworkConfig,
-        uplink_mtu: Option<u32>,
+        host: HostSide,
     ) -> Result<(), StoreError> {
         self.0.execute(
-            "INSERT INTO network (name, type, uplink, host_nic, mtu, uplink_mtu) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO network (name, type, uplink, host_nic, mtu, uplink_mtu, host_mac) \
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
             params![
                 config.name.as_str(),
                 config.kind.network_type().to_string(),
                 config.kind.uplink().map(IfName::as_str),
                 config.kind.host_nic().map(IfName::as_str),
                 config.mtu.get(),
-                uplink_mtu,
+                host.uplink_mtu,
+                host.mac.map(|mac| mac.to_string()),
             ],
         )?;
+        Ok(())
+    }
+
+    /// Keeps the address of a network's host NIC.
+    pub(crate) fn set_host_mac(
+        &self,
+        name: &NetworkName,
+        mac: StationMac,
+    ) -> Result<(), StoreError> {
+        let parameters = [mac.to_string(), name.to_string()];
+        self.0
+            .execute("UPDATE network SET host_mac = ? WHERE name = ?", parameters)?;
         Ok(())
     }
 
@@ -366,7 +399,10 @@ where
         .map_err(|error| wrong(column, error))
 }
 
-fn parsed_option(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<IfName>> {
+fn parsed_option<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
     let text: Option<String> = row.get(column)?;
     text.map(|text| text.parse().map_err(|error| wrong(column, error)))
         .transpose()

@@ -185,6 +185,27 @@ fn a_stopped_ring_goes_on_where_it_stood() {
 }
 
 #[test]
+fn where_a_ring_stood_is_known_after_a_reset() {
+    for packed in [0, feature::RING_PACKED] {
+        let (mut guest, mut session, mut sides) = started(Setup {
+            features: BASE | packed,
+            ..Setup::default()
+        });
+        send(&mut guest, 0, 5);
+        assert_eq!(gathered(&mut sides), frames(0, 5));
+        sides.tx.complete();
+        assert!(session.disturbs(&Message::SetStatus(0)));
+        session.take_back(sides);
+        session.handle(Message::SetStatus(0)).unwrap();
+        assert_eq!(session.ready_rings(), 0);
+        let stop = Message::GetVringBase(VringState { index: 1, num: 0 });
+        let reply = session.handle(stop).unwrap().unwrap();
+        let base = u32::from_ne_bytes(reply.body[4..].try_into().unwrap());
+        assert_eq!(base, if packed == 0 { 5 } else { 0x8005_8005 });
+    }
+}
+
+#[test]
 fn a_killed_back_end_is_resumed_from_the_in_flight_region() {
     for packed in [0, feature::RING_PACKED] {
         let setup = Setup {

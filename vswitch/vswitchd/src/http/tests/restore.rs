@@ -99,6 +99,36 @@ async fn a_missing_uplink_is_down_until_it_appears() {
     assert_eq!(rig.world().interfaces["eth0"], ["203.0.113.1/24"]);
 }
 
+/// Restarts on a host that has booted anew: the host NICs are gone.
+async fn reboot(rig: Rig) -> Rig {
+    rig.restart(true, |world| {
+        world.interfaces.retain(|name, _| !name.starts_with("vsw-"));
+        world.macs.retain(|name, _| !name.starts_with("vsw-"));
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_host_nic_that_is_made_anew_has_the_address_it_had() {
+    let rig = Rig::new();
+    let physical = "00:11:22:33:44:55".parse().unwrap();
+    rig.change_world(|world| {
+        world.macs.insert("eth0".into(), physical);
+    });
+    rig.ok("POST", NETWORKS, EXTERNAL).await;
+    rig.ok("POST", NETWORKS, INTERNAL).await;
+    let before = rig.world().macs;
+    assert_eq!(before["vsw-lan"], physical);
+    let rig = reboot(rig).await;
+    assert_eq!(rig.world().macs, before);
+
+    // Networks of an earlier version keep the addresses that their host NICs have when they are restored first.
+    rig.sql("UPDATE network SET host_mac = NULL");
+    let rig = rig.restart(true, |_| {}).await;
+    let rig = reboot(rig).await;
+    assert_eq!(rig.world().macs, before);
+}
+
 #[tokio::test]
 async fn a_change_cut_short_by_a_kill_is_undone() {
     for moved in ["NULL", r#"'["eth0","vsw-x",["192.0.2.9/24"]]'"#] {
@@ -127,11 +157,11 @@ fn a_database_of_a_newer_version_is_refused() {
     drop(Store::open(&path).unwrap());
     rusqlite::Connection::open(&path)
         .unwrap()
-        .pragma_update(None, "user_version", 3)
+        .pragma_update(None, "user_version", 4)
         .unwrap();
     let error = Store::open(&path).err().unwrap().to_string();
     assert!(
-        error.contains("has version 3, and this vswitchd knows versions up to 2"),
+        error.contains("has version 4, and this vswitchd knows versions up to 3"),
         "{error}"
     );
 }

@@ -13,7 +13,7 @@ use nix::unistd::Gid;
 use serde_json::Value;
 use tempfile::TempDir;
 use tower::ServiceExt;
-use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState, VmName};
+use vswitch::api::{IfName, Link, Mtu, PortBackend, PortState, StationMac, VmName};
 use vswitch::control::Switch;
 
 use super::super::access::Peer;
@@ -28,6 +28,8 @@ use crate::vm::{Door, Files, Launcher, verbs};
 pub(super) struct World {
     /// Interfaces, and the addresses they have.
     pub(super) interfaces: BTreeMap<String, Vec<String>>,
+    /// The MAC addresses of some of them.
+    pub(super) macs: BTreeMap<String, StationMac>,
     /// MTUs of uplinks that are not 1501, or were restored.
     pub(super) uplink_mtus: BTreeMap<String, u32>,
     /// What is open: targets with their MTU and link.
@@ -63,6 +65,10 @@ impl Host for FakeHost {
             .unwrap_or(1501))
     }
 
+    fn mac(&self, interface: &IfName) -> anyhow::Result<Option<StationMac>> {
+        Ok(self.world().macs.get(interface.as_str()).copied())
+    }
+
     fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()> {
         self.world()
             .uplink_mtus
@@ -88,6 +94,9 @@ impl Host for FakeHost {
         ensure!(!world.open.contains_key(&target), "'{target}' is busy");
         let is_host_nic = matches!(what.backend, PortBackend::HostNic { .. });
         if is_host_nic {
+            if let (Some(mac), false) = (what.host_mac, world.interfaces.contains_key(&target)) {
+                world.macs.insert(target.clone(), mac);
+            }
             world.interfaces.entry(target.clone()).or_default();
         }
         world
@@ -129,7 +138,9 @@ impl Host for FakeHost {
     }
 
     fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()> {
-        self.world().interfaces.remove(host_nic.as_str());
+        let mut world = self.world();
+        world.interfaces.remove(host_nic.as_str());
+        world.macs.remove(host_nic.as_str());
         Ok(())
     }
 }
@@ -159,6 +170,7 @@ impl Backend for FakeBackend {
         world.open.remove(&self.target);
         if self.is_host_nic && fate == Fate::Delete {
             world.interfaces.remove(&self.target);
+            world.macs.remove(&self.target);
         }
     }
 
