@@ -17,8 +17,10 @@ use crate::{
     netns::Netns,
 };
 
-/// Frames tshark finds a wrong checksum in.
-const BAD_CHECKSUM: &str = "ip.checksum.status==\"Bad\" || tcp.checksum.status==\"Bad\" || udp.checksum.status==\"Bad\" \
+/// Frames tshark finds a wrong checksum in. That it finds a TCP checksum of 0xffff where 0 would do is no such thing: both are
+/// the same number to a receiver (RFC 1624, section 3), and Linux's `skb_checksum_help` writes the former.
+const BAD_CHECKSUM: &str = "ip.checksum.status==\"Bad\" || (tcp.checksum.status==\"Bad\" && !tcp.checksum.ffff) \
+     || udp.checksum.status==\"Bad\" \
      || icmp.checksum.status==\"Bad\" || icmpv6.checksum.status==\"Bad\"";
 
 /// A running tcpdump.
