@@ -107,6 +107,8 @@ fn every_verb_under_ping() -> Result<()> {
     scene.lab.wait_vm("guest", "off")?;
     scene.silent("after it was turned off")?;
 
+    // Without the integration service, which would ask the guest first.
+    scene.lab.ctl("vm set guest --services none")?;
     let mut console = scene.boot()?;
     scene.answers("after another start")?;
     // The guest does it, not the monitor.
