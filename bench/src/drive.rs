@@ -22,7 +22,7 @@ const GROWTH: f64 = 1.1;
 /// How often each address must have passed before: a switch that makes an entry for each pair of addresses when it first
 /// meets them is not to be measured while it does.
 const PASSES: u64 = 4;
-/// How long that may take.
+/// How long that may take; a switch that is not at its speed by then is measured as it is.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long to wait for the first frame. Another switch may need a while until its ports are up.
 const FIRST: Duration = Duration::from_secs(10);

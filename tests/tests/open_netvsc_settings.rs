@@ -1,6 +1,6 @@
 //! What a user sets at Linux's own `hv_netvsc` while it sends and receives: offloads, MTU, VLANs, promiscuous mode, and
-//! everything anew, again and again. Open: what `ethtool` says and offloads of transmit were seen to pass, the others not yet.
-//! Long: where KVM emulates ring 0 each case takes a minute.
+//! everything anew, again and again. Open: what `ethtool` says and offloads of transmit were seen to pass; with `rx off`
+//! and LRO on, TCP counted wrong sums; the rest was not reached. Long: where KVM emulates ring 0 each case takes a minute.
 
 use std::{fs, time::Duration};
 
@@ -268,8 +268,7 @@ fn transmit_offloads(guest: &mut Guest) -> Result<()> {
 }
 
 fn receive_checksums(guest: &mut Guest) -> Result<()> {
-    // The driver does not tell its host whether sums are looked at, and those of frames that were put together are none.
-    for features in ["rx off lro off", "rx on lro on"] {
+    for features in ["rx off", "rx on"] {
         guest.set(features)?;
         guest.transfers()?;
         // The last column of TCP's counters.
