@@ -185,11 +185,12 @@ pub struct PortConfig {
 }
 
 impl PortConfig {
-    /// The link that the other end is shown. An adapter that is disconnected has its cable pulled out.
+    /// The link that the other end is shown. A port that is disconnected has its cable pulled out.
     pub fn shown_link(&self) -> Link {
-        match self.backend.adapter() {
-            Some(_) if !self.connected => Link::Down,
-            _ => self.link,
+        if self.connected {
+            self.link
+        } else {
+            Link::Down
         }
     }
 

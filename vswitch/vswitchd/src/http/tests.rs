@@ -129,10 +129,15 @@ async fn ports() {
         (&port["network"], &port["connected"]),
         (&json!("lab"), &json!(false))
     );
+    // The other end is shown so; what the operator set stays.
+    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"link":"up"}"#)
+        .await;
+    assert_eq!(rig.world().open["tap-b"].1, vswitch::api::Link::Down);
     let port = rig
         .ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"lab"}"#)
         .await;
     assert_eq!(port["connected"], true);
+    assert_eq!(rig.world().open["tap-b"].1, vswitch::api::Link::Up);
     rig.ok(
         "POST",
         NETWORKS,
