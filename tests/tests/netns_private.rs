@@ -1,8 +1,10 @@
 //! Private networks: ports reach each other and nobody else does.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use vswitch_tests::{
-    Capture, Lab, Station,
+    Capture, Lab, Station, cmd,
     station::{
         Address,
         Transport::{Tcp, Udp},
@@ -129,6 +131,47 @@ fn a_port_can_leave_under_traffic_and_others_go_on() -> Result<()> {
     })
 }
 
+/// The addresses that network `lab` has learned behind `port`.
+fn learned(lab: &Lab, port: &str) -> Result<usize> {
+    let fdb = lab.ctl("fdb show lab")?;
+    let entries = fdb["entries"].as_array().into_iter().flatten();
+    Ok(entries.filter(|entry| entry["port"] == port).count())
+}
+
+#[test]
+fn the_mac_table_forgets_and_is_limited_as_it_is_told() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let _bob = lab.tap_station("lab", "bob", None, at(2))?;
+    alice.ping(at(2), false, 56)?;
+    ensure!(learned(&lab, "alice")? == 1, "{}", lab.ctl("fdb show lab")?);
+    lab.ctl("network set lab --ageing 1")?;
+    ensure!(lab.ctl("network show lab")?["ageing"] == 1);
+    // Bob says nothing by himself once IPv6 is settled.
+    cmd::wait_until("bob to be forgotten", Duration::from_secs(20), || {
+        Ok(learned(&lab, "bob")? == 0)
+    })?;
+    lab.ctl("network set lab --ageing 0")?;
+    lab.ctl("port set lab alice --mac-quota 1")?;
+    ensure!(lab.ctl("port show lab alice")?["mac_quota"] == 1);
+    alice.ping(at(2), false, 56)?;
+    // One address at a time: the newer one takes the older one's place.
+    for mac in ["02:00:00:00:00:71", "02:00:00:00:00:72"] {
+        alice.run(&format!("ip link set eth0 address {mac}"))?;
+        alice.ping(at(2), false, 56)?;
+        ensure!(learned(&lab, "alice")? == 1, "{}", lab.ctl("fdb show lab")?);
+    }
+    // Bob's address is refused to alice while hers is static, and that is counted.
+    lab.ctl("fdb add lab 02:00:00:00:00:73 bob")?;
+    alice.run("ip link set eth0 address 02:00:00:00:00:73")?;
+    alice.reaches(at(2));
+    let stats = lab.ctl("stats lab alice")?;
+    let refused = stats["ports"][0]["learn_refused"].as_u64();
+    ensure!(refused.is_some_and(|count| count > 0), "{stats}");
+    Ok(())
+}
+
 /// Whether the device at the other end of a TAP port is told that the cable is plugged.
 fn has_carrier(station: &mut Station) -> Result<bool> {
     Ok(station.run("cat /sys/class/net/eth0/carrier")?.trim() == "1")
@@ -141,7 +184,10 @@ fn the_link_of_a_port_can_be_taken_down_and_up() -> Result<()> {
     let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
     let mut bob = lab.tap_station("lab", "bob", None, at(2))?;
     alice.ping(at(2), false, 56)?;
-    for (down, up) in [("--link down", "--link up"), ("--disconnect", "--connect lab")] {
+    for (down, up) in [
+        ("--link down", "--link up"),
+        ("--disconnect", "--connect lab"),
+    ] {
         ensure!(has_carrier(&mut bob)?, "no carrier before {down}");
         lab.ctl(&format!("port set lab bob {down}"))?;
         ensure!(!alice.reaches(at(2)), "a port answers after {down}");

@@ -81,6 +81,11 @@ const PORTS: &[Metric<PortStats>] = &[
         "Bytes the switch itself copied.",
         |port| port.copied_bytes,
     ),
+    (
+        "vswitch_port_learn_refused_total",
+        "Times that a source address was not learned: quota, full table, or pinned to another port.",
+        |port| port.learn_refused,
+    ),
 ];
 
 /// All metrics.

@@ -44,7 +44,7 @@ async fn networks() {
     let lan = rig.ok("POST", NETWORKS, EXTERNAL).await;
     assert_eq!(
         lan,
-        json!({"name":"lan","type":"external","uplink":"eth0","host_nic":"vsw-lan","vlan":null,"mtu":1500,"ports":2})
+        json!({"name":"lan","type":"external","uplink":"eth0","host_nic":"vsw-lan","vlan":null,"mtu":1500,"ageing":300,"ports":2})
     );
     let int = rig.ok("POST", NETWORKS, INTERNAL).await;
     assert_eq!(
@@ -103,7 +103,7 @@ async fn ports() {
     let port = rig.ok("GET", "/v1/networks/lab/ports/b", "").await;
     assert_eq!(
         port,
-        json!({"network":"lab","port":"b","kind":"tap","interface":"tap-b","vlan":"access:10","mac_guard":"off",
+        json!({"network":"lab","port":"b","kind":"tap","interface":"tap-b","vlan":"access:10","mac_guard":"off","mac_quota":131072,
                "mtu":1500,"link":"up","connected":true,"state":"up","detail":null})
     );
     let body = r#"{"vlan":"trunk:1-9","mac_guard":"02:00:00:00:00:01","mtu":9000,"link":"down"}"#;

@@ -177,6 +177,7 @@ impl Manager {
         let after_mtu = patch.mtu.unwrap_or(network.config.mtu);
         let change = self.store.change()?;
         network.config.mtu = after_mtu;
+        network.config.ageing = patch.ageing.unwrap_or(network.config.ageing);
         if let Some(vlan) = patch.vlan {
             network.set_host_vlan(vlan.map_or_else(VlanSpec::default, VlanSpec::access));
         }
@@ -220,8 +221,11 @@ impl super::plant::Plant {
         })
     }
 
-    /// Settles every port of a network.
+    /// Settles the MAC table and every port of a network.
     fn settle_all(&self, network: &mut Network) -> Result<(), Refusal> {
+        if let Some(fdb) = self.switch.fdb(network.id) {
+            fdb.set_ageing(network.config.ageing.get());
+        }
         let mut ports = std::mem::take(&mut network.ports);
         let result = ports
             .values_mut()

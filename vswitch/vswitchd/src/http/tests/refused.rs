@@ -59,6 +59,13 @@ pub(super) const NETWORKS_REFUSED: &[Refused] = &[
         400,
         "allowed: 68 to 9000",
     ),
+    (
+        "POST",
+        NETWORKS,
+        r#"{"name":"x","type":"private","ageing":1000001}"#,
+        400,
+        "ageing time '1000001' is not allowed; allowed: 0 (never) to 1000000 seconds",
+    ),
     ("POST", NETWORKS, "{", 400, "no JSON"),
     ("GET", "/v1/networks/nope", "", 404, "no network 'nope'"),
     ("GET", "/v1/networks/a%20b", "", 400, "allowed: 1 to 64"),
@@ -138,6 +145,13 @@ pub(super) const PORTS_REFUSED: &[Refused] = &[
         r#"{"vlan":"access:4095"}"#,
         400,
         "'access:4095' is not allowed",
+    ),
+    (
+        "PATCH",
+        PORT_A,
+        r#"{"mac_quota":0}"#,
+        400,
+        "MAC quota '0' is not allowed; allowed: 1 to 1048576",
     ),
     (
         "PATCH",
