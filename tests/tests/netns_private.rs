@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use vswitch_tests::{
     Capture, Lab, Station, cmd,
     station::{
@@ -163,6 +163,55 @@ fn the_mac_table_forgets_and_is_limited_as_it_is_told() -> Result<()> {
     let stats = lab.ctl("stats lab alice")?;
     let refused = stats["ports"][0]["learn_refused"].as_u64();
     ensure!(refused.is_some_and(|count| count > 0), "{stats}");
+    Ok(())
+}
+
+#[test]
+fn an_address_that_two_ports_have_is_counted_and_warned_of() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let mut bob = lab.tap_station("lab", "bob", None, at(2))?;
+    let eve = lab.tap_port("lab", "eve")?;
+    let mac = at(2).mac();
+    bob.run(&format!("ip link set eth0 address {mac}"))?;
+    eve.ip(&format!("link set eth0 address {mac}"))?;
+    eve.ip(&format!("addr add {} dev eth0", at(3).both()[0]))?;
+    alice.ping(at(2), false, 56)?;
+    let warned = || {
+        let log = lab.daemon.log();
+        let lines = log.lines().filter(|line| line.contains("both send from"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    ensure!(warned().is_empty(), "{:?}", warned());
+    // Broadcasts, so that nobody's answers are waited for.
+    let shout = [
+        "ping",
+        "-q",
+        "-i",
+        "0.01",
+        "-b",
+        "-I",
+        "eth0",
+        "255.255.255.255",
+    ];
+    let _eve = eve.spawn(&shout)?;
+    let _bob = bob.netns().map(|netns| netns.spawn(&shout)).transpose()?;
+    cmd::wait_until("a warning", Duration::from_secs(10), || {
+        Ok(!warned().is_empty())
+    })?;
+    std::thread::sleep(Duration::from_secs(3));
+    let [line] = warned().try_into().map_err(|lines| anyhow!("{lines:?}"))?;
+    for word in [mac.as_str(), "network=lab", "'bob'", "'eve'"] {
+        ensure!(line.contains(word), "{word}: {line}");
+    }
+    for port in ["bob", "eve"] {
+        let stats = lab.ctl(&format!("stats lab {port}"))?;
+        let moves = stats["ports"][0]["mac_moves"].as_u64();
+        ensure!(moves.is_some_and(|moves| moves > 10), "{stats}");
+    }
+    let stats = lab.ctl("stats lab alice")?;
+    ensure!(stats["ports"][0]["mac_moves"] == 0, "{stats}");
     Ok(())
 }
 

@@ -163,6 +163,8 @@ pub struct PortStats {
     pub copied_bytes: u64,
     /// Times that a source address was not learned: quota, full table, or pinned to another port.
     pub learn_refused: u64,
+    /// Times that a source address was behind another port until then.
+    pub mac_moves: u64,
 }
 
 /// Counters.

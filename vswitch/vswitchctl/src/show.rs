@@ -240,17 +240,18 @@ fn drops(stats: &StatsView) -> String {
     )
 }
 
-/// What the MAC tables had to refuse, of the ports where that is not nothing.
+/// What the MAC tables had to refuse or to move, of the ports where that is not nothing.
 fn learning(stats: &StatsView) -> String {
     let rows: Vec<_> = stats
         .ports
         .iter()
-        .filter(|port| port.learn_refused > 0)
+        .filter(|port| port.learn_refused > 0 || port.mac_moves > 0)
         .map(|port| {
             vec![
                 port.network.to_string(),
                 port.port.to_string(),
                 port.learn_refused.to_string(),
+                port.mac_moves.to_string(),
             ]
         })
         .collect();
@@ -259,7 +260,10 @@ fn learning(stats: &StatsView) -> String {
     }
     format!(
         "\n{}",
-        table(&["NETWORK", "FROM PORT", ">NOT LEARNED"], &rows)
+        table(
+            &["NETWORK", "FROM PORT", ">NOT LEARNED", ">MOVED HERE"],
+            &rows
+        )
     )
 }
 

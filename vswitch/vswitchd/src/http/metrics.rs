@@ -86,6 +86,11 @@ const PORTS: &[Metric<PortStats>] = &[
         "Times that a source address was not learned: quota, full table, or pinned to another port.",
         |port| port.learn_refused,
     ),
+    (
+        "vswitch_port_mac_moves_total",
+        "Times that a source address was behind another port until then.",
+        |port| port.mac_moves,
+    ),
 ];
 
 /// All metrics.

@@ -121,6 +121,11 @@ impl Manager {
         self.settle_vms();
         self.sampler.sample(&self.plant.switch.workers());
         self.plant.switch.sweep();
+        for network in self.networks.values_mut() {
+            if let Some(fdb) = self.plant.switch.fdb(network.id) {
+                network.warn_of(fdb.take_flaps());
+            }
+        }
         let mut changed = Vec::new();
         for (name, network) in &mut self.networks {
             let mut ports = std::mem::take(&mut network.ports);

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod fdb;
+mod flaps;
 mod host_mac;
 mod life;
 mod networks;
@@ -26,6 +27,7 @@ use vswitch::network::NetworkId;
 use crate::backend::{Backend, Host};
 use crate::store::{HostSide, StaticKey, Store};
 use crate::vm::Seats;
+use flaps::Flaps;
 use plant::Plant;
 use views::Sampler;
 use vms::Vm;
@@ -51,6 +53,7 @@ struct Network {
     host: HostSide,
     ports: BTreeMap<PortName, Port>,
     statics: BTreeMap<StaticKey, PortName>,
+    flaps: Flaps,
 }
 
 /// A port in service.

@@ -9,6 +9,7 @@ use vswitch::control::{NetworkSpec, Switch};
 use vswitch::fdb::Key;
 use vswitch::network::PortPolicy;
 
+use super::flaps::Flaps;
 use super::{Attachment, Network, Port, failed};
 use crate::backend::{Fate, Host, Open};
 use crate::store::{HostSide, StaticKey};
@@ -43,6 +44,7 @@ impl Plant {
             host,
             ports: BTreeMap::new(),
             statics: BTreeMap::new(),
+            flaps: Flaps::default(),
         })
     }
 

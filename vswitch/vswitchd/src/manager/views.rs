@@ -212,6 +212,7 @@ fn stats(network: &NetworkName, port: &Port) -> PortStats {
         dropped_frames: counters.tx.dropped(),
         copied_bytes: counters.tx.copied_bytes,
         learn_refused: counters.tx.learn_refused,
+        mac_moves: counters.tx.mac_moves,
     }
 }
 
