@@ -100,6 +100,49 @@ async fn a_missing_uplink_is_down_until_it_appears() {
     assert_eq!(rig.world().interfaces["eth0"], ["203.0.113.1/24"]);
 }
 
+#[tokio::test]
+async fn an_uplink_gets_what_the_host_nic_has_when_it_is_released() {
+    let rig = Rig::new();
+    rig.ok("POST", NETWORKS, EXTERNAL).await;
+    // The host's configuration gives the uplink another address while nobody takes care.
+    let rig = rig
+        .restart(false, |world| {
+            let uplink = world.interfaces.get_mut("eth0").unwrap();
+            uplink.push("198.51.100.1/24".into());
+        })
+        .await;
+    let all = ["192.0.2.1/24", "2001:db8::1/64", "198.51.100.1/24"];
+    assert_eq!(rig.world().interfaces["vsw-lan"], all);
+    // And an operator changes those of the host NIC.
+    rig.change_world(|world| {
+        let nic = world.interfaces.get_mut("vsw-lan").unwrap();
+        nic.retain(|address| address != "192.0.2.1/24");
+        nic.push("203.0.113.7/24".into());
+    });
+    rig.ok("DELETE", "/v1/networks/lan", "").await;
+    assert_eq!(
+        rig.world().interfaces["eth0"],
+        ["2001:db8::1/64", "198.51.100.1/24", "203.0.113.7/24"]
+    );
+}
+
+#[tokio::test]
+async fn a_crash_that_loses_the_host_nic_loses_no_address() {
+    let rig = Rig::new();
+    rig.ok("POST", NETWORKS, EXTERNAL).await;
+    let gain = |world: &mut super::rig::World| {
+        let uplink = world.interfaces.get_mut("eth0").unwrap();
+        uplink.push("198.51.100.1/24".into());
+    };
+    let rig = rig.restart(false, gain).await;
+    // Killed as it deletes the network: the note is all that is left of it.
+    rig.sql("DELETE FROM network");
+    let lose = |world: &mut super::rig::World| drop(world.interfaces.remove("vsw-lan"));
+    let rig = rig.restart(false, lose).await;
+    let all = ["192.0.2.1/24", "2001:db8::1/64", "198.51.100.1/24"];
+    assert_eq!(rig.world().interfaces["eth0"], all);
+}
+
 /// Restarts on a host that has booted anew: the host NICs are gone.
 async fn reboot(rig: Rig) -> Rig {
     rig.restart(true, |world| {
