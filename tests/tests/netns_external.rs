@@ -225,9 +225,17 @@ fn an_external_network_without_a_host_nic_carries_its_ports() -> Result<()> {
     let lab = Lab::start()?;
     let lan_netns = lab.lan()?;
     let _lan = Station::inside("lan", &lan_netns, "eth0", None, at(3))?;
-    lab.ctl(&format!(
-        "network create office --type external --uplink {UPLINK} --no-host-nic"
-    ))?;
+    let create = format!("network create office --type external --uplink {UPLINK} --no-host-nic");
+    // With addresses on it, the host would lose them without a word.
+    let [v4, v6] = at(1).both();
+    for address in [&v4, &v6] {
+        lab.host.ip(&format!("addr add {address} dev {UPLINK}"))?;
+    }
+    let words: Vec<&str> = create.split_whitespace().collect();
+    lab.refused(&words, &[UPLINK, &v4, &v6, "host NIC"])?;
+    lab.host
+        .ip(&format!("addr flush dev {UPLINK} scope global"))?;
+    lab.ctl(&create)?;
     let mut carol = lab.tap_station("office", "carol", None, at(2))?;
     carol.ping(at(3), false, 56)?;
     ensure!(

@@ -89,6 +89,10 @@ async fn networks() {
 async fn networks_refused() {
     let rig = lab().await;
     rig.ok("POST", NETWORKS, EXTERNAL).await;
+    rig.change_world(|world| {
+        let addresses = vec!["192.0.2.2/24".into()];
+        world.interfaces.insert("eth2".into(), addresses);
+    });
     for &(method, path, body, status, why) in NETWORKS_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }

@@ -1,9 +1,10 @@
 //! Networks: made, changed and deleted, each as a whole or not at all.
 
+use anyhow::ensure;
 use tracing::{error, info};
 use vswitch::api::{
-    CreateNetwork, HOST_PORT, NetworkConfig, NetworkName, NetworkView, PatchNetwork, PortBackend,
-    PortConfig, PortName, Refusal, UPLINK_PORT, VlanId, VlanSpec,
+    CreateNetwork, HOST_PORT, IfName, NetworkConfig, NetworkName, NetworkView, PatchNetwork,
+    PortBackend, PortConfig, PortName, Refusal, UPLINK_PORT, VlanId, VlanSpec,
 };
 
 use super::{Manager, Network, failed, no_network};
@@ -66,6 +67,9 @@ impl Manager {
         let mac = self.plant.choose_host_mac(&config.kind).map_err(refuse)?;
         let kept = HostSide { uplink_mtu, mac };
         let Some(host_nic) = config.kind.host_nic().cloned() else {
+            if let Some(uplink) = config.kind.uplink() {
+                self.check_no_addresses(uplink).map_err(refuse)?;
+            }
             return Ok((kept, None));
         };
         host.check_unused(&host_nic).map_err(refuse)?;
@@ -81,6 +85,18 @@ impl Manager {
             moved,
         };
         Ok((kept, Some(note)))
+    }
+
+    /// Refuses an uplink with addresses where no host NIC can take them: nobody would reach them any more.
+    fn check_no_addresses(&self, uplink: &IfName) -> anyhow::Result<()> {
+        let addresses = self.plant.host.addresses(uplink)?;
+        ensure!(
+            addresses.is_empty(),
+            "'{uplink}' has addresses, {}, which need a host NIC to be reached; \
+             allowed: a network with a host NIC, which takes them, or an uplink without (ip addr del … dev {uplink})",
+            addresses.join(", ")
+        );
+        Ok(())
     }
 
     fn build_network(
