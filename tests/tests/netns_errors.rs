@@ -127,7 +127,7 @@ fn a_socket_that_is_in_use() -> Result<()> {
     refused(
         &lab,
         &format!("port add lab bob --vhost-user {path} --server"),
-        &[&path],
+        &[&path, "in use by another process", "or mode client"],
     )
 }
 

@@ -133,12 +133,11 @@ fn read_file(path: &Path) -> anyhow::Result<File> {
 
 /// The highest core this process may run on.
 fn last_core() -> anyhow::Result<usize> {
-    let set =
-        rustix::thread::sched_getaffinity(None).context("cannot read the cores of this process")?;
-    let last = (0..rustix::thread::CpuSet::MAX_CPU)
-        .rev()
-        .find(|&core| set.is_set(core));
-    last.context("this process may run on no core")
+    let cores = vswitch::control::allowed_cores();
+    cores
+        .last()
+        .copied()
+        .context("cannot read the cores of this process")
 }
 
 /// Cores as users write them: numbers and ranges, as `1,3-5`.

@@ -41,3 +41,20 @@ fn the_run_directory_may_come_from_the_environment() {
     });
     assert!(said.contains(option.to_str().unwrap()), "{said}");
 }
+
+#[test]
+fn a_core_that_cannot_be_had_is_refused_with_those_that_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mut lines = status.lines();
+    let allowed = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let said = refused(dir.path(), |command| {
+        command.arg("--run-dir").arg(dir.path().join("run"));
+        command.args(["--cores", "1023"]);
+    });
+    let allowed = format!(
+        "core 1023; allowed for this process: {}",
+        allowed.unwrap().trim()
+    );
+    assert!(said.contains(&allowed), "{said}");
+}
