@@ -2,6 +2,7 @@
 
 mod atomic;
 mod fake_vmm;
+mod many;
 mod refused;
 mod restore;
 mod rig;
