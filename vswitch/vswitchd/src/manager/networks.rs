@@ -2,8 +2,8 @@
 
 use tracing::{error, info};
 use vswitch::api::{
-    CreateNetwork, HOST_PORT, NetworkConfig, NetworkName, NetworkView, PatchNetwork, PortBackend,
-    PortConfig, PortName, Refusal, UPLINK_PORT, VlanId, VlanSpec,
+    CreateNetwork, HOST_PORT, NetworkConfig, NetworkName, NetworkView, PatchNetwork, PortConfig,
+    Refusal, VlanSpec,
 };
 
 use super::{Manager, Network, failed, no_network};
@@ -23,7 +23,7 @@ impl Manager {
                 "there is a network '{name}' already; names are unique"
             )));
         }
-        let ports = own_ports(&config, vlan)?;
+        let ports = config.own_ports(vlan)?;
         for port in &ports {
             self.check_target(&port.backend.target())?;
         }
@@ -251,22 +251,4 @@ impl Network {
         host.into_iter()
             .for_each(|port| port.config.vlan = vlan.clone());
     }
-}
-
-/// The ports that come and go with a network.
-fn own_ports(config: &NetworkConfig, vlan: Option<VlanId>) -> Result<Vec<PortConfig>, Refusal> {
-    let mut ports = Vec::new();
-    if let Some(interface) = config.kind.host_nic().cloned() {
-        let name: PortName = HOST_PORT.parse()?;
-        let mut port = PortConfig::new(name, PortBackend::HostNic { interface });
-        port.vlan = vlan.map_or_else(VlanSpec::default, VlanSpec::access);
-        ports.push(port);
-    }
-    if let Some(interface) = config.kind.uplink().cloned() {
-        let name: PortName = UPLINK_PORT.parse()?;
-        let mut port = PortConfig::new(name, PortBackend::Uplink { interface });
-        port.vlan = VlanSpec::all();
-        ports.push(port);
-    }
-    Ok(ports)
 }
