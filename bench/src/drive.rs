@@ -67,6 +67,13 @@ pub(crate) struct Paced {
 }
 
 impl Paced {
+    /// Takes in what was sent at another time.
+    pub(crate) fn add(&mut self, other: &Paced) {
+        self.offered += other.offered;
+        self.received += other.received;
+        self.ages.merge(&other.ages);
+    }
+
     /// Share of the frames that did not arrive, or found no room in the ring when they were due.
     pub(crate) fn loss(&self) -> f64 {
         let lost = self.offered.saturating_sub(self.received);

@@ -98,6 +98,14 @@ impl Histogram {
         }
     }
 
+    /// Takes in the values of another.
+    pub(crate) fn merge(&mut self, other: &Histogram) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        self.total += other.total;
+    }
+
     /// The smallest value that at least the share `part` of all are not above. 0 without values.
     pub(crate) fn percentile(&self, part: f64) -> u64 {
         let rank = (self.total as f64 * part).ceil().max(1.0) as u64;
@@ -144,8 +152,12 @@ mod tests {
             values in prop::collection::vec(0u64..1 << 40, 1..200),
             part in 0.01f64..1.0,
         ) {
-            let mut histogram = Histogram::default();
-            values.iter().for_each(|&value| histogram.add(value));
+            let mut halves = [Histogram::default(), Histogram::default()];
+            for (at, &value) in values.iter().enumerate() {
+                halves[at % 2].add(value);
+            }
+            let [mut histogram, other] = halves;
+            histogram.merge(&other);
             let mut sorted = values;
             sorted.sort_unstable();
             let rank = ((sorted.len() as f64 * part).ceil() as usize).max(1);

@@ -25,13 +25,14 @@ const fn column(name: &'static str, heading: &'static str, factor: f64, digits: 
 }
 
 /// All figures, in the order in which tables show them.
-pub(crate) const COLUMNS: [Column; 25] = [
+pub(crate) const COLUMNS: [Column; 26] = [
     column("mpps", "Mpps", 1.0, 2),
     column("zero_loss_mpps", "Mpps, no loss", 1.0, 2),
     column("of_maximum", "of maximum %", 100.0, 0),
     column("learn_mpps", "learnt M/s", 1.0, 2),
     column("learnt", "learnt %", 100.0, 2),
     column("p50_us", "p50 µs", 1.0, 2),
+    column("p99_slice_us", "p99 of 10 ms µs", 1.0, 2),
     column("p99_us", "p99 µs", 1.0, 2),
     column("p999_us", "p99.9 µs", 1.0, 2),
     column("gbps", "Gb/s", 1.0, 1),

@@ -6,7 +6,7 @@ use offload::request::validate;
 use vnic_legacy::driver::{BASE, Guest, MEMORY};
 use vnic_legacy::page;
 use vswitch::burst::{Burst, MAX_FRAME};
-use vswitch::deliver::{FrameMeta, Job, Report};
+use vswitch::deliver::{FrameMeta, Job, Quiet, Report};
 use vswitch::mac::Mac;
 use vswitch::port::Sides;
 use vswitch::ports::memory::MemoryPort;
@@ -259,6 +259,7 @@ impl Lab {
             burst: &burst,
             source: self.source.tx.memory(),
             meta: &meta,
+            quiet: Quiet::default(),
             frames: u32::MAX >> (32 - count),
             vlan: &VlanMode::None,
             mtu: 1500,

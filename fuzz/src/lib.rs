@@ -22,10 +22,12 @@ pub mod vmbus_messages;
 mod tests {
     use std::path::Path;
 
+    type Target = (&'static str, fn(&[u8]));
+
     /// Every seed passes. An input that once was found as a crash is kept among the seeds.
     #[test]
     fn seeds_pass() {
-        let targets: [(&str, fn(&[u8])); 15] = [
+        let targets: [Target; 15] = [
             ("api_bodies", super::api_bodies::run),
             ("attach_messages", super::attach_messages::run),
             ("headers", super::headers::run),

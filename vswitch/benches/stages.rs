@@ -13,7 +13,7 @@ use offload::request::validate;
 use offload::{CsumAt, Features, Gso, Request};
 use vswitch::burst::{BURST, Burst};
 use vswitch::control::{NetworkSpec, PortHandle, Switch};
-use vswitch::deliver::{FrameMeta, Job, Report};
+use vswitch::deliver::{FrameMeta, Job, Quiet, Report};
 use vswitch::fdb::{Fdb, Key};
 use vswitch::mac::Mac;
 use vswitch::network::{NetworkId, PortPolicy};
@@ -161,6 +161,7 @@ fn deliver_to(
                 burst: &burst,
                 source: from.tx.memory(),
                 meta: &meta,
+                quiet: Quiet::default(),
                 frames: 1,
                 vlan: &vlan,
                 mtu: if len == 9014 { 9000 } else { 1500 },

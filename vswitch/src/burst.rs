@@ -53,8 +53,7 @@ impl Frame {
             .unwrap_or(&mut [])
     }
 
-    /// The Ethernet header, if the frame was taken and its sender asks for nothing and vouches for nothing. Of two frames
-    /// of a port with the same front and no tag, what is found out about the one holds for the other.
+    /// The Ethernet header, if the frame was taken and its sender asks for nothing and vouches for nothing.
     #[inline]
     pub fn front(&self) -> Option<Front> {
         let quiet = self.refused.is_none()
@@ -98,10 +97,16 @@ impl Front {
         ((self.0 >> 48) as u64).swap_bytes() >> 16
     }
 
-    /// Whether the EtherType is the same as that of `other`.
+    /// The EtherType, or that of a tag.
     #[inline]
-    pub fn is_like(self, other: Front) -> bool {
-        (self.0 ^ other.0) >> 96 == 0
+    pub fn ethertype(self) -> u16 {
+        ((self.0 >> 96) as u16).swap_bytes()
+    }
+
+    /// Whether both addresses are those of `other`.
+    #[inline]
+    pub fn is_between_those_of(self, other: Front) -> bool {
+        (self.0 ^ other.0) << 32 == 0
     }
 }
 

@@ -1,12 +1,12 @@
 //! What is to become of a frame: the one place that decides it, from the snapshot alone.
 //!
-//! [`admit`] reads the frame and applies the source port's rules; [`learn`] notes where it came from; [`find`] and
-//! [`pass`], together [`forward`], look up where it goes and apply the rules there. The turn calls them with a prefetch in
-//! between, and not again where it knows the answer; whoever wants to explain a frame calls [`classify`].
+//! [`admit`], or for most frames [`admit_untagged`], reads the frame and applies the source port's rules; [`find`] looks up
+//! where it goes, and [`forward`] applies the rules there. The turn calls them for a burst each, with a prefetch in between,
+//! and not again where it knows the answer; whoever wants to explain a frame calls [`classify`].
 
 use crate::burst::{Front, MIN_FRAME};
 use crate::drops::DropReason;
-use crate::fdb::{Key, Learned, PortIndex};
+use crate::fdb::{Key, PortIndex, Reader, Spot};
 use crate::mac::{self, Mac};
 use crate::network::{NetworkView, PortPolicy};
 use crate::vlan::Vid;
@@ -88,8 +88,14 @@ pub fn admit(policy: &PortPolicy, head: &[u8]) -> Result<Admitted, DropReason> {
             source: Key::of(source, vid),
         },
         tag,
-        untagged: !matches!(ethertype, TPID_8021Q | TPID_8021AD),
+        untagged: !is_tag(ethertype),
     })
+}
+
+/// Whether `ethertype` is that of a tag, 802.1Q or 802.1ad.
+#[inline]
+pub fn is_tag(ethertype: u16) -> bool {
+    matches!(ethertype, TPID_8021Q | TPID_8021AD)
 }
 
 /// The address rules of the port with `policy`, for a frame from `source` to `destination`.
@@ -109,10 +115,18 @@ fn check_addresses(policy: &PortPolicy, destination: u64, source: u64) -> Result
     Ok(())
 }
 
-/// What [`admit`] says of an untagged frame with the addresses of `front`, where it admitted an untagged frame of the same
-/// port with other addresses to VLAN `vid`.
+/// The VLAN of untagged frames from the port with `policy`, where it may send them.
+pub fn untagged_vlan(policy: &PortPolicy) -> Option<Vid> {
+    policy.vlan.ingress(None).ok().filter(|_| policy.link_up)
+}
+
+/// What [`admit`] says of an untagged frame with the header `front`, where `vid` is the VLAN of those.
 #[inline(always)]
-pub fn admit_another(policy: &PortPolicy, front: Front, vid: Vid) -> Result<Addresses, DropReason> {
+pub fn admit_untagged(
+    policy: &PortPolicy,
+    front: Front,
+    vid: Vid,
+) -> Result<Addresses, DropReason> {
     let (destination, source) = (front.destination(), front.source());
     check_addresses(policy, destination, source)?;
     Ok(Addresses {
@@ -121,38 +135,20 @@ pub fn admit_another(policy: &PortPolicy, front: Front, vid: Vid) -> Result<Addr
     })
 }
 
-/// Fetches the table lines that [`learn`] and [`forward`] will read, but for those of the addresses `before`.
-#[inline]
-pub fn prefetch(view: &NetworkView, addresses: &Addresses, before: Option<&Addresses>) {
-    if before.is_none_or(|before| before.source != addresses.source) {
-        view.fdb.prefetch(addresses.source);
-    }
-    if before.is_none_or(|before| before.destination != addresses.destination)
-        && !addresses.destination.is_group()
-    {
-        view.fdb.prefetch(addresses.destination);
-    }
-}
-
-/// What becomes of a frame from port `from`, at `now` seconds. Changes nothing.
-pub fn forward(view: &NetworkView, from: PortIndex, addresses: &Addresses, now: u32) -> Verdict {
-    match find(view, addresses, now) {
-        Some(to) => pass(view, from, addresses.vid(), to),
-        None => Verdict::Flood,
-    }
-}
-
-/// The port that the destination is behind, at `now` seconds. Without one, the frame is flooded.
-#[inline]
-pub fn find(view: &NetworkView, addresses: &Addresses, now: u32) -> Option<PortIndex> {
-    if addresses.destination.is_group() {
+/// The port that `destination` is behind, which `table` has at `spot`. Without one, the frame is flooded.
+#[inline(always)]
+pub fn find(table: &Reader<'_>, destination: Key, spot: Spot) -> Option<PortIndex> {
+    if destination.is_group() {
         return None;
     }
-    view.fdb.lookup(addresses.destination, now)
+    table.lookup(destination, spot)
 }
 
-/// Whether a frame of `vid` from port `from` may go to port `to`, behind which its destination is.
-pub fn pass(view: &NetworkView, from: PortIndex, vid: Vid, to: PortIndex) -> Verdict {
+/// What becomes of a frame of `vid` from port `from` whose destination is behind port `found`.
+pub fn forward(view: &NetworkView, from: PortIndex, vid: Vid, found: Option<PortIndex>) -> Verdict {
+    let Some(to) = found else {
+        return Verdict::Flood;
+    };
     if to == from {
         return Verdict::Drop(DropReason::SamePort);
     }
@@ -164,11 +160,6 @@ pub fn pass(view: &NetworkView, from: PortIndex, vid: Vid, to: PortIndex) -> Ver
         Some(port) if !port.policy.link_up => Verdict::Drop(DropReason::LinkDown),
         Some(_) => Verdict::Unicast(to),
     }
-}
-
-/// Notes that the frame's source was heard from port `from` at `now` seconds.
-pub fn learn(view: &NetworkView, from: PortIndex, addresses: &Addresses, now: u32) -> Learned {
-    view.fdb.learn(addresses.source, from, now)
 }
 
 /// The ports a flooded frame of `vid` from port `from` goes to.
@@ -190,7 +181,12 @@ pub fn classify(view: &NetworkView, from: PortIndex, head: &[u8], now: u32) -> V
         return Verdict::Drop(DropReason::Disconnected);
     };
     match admit(&port.policy, head) {
-        Ok(frame) => forward(view, from, &frame.addresses, now),
+        Ok(Admitted { addresses, .. }) => {
+            let table = view.fdb.reader(from, now);
+            let spot = table.spot(addresses.destination);
+            let found = find(&table, addresses.destination, spot);
+            forward(view, from, addresses.vid(), found)
+        }
         Err(reason) => Verdict::Drop(reason),
     }
 }

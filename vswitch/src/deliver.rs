@@ -20,6 +20,8 @@ use crate::port::{PlainFrame, Room, RxMeta, RxRing};
 use crate::vlan::{Egress, Vid, VlanMode};
 use cursor::{Body, Sink};
 
+/// Bytes of an Ethernet header without tags.
+const ETHER_LEN: u32 = offload::ETHER_LEN as u32;
 /// The first two bytes of an 802.1Q tag.
 const TAGGED: [u8; 2] = TPID_8021Q.to_be_bytes();
 
@@ -36,6 +38,27 @@ pub struct FrameMeta {
     pub priority: u16,
 }
 
+impl FrameMeta {
+    /// That of an untagged frame in VLAN `vid` whose sender asks for nothing and vouches for nothing.
+    const fn quiet(vid: Vid) -> FrameMeta {
+        FrameMeta {
+            checked: Checked::untagged(false),
+            tag: None,
+            vid,
+            priority: 0,
+        }
+    }
+}
+
+/// Frames without a tag whose sender asks for nothing and vouches for nothing. All of a burst are in one VLAN.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quiet {
+    /// Bit i stands for frame i.
+    pub frames: u32,
+    /// The VLAN they belong to; 0 is none.
+    pub vid: Vid,
+}
+
 /// Frames of one burst for one destination.
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
@@ -43,8 +66,10 @@ pub struct Job<'a> {
     pub burst: &'a Burst,
     /// Memory of the source.
     pub source: &'a Memory,
-    /// What is known of each frame; as many as the burst has.
+    /// What is known of each frame that is not `quiet`; as many as the burst has.
     pub meta: &'a [Option<FrameMeta>],
+    /// The frames of the burst of which nothing else is to be known.
+    pub quiet: Quiet,
     /// Which frames: bit i stands for frame i.
     pub frames: u32,
     /// VLAN membership of the destination.
@@ -135,7 +160,7 @@ impl Job<'_> {
 
     /// Whether a frame asks for something: a checksum to be completed, or to be cut.
     pub fn asks(&self) -> bool {
-        let mut left = self.frames;
+        let mut left = self.frames & !self.quiet.frames;
         while left != 0 {
             let index = left.trailing_zeros() as usize;
             left &= left - 1;
@@ -148,11 +173,38 @@ impl Job<'_> {
         false
     }
 
-    /// Frame `index`, if it leaves as it came and asks nothing of anybody: what `for_each` and [`plan`] would say of it.
+    /// What is known of frame `index`.
     #[inline]
-    fn plain(&self, index: usize) -> Option<PlainFrame<'_>> {
+    fn meta(&self, index: usize) -> Option<FrameMeta> {
+        if self.quiet.frames >> index & 1 != 0 {
+            return Some(FrameMeta::quiet(self.quiet.vid));
+        }
+        *self.meta.get(index)?
+    }
+
+    /// The quiet frames among those of the job, if they leave without a tag.
+    fn untouched(&self) -> u32 {
+        match self.vlan.egress(self.quiet.vid) {
+            Some(Egress::Untagged) => self.quiet.frames & self.frames,
+            _ => 0,
+        }
+    }
+
+    /// Frame `index`, if it leaves as it came and asks nothing of anybody: what `for_each` and [`plan`] would say of it.
+    /// `untouched` is that of the job.
+    #[inline]
+    fn plain(&self, index: usize, untouched: u32) -> Option<PlainFrame<'_>> {
         let frame = self.burst.frame(index)?;
-        let meta = self.meta.get(index)?.as_ref()?;
+        if untouched >> index & 1 != 0 {
+            let fits = frame.len() <= u32::from(self.mtu) + ETHER_LEN;
+            return fits.then(|| PlainFrame {
+                head: frame.head(),
+                body: self.burst.body(frame),
+                len: frame.len(),
+                csum_valid: false,
+            });
+        }
+        let meta = self.meta(index)?;
         let request = meta.checked.request();
         let plain = request.asks_nothing()
             && meta.tag.is_none()
@@ -182,9 +234,7 @@ impl Job<'_> {
         while left != 0 {
             let index = left.trailing_zeros() as usize;
             left &= left - 1;
-            let (Some(frame), Some(Some(meta))) =
-                (self.burst.frames().get(index), self.meta.get(index))
-            else {
+            let (Some(frame), Some(meta)) = (self.burst.frame(index), self.meta(index)) else {
                 continue;
             };
             let wanted = match self.vlan.egress(meta.vid) {
@@ -248,13 +298,13 @@ impl Job<'_> {
 
 /// Delivers `job` into `ring`.
 pub fn deliver<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
-    let mut left = job.frames;
+    let (mut left, untouched) = (job.frames, job.untouched());
     let (mut frames, mut bytes) = (0, 0);
     while left != 0 {
         let index = left.trailing_zeros() as usize;
         let this = left & left.wrapping_neg();
         left ^= this;
-        if let Some(frame) = job.plain(index)
+        if let Some(frame) = job.plain(index, untouched)
             && let Some(result) = ring.put(job.source, &frame)
         {
             match result {
@@ -283,7 +333,7 @@ pub fn deliver<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
 
 /// Delivers the frames of `job` that need more than to be written as they are, or more than one piece of room.
 fn adapt<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
-    let max_frame = u32::from(job.mtu) + 14;
+    let max_frame = u32::from(job.mtu) + ETHER_LEN;
     let mut room = Room::new();
     job.for_each_tagged(ring.takes_tags(), report, |report, frame| {
         let features = ring.agreed(frame);

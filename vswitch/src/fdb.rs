@@ -228,15 +228,6 @@ impl Fdb {
         }
     }
 
-    /// Fetches the line of `key` towards the core, ahead of a lookup: the first one, where nearly all keys are.
-    #[inline]
-    pub fn prefetch(&self, key: Key) {
-        let [first, _] = self.candidates(key);
-        if let Some(word) = self.words.get(first) {
-            guestmem::prefetch(word);
-        }
-    }
-
     /// The port that `key` is behind at `now`.
     pub fn lookup(&self, key: Key, now: u32) -> Option<PortIndex> {
         let (_, value) = self.find(key)?;
@@ -244,22 +235,7 @@ impl Fdb {
     }
 
     /// `key` was heard from `port` at `now`.
-    #[inline]
     pub fn learn(&self, key: Key, port: PortIndex, now: u32) -> Learned {
-        match self.find(key) {
-            Some((_, value))
-                if value.port() == port && value.heard() == now && self.is_live(value, now) =>
-            {
-                Learned::Known
-            }
-            _ => self.learn_news(key, port, now),
-        }
-    }
-
-    /// The same where the table may have to be changed for it. Apart from `learn`, so that a station that has been heard
-    /// this second does not pay for it.
-    #[inline(never)]
-    fn learn_news(&self, key: Key, port: PortIndex, now: u32) -> Learned {
         if let Some((place, value)) = self.find(key)
             && self.is_live(value, now)
         {
@@ -388,6 +364,7 @@ impl Fdb {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[inline]
     fn epoch(&self, port: PortIndex) -> u16 {
         let epoch = self
             .ports
@@ -397,6 +374,7 @@ impl Fdb {
         (epoch & 0x7fff) as u16 + 1
     }
 
+    #[inline]
     fn is_live(&self, value: Value, now: u32) -> bool {
         if value.is_static() {
             return true;
@@ -406,40 +384,29 @@ impl Fdb {
     }
 
     /// First words of the two buckets of `key`.
-    #[inline]
     fn candidates(&self, key: Key) -> [usize; 2] {
         self.candidates_within(key, self.active_mask.load(Ordering::Relaxed))
     }
 
-    /// The same among the buckets of `mask`: both halves of one hash.
-    #[inline]
+    /// The same among the buckets of `mask`.
     fn candidates_within(&self, key: Key, mask: u64) -> [usize; 2] {
+        self.hashes(key)
+            .map(|hash| self.first_word + (hash & mask) as usize * BUCKET_WORDS)
+    }
+
+    /// What chooses the two buckets of `key`: both halves of one hash.
+    #[inline]
+    fn hashes(&self, key: Key) -> [u64; 2] {
         let [add, multiply] = self.seeds;
         let hash = (key.0 ^ add).wrapping_mul(multiply);
         let hash = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        [hash >> 4, hash >> 34].map(|half| self.first_word + (half & mask) as usize * BUCKET_WORDS)
+        [hash >> 4, hash >> 34]
     }
 
-    #[inline]
     fn find(&self, key: Key) -> Option<(Place<'_>, Value)> {
-        let [first, second] = self.candidates(key);
-        self.find_in(first, key)
-            .or_else(|| self.find_in(second, key))
-    }
-
-    /// Looks for `key` in the bucket that begins at word `first`. All places are compared before it branches: which of
-    /// them it is cannot be foreseen.
-    #[inline]
-    fn find_in(&self, first: usize, key: Key) -> Option<(Place<'_>, Value)> {
-        let bucket = self.words.get(first..)?.first_chunk::<BUCKET_WORDS>()?;
-        let (places, _) = bucket.as_chunks::<2>();
-        let mut hits = 0u32;
-        for (at, [occupant, _]) in places.iter().enumerate() {
-            hits |= u32::from(occupant.load(Ordering::Acquire) == key.0) << at;
-        }
-        let [occupant, value] = places.get(hits.trailing_zeros() as usize)?;
-        let (found, read) = read((occupant, value))?;
-        (found == key).then_some(((occupant, value), read))
+        self.candidates(key)
+            .into_iter()
+            .find_map(|first| glance(self.words.get(first..)?.first_chunk()?, key))
     }
 
     /// Empties `place` and books its entry out. False if it was empty.
@@ -509,6 +476,23 @@ impl PortState {
     }
 }
 
+/// Looks for `key` in `bucket`. All places are compared before it branches: which of them it is cannot be foreseen.
+///
+/// The key is read again after the value: a writer clears the value before it changes the key, so the same key before and
+/// after the value was read means the value was its own.
+#[inline(always)]
+fn glance(bucket: &[AtomicU64; BUCKET_WORDS], key: Key) -> Option<(Place<'_>, Value)> {
+    let (places, _) = bucket.as_chunks::<2>();
+    let mut hits = 0u32;
+    for (at, [occupant, _]) in places.iter().enumerate() {
+        hits |= u32::from(occupant.load(Ordering::Acquire) == key.0) << at;
+    }
+    let [occupant, value] = places.get(hits.trailing_zeros() as usize)?;
+    let read = value.load(Ordering::Acquire);
+    (read != 0 && occupant.load(Ordering::Acquire) == key.0)
+        .then_some(((occupant, value), Value(read)))
+}
+
 /// The places in a slice of whole buckets.
 fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
     words
@@ -539,5 +523,7 @@ fn read((key, value): Place<'_>) -> Option<(Key, Value)> {
 
 mod grow;
 mod insert;
+mod reader;
+pub use reader::{Reader, Spot};
 #[cfg(test)]
 mod tests;

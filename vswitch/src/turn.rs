@@ -9,9 +9,9 @@ use offload::{Checked, Tag};
 use crate::burst::{BURST, Burst, Frame};
 use crate::classify::{self, Addresses, Admitted, Verdict};
 use crate::counters::Counts;
-use crate::deliver::{FrameMeta, Job, Report};
+use crate::deliver::{FrameMeta, Job, Quiet, Report};
 use crate::drops::DropReason;
-use crate::fdb::{Learned, PortIndex};
+use crate::fdb::{Learned, PortIndex, Reader, Spot};
 use crate::network::{NetworkView, PortPolicy};
 use crate::port::TxSide;
 use crate::slot::PortSlot;
@@ -31,13 +31,20 @@ pub struct Turn {
     burst: Box<Burst>,
     /// The frames of the burst that were admitted.
     trains: Box<ArrayVec<Train, BURST>>,
-    /// Of each frame of the burst that was admitted; of the others, what is left of an earlier burst.
+    /// Of each frame of the burst that was admitted and is not quiet; of the others, what is left of an earlier burst.
     meta: Box<[Option<FrameMeta>; BURST]>,
-    /// For each port index, the frames of the burst that go there.
-    plan: Vec<u32>,
-    /// Indices with a plan.
-    planned: Vec<PortIndex>,
+    quiet: Quiet,
+    plan: Plan,
     counts: Counts,
+}
+
+/// Which frames of the burst go where.
+#[derive(Default)]
+struct Plan {
+    /// For each port index, the frames that go there.
+    frames: Vec<u32>,
+    /// Indices with frames.
+    ports: Vec<PortIndex>,
 }
 
 /// What a turn did.
@@ -51,6 +58,8 @@ pub struct TurnResult {
 #[derive(Clone, Copy)]
 struct Train {
     addresses: Addresses,
+    /// Where the table has the source and the destination.
+    spots: [Spot; 2],
     /// A bit for each frame.
     frames: u32,
 }
@@ -62,17 +71,17 @@ impl Turn {
             burst: Box::default(),
             trains: Box::default(),
             meta: Box::new([None; BURST]),
-            plan: Vec::new(),
-            planned: Vec::new(),
+            quiet: Quiet::default(),
+            plan: Plan::default(),
             counts: Counts::default(),
         }
     }
 
     /// Prepares for networks of up to `ports` port indices, so that no turn has to allocate.
     pub fn make_room(&mut self, ports: usize) {
-        if self.plan.len() < ports {
-            self.plan.resize(ports, 0);
-            self.planned.reserve(ports);
+        if self.plan.frames.len() < ports {
+            self.plan.frames.resize(ports, 0);
+            self.plan.ports.reserve(ports);
         }
     }
 
@@ -128,29 +137,33 @@ impl Turn {
             return;
         };
         self.trains.clear();
+        let table = view.fdb.reader(from, now);
+        let untagged = classify::untagged_vlan(&port.policy);
+        self.quiet = Quiet {
+            frames: 0,
+            vid: untagged.unwrap_or(0),
+        };
         let mut before = None;
         for (index, frame) in self.burst.frames().iter().enumerate() {
-            let front = frame.front();
-            let found = match (front, before, self.trains.last_mut()) {
-                // Only the addresses can be others than those of the frame before.
-                (Some(front), Some(last), Some(train)) if front.is_like(last) => {
-                    self.meta.copy_within(index - 1..index, index);
-                    if front == last {
+            let front = frame.front().zip(untagged);
+            let found = match front.filter(|(front, _)| !classify::is_tag(front.ethertype())) {
+                Some((front, vid)) => {
+                    self.quiet.frames |= 1 << index;
+                    if let (Some(last), Some(train)) = (before, self.trains.last_mut())
+                        && front.is_between_those_of(last)
+                    {
                         train.frames |= 1 << index;
                         continue;
                     }
-                    classify::admit_another(&port.policy, front, train.addresses.vid())
+                    before = Some(front);
+                    classify::admit_untagged(&port.policy, front, vid)
                 }
-                _ => {
+                None => {
                     before = None;
                     let Some(meta) = self.meta.get_mut(index) else {
                         break;
                     };
-                    judge(&port.policy, frame, meta).map(|found| {
-                        // A tag is not part of the front, and nor is a request.
-                        before = front.filter(|_| found.untagged);
-                        found.addresses
-                    })
+                    judge(&port.policy, frame, meta).map(|found| found.addresses)
                 }
             };
             let addresses = match found {
@@ -161,33 +174,41 @@ impl Turn {
                     continue;
                 }
             };
-            before = before.and(front);
             match self.trains.last_mut() {
                 Some(train) if train.addresses == addresses => train.frames |= 1 << index,
                 last => {
-                    let last = last.map(|train| &train.addresses);
-                    classify::prefetch(view, &addresses, last);
+                    let spots = spots(&table, &addresses, last.as_deref());
                     self.trains.push(Train {
                         addresses,
+                        spots,
                         frames: 1 << index,
                     });
                 }
             }
         }
-        self.route(view, from, now);
+        self.route(view, from, &table);
     }
 
     /// Learns from each train and looks up where it goes. What was found out for the train before holds where an address
     /// or the port is the same.
-    fn route(&mut self, view: &NetworkView, from: PortIndex, now: u32) {
+    fn route(&mut self, view: &NetworkView, from: PortIndex, table: &Reader<'_>) {
         let (mut heard, mut aimed, mut passed) = (None, None, None);
-        for at in 0..self.trains.len() {
-            let Some(Train { addresses, frames }) = self.trains.get(at).copied() else {
-                return;
-            };
+        let mut routes = Routes {
+            view,
+            from,
+            plan: &mut self.plan,
+            counts: &mut self.counts,
+        };
+        // Frames with the verdict of `passed`.
+        let mut together = 0;
+        for train in self.trains.iter() {
+            let Train {
+                addresses, frames, ..
+            } = train;
+            let [source, destination] = train.spots;
             if heard != Some(addresses.source) {
-                let learned = classify::learn(view, from, &addresses, now);
-                self.counts.learn_refused +=
+                let learned = table.learn(addresses.source, source);
+                routes.counts.learn_refused +=
                     u64::from(matches!(learned, Learned::Full | Learned::Pinned));
                 heard = Some(addresses.source);
                 // It may be where the next train goes.
@@ -197,54 +218,32 @@ impl Turn {
             }
             let found = match aimed {
                 Some((same, found)) if same == addresses.destination => found,
-                _ => classify::find(view, &addresses, now),
+                _ => classify::find(table, addresses.destination, destination),
             };
             aimed = Some((addresses.destination, found));
-            let vid = addresses.vid();
-            let verdict = match (found, passed) {
-                (None, _) => Verdict::Flood,
-                (Some(to), Some((same, verdict))) if same == (vid, to) => verdict,
-                (Some(to), _) => {
-                    let verdict = classify::pass(view, from, vid, to);
-                    passed = Some(((vid, to), verdict));
-                    verdict
+            let way = (addresses.vid(), found);
+            match passed {
+                Some((same, _)) if same == way => together |= frames,
+                before => {
+                    if let Some(((vid, _), verdict)) = before {
+                        routes.settle(verdict, vid, together);
+                    }
+                    passed = Some((way, classify::forward(view, from, way.0, found)));
+                    together = *frames;
                 }
-            };
-            match verdict {
-                Verdict::Drop(reason) => self.counts.drops.add(reason, frames.count_ones().into()),
-                Verdict::Unicast(to) => self.plan(to, frames),
-                Verdict::Flood => self.plan_flood(view, from, vid, frames),
             }
         }
-    }
-
-    fn plan_flood(&mut self, view: &NetworkView, from: PortIndex, vid: Vid, train: u32) {
-        let frames = u64::from(train.count_ones());
-        let mut copies = 0;
-        for to in classify::flood(view, from, vid) {
-            self.plan(to, train);
-            copies += 1;
-        }
-        match copies {
-            0 => self.counts.drops.add(DropReason::NoDestination, frames),
-            _ => self.counts.extra_copies += (copies - 1) * frames,
-        }
-    }
-
-    fn plan(&mut self, to: PortIndex, train: u32) {
-        if let Some(frames) = self.plan.get_mut(usize::from(to)) {
-            if *frames == 0 {
-                self.planned.push(to);
-            }
-            *frames |= train;
+        if let Some(((vid, _), verdict)) = passed {
+            routes.settle(verdict, vid, together);
         }
     }
 
     /// Carries out the plan, one destination after the other, each under its lease.
     fn deliver(&mut self, view: &NetworkView, tx: &dyn TxSide) {
         let meta = self.meta.get(..self.burst.len()).unwrap_or(&[]);
-        for to in self.planned.drain(..) {
-            let Some(frames) = self.plan.get_mut(usize::from(to)).map(std::mem::take) else {
+        for to in self.plan.ports.drain(..) {
+            let frames = self.plan.frames.get_mut(usize::from(to));
+            let Some(frames) = frames.map(std::mem::take) else {
                 continue;
             };
             let mut report = Report::default();
@@ -256,6 +255,7 @@ impl Turn {
                         burst: &self.burst,
                         source: tx.memory(),
                         meta,
+                        quiet: self.quiet,
                         frames,
                         vlan: &port.policy.vlan,
                         mtu: port.policy.mtu,
@@ -278,6 +278,66 @@ impl Default for Turn {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Where the verdicts on frames from one port are entered.
+struct Routes<'a> {
+    view: &'a NetworkView,
+    from: PortIndex,
+    plan: &'a mut Plan,
+    counts: &'a mut Counts,
+}
+
+impl Routes<'_> {
+    /// `verdict` is that on `frames`, which belong to `vid`.
+    fn settle(&mut self, verdict: Verdict, vid: Vid, frames: u32) {
+        match verdict {
+            Verdict::Drop(reason) => self.counts.drops.add(reason, frames.count_ones().into()),
+            Verdict::Unicast(to) => self.plan.add(to, frames),
+            Verdict::Flood => self.flood(vid, frames),
+        }
+    }
+
+    fn flood(&mut self, vid: Vid, frames: u32) {
+        let mut copies = 0;
+        for to in classify::flood(self.view, self.from, vid) {
+            self.plan.add(to, frames);
+            copies += 1;
+        }
+        let frames = u64::from(frames.count_ones());
+        match copies {
+            0 => self.counts.drops.add(DropReason::NoDestination, frames),
+            _ => self.counts.extra_copies += (copies - 1) * frames,
+        }
+    }
+}
+
+impl Plan {
+    fn add(&mut self, to: PortIndex, more: u32) {
+        if let Some(frames) = self.frames.get_mut(usize::from(to)) {
+            if *frames == 0 {
+                self.ports.push(to);
+            }
+            *frames |= more;
+        }
+    }
+}
+
+/// Where `table` has the source and the destination, whose lines are fetched, but for those of the train before.
+#[inline(always)]
+fn spots(table: &Reader<'_>, addresses: &Addresses, before: Option<&Train>) -> [Spot; 2] {
+    let known = before.map(|train| (train.addresses, train.spots));
+    let source = match known {
+        Some((before, [source, _])) if before.source == addresses.source => source,
+        _ => table.spot(addresses.source),
+    };
+    let destination = match known {
+        Some((before, [_, destination])) if before.destination == addresses.destination => {
+            destination
+        }
+        _ => table.spot(addresses.destination),
+    };
+    [source, destination]
 }
 
 /// Applies the source port's rules to `frame` and validates its request; fills in `meta`.

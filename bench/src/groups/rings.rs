@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Figures, Group, Settings};
 use crate::case::{Case, SIZES};
-use crate::drive::{self, Pair, Run};
+use crate::drive::{self, Paced, Pair, Run};
 use crate::machine::{hertz, on_core};
 use crate::search::zero_loss;
 use crate::stats::Stat;
@@ -14,6 +14,8 @@ use crate::subject::{Contender, Counts, OURS, Ours};
 
 /// Rates at which latency is measured, in frames a second.
 const RATES: [(f64, &str); 2] = [(1e5, "100,000/s"), (1e6, "1,000,000/s")];
+/// Slices of a latency measurement: a thousand frames at the lower rate.
+const SLICE: Duration = Duration::from_millis(10);
 /// The search for the rate without loss ends at this share of the highest rate.
 const PRECISION: f64 = 0.01;
 /// A trial that lost frames is repeated: a host that takes the processor away for as long as a ring lasts makes any
@@ -201,19 +203,31 @@ pub(super) fn latency(bench: &mut Bench) -> Result<()> {
                     let mut pair = Pair::new(case, 2)?;
                     let _attached = pair.attach(to)?;
                     pair.pace(rate, Duration::from_millis(30))?;
-                    let paced = pair.pace(rate, time)?;
-                    let age = |part| microseconds(paced.ages.percentile(part));
-                    Ok(vec![
-                        ("p50_us", age(0.5)),
-                        ("p99_us", age(0.99)),
-                        ("p999_us", age(0.999)),
-                        ("lost", paced.loss()),
-                    ])
+                    latency_at(&mut pair, rate, time)
                 },
             )?;
         }
     }
     Ok(())
+}
+
+/// Percentiles of latency at `rate` frames a second: of all frames sent in `time`, and of those of a slice in the middle.
+fn latency_at(pair: &mut Pair, rate: f64, time: Duration) -> Result<Figures> {
+    let (mut whole, mut tails) = (Paced::default(), Vec::new());
+    for _ in 0..time.div_duration_f64(SLICE).ceil() as u32 {
+        let paced = pair.pace(rate, SLICE)?;
+        tails.push(microseconds(paced.ages.percentile(0.99)));
+        whole.add(&paced);
+    }
+    let age = |part| microseconds(whole.ages.percentile(part));
+    let slices = Stat::of(tails).context("no slice was measured")?;
+    Ok(vec![
+        ("p50_us", age(0.5)),
+        ("p99_slice_us", slices.median),
+        ("p99_us", age(0.99)),
+        ("p999_us", age(0.999)),
+        ("lost", whole.loss()),
+    ])
 }
 
 /// The highest rate, measured first, for tests that offer shares of it.

@@ -8,7 +8,7 @@ use offload::Request;
 use offload::request::validate;
 use rustix::event::{EventfdFlags, eventfd};
 use vswitch::burst::{BURST, Burst, SNAPSHOT};
-use vswitch::deliver::{FrameMeta, Job, Report, deliver};
+use vswitch::deliver::{FrameMeta, Job, Quiet, Report, deliver};
 use vswitch::drops::DropReason;
 use vswitch::port::{PortFault, Room, RxMeta, RxRing};
 use vswitch::ports::vhost::ring::Ring;
@@ -186,6 +186,7 @@ impl<R: Ring> Queues<R> {
             burst: &self.burst,
             source: &self.memory,
             meta,
+            quiet: Quiet::default(),
             frames,
             vlan: &VlanMode::None,
             mtu,

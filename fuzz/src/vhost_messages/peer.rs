@@ -3,7 +3,7 @@
 use rustix::fs::ftruncate;
 use rustix::io::pwrite;
 use vswitch::burst::{BURST, Burst};
-use vswitch::deliver::{FrameMeta, Job, Report};
+use vswitch::deliver::{FrameMeta, Job, Quiet, Report};
 use vswitch::port::Sides;
 use vswitch::ports::vhost::connection::Reply;
 use vswitch::ports::vhost::message::{Header, Message};
@@ -126,6 +126,7 @@ fn exchange(sides: &mut Sides) {
         burst: &burst,
         source: sides.tx.memory(),
         meta,
+        quiet: Quiet::default(),
         frames,
         vlan: &VlanMode::None,
         mtu: 1500,

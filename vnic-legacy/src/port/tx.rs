@@ -9,7 +9,7 @@ use guestmem::{Memory, Span};
 use offload::Request;
 use offload::request::validate;
 use vswitch::burst::{BURST, Burst};
-use vswitch::deliver::{FrameMeta, Job, Report};
+use vswitch::deliver::{FrameMeta, Job, Quiet, Report};
 use vswitch::port::{PortFault, TxSide};
 use vswitch::ports::vhost::notify;
 use vswitch::vlan::VlanMode;
@@ -374,6 +374,7 @@ impl TxProcess {
             burst: looped,
             source: &self.shared.memory,
             meta: meta.get(..looped.len()).unwrap_or(&[]),
+            quiet: Quiet::default(),
             frames,
             vlan: &VlanMode::None,
             mtu: u16::MAX,

@@ -13,7 +13,7 @@ use vnic_legacy::csr::{mode, status};
 use vnic_legacy::descriptor::{END_OF_RING, OWN, rdes0};
 use vnic_legacy::driver::{BASE, Guest};
 use vswitch::burst::{BURST, Burst};
-use vswitch::deliver::{FrameMeta, Job, Report};
+use vswitch::deliver::{FrameMeta, Job, Quiet, Report};
 use vswitch::drops::DropReason;
 use vswitch::mac::Mac;
 use vswitch::port::Sides;
@@ -145,6 +145,7 @@ impl Bench {
             burst: &burst,
             source: self.source.0.tx.memory(),
             meta: &meta,
+            quiet: Quiet::default(),
             frames: u32::MAX >> (BURST - frames.len()),
             vlan: &VlanMode::None,
             mtu: 9000,

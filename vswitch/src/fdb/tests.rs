@@ -12,6 +12,12 @@ fn table(capacity: usize) -> Fdb {
     Fdb::new(capacity, DEFAULT_AGEING, 0x1234_5678_9abc_def1).unwrap()
 }
 
+/// As a turn looks it up.
+fn read_at(fdb: &Fdb, key: Key, now: u32) -> Option<PortIndex> {
+    let reader = fdb.reader(0, now);
+    reader.lookup(key, reader.spot(key))
+}
+
 #[test]
 fn learns_moves_and_ages() {
     let fdb = table(1024);
@@ -129,6 +135,9 @@ fn growing_loses_nothing_and_takes_quotas_along() {
     let held: Vec<_> = (0..3)
         .map(|port: usize| fdb.ports[port].count.load(Ordering::Relaxed))
         .collect();
+    // A turn that has begun before.
+    let turn = fdb.reader(0, 0);
+    let spots: Vec<_> = (0..stations).map(|n| turn.spot(key(n))).collect();
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let found =
@@ -141,9 +150,11 @@ fn growing_loses_nothing_and_takes_quotas_along() {
     });
     assert!(fdb.active_mask.load(Ordering::Relaxed) as usize >= 2 * FIRST_BUCKETS - 1);
     for n in 0..stations {
-        assert_eq!(fdb.lookup(key(n), 0), Some((n % 3) as PortIndex), "{n}");
+        assert_eq!(read_at(&fdb, key(n), 0), Some((n % 3) as PortIndex), "{n}");
+        let found = turn.lookup(key(n), spots[n as usize]);
+        assert_eq!(found, Some((n % 3) as PortIndex), "{n}, before it grew");
     }
-    assert_eq!(fdb.lookup(key(stations), 1_000_000), Some(4));
+    assert_eq!(read_at(&fdb, key(stations), 1_000_000), Some(4));
     assert_eq!(fdb.entries(0).len() as u64, stations + 1);
     assert_eq!(fdb.used.load(Ordering::Relaxed) as u64, stations + 1);
     let after: Vec<_> = (0..3)
@@ -162,7 +173,7 @@ fn concurrent_readers_see_whole_entries() {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     for n in 0..4000 {
-                        if let Some(port) = fdb.lookup(key(n), 0) {
+                        if let Some(port) = read_at(&fdb, key(n), 0) {
                             assert_eq!(u64::from(port), n % 7);
                         }
                     }
@@ -218,7 +229,8 @@ proptest! {
         for op in ops {
             match op {
                 Op::Learn(n, port) => {
-                    fdb.learn(key(n), port, now);
+                    let turn = fdb.reader(port, now);
+                    turn.learn(key(n), turn.spot(key(n)));
                     if !model.get(&n).is_some_and(|entry| entry.2) {
                         model.insert(n, (port, now, false));
                     }
@@ -249,7 +261,7 @@ proptest! {
             }
             model.retain(|_, entry| entry.2 || now - entry.1 <= DEFAULT_AGEING);
             for n in 0..60 {
-                prop_assert_eq!(fdb.lookup(key(n), now), model.get(&n).map(|entry| entry.0), "station {}", n);
+                prop_assert_eq!(read_at(&fdb, key(n), now), model.get(&n).map(|entry| entry.0), "station {}", n);
             }
             prop_assert_eq!(fdb.entries(now).len(), model.len());
         }

@@ -8,7 +8,7 @@ use super::driver::{Guest, Setup};
 use super::feature;
 use super::session::{Offer, Session};
 use crate::burst::Burst;
-use crate::deliver::{FrameMeta, Job, Report};
+use crate::deliver::{FrameMeta, Job, Quiet, Report};
 use crate::port::{RxSide, Sides, TxSide};
 use crate::vlan::VlanMode;
 
@@ -84,6 +84,7 @@ pub(super) fn pass(
         burst,
         source: tx.memory(),
         meta: &meta,
+        quiet: Quiet::default(),
         frames,
         vlan: &vlan,
         mtu: u16::MAX,
