@@ -229,11 +229,13 @@ fn transmit_offloads(guest: &mut Guest) -> Result<()> {
     for (features, uncut, partial) in [
         ("tx on sg on tso on gso on", [true; 2], [true; 2]),
         ("tx-tcp-segmentation off", [false, true], [true; 2]),
-        ("tx-tcp6-segmentation off", [false; 2], [true; 2]),
-        ("tx-checksum-ipv4 off", [false; 2], [false, true]),
+        (
+            "tx-tcp6-segmentation off tx-checksum-ipv4 off",
+            [false; 2],
+            [false, true],
+        ),
         ("tx-checksum-ipv6 off", [false; 2], [false; 2]),
-        ("tx on", [false; 2], [true; 2]),
-        ("tso on", [true; 2], [true; 2]),
+        ("tx on tso on", [true; 2], [true; 2]),
     ] {
         guest.set(features)?;
         let seen = guest.sends()?;
@@ -246,34 +248,34 @@ fn transmit_offloads(guest: &mut Guest) -> Result<()> {
 }
 
 fn receive_checksums(guest: &mut Guest) -> Result<()> {
-    for features in ["rx off", "rx on"] {
-        guest.set(features)?;
-        guest.transfers()?;
-        // The last column of TCP's counters.
-        let wrong = guest
-            .console
-            .run("grep '^Tcp: [0-9]' /proc/net/snmp | sed 's/.* //'")?;
-        ensure!(wrong.trim() == "0", "with {features}: {wrong} wrong sums");
-    }
-    Ok(())
+    // Large frames come whole, and Linux looks at their sums itself.
+    guest.set("rx off lro on")?;
+    guest.transfers()?;
+    // The last column of TCP's counters.
+    let wrong = guest
+        .console
+        .run("grep '^Tcp: [0-9]' /proc/net/snmp | sed 's/.* //'")?;
+    ensure!(wrong.trim() == "0", "{wrong} wrong sums");
+    guest.set("rx on")
 }
 
 fn coalescing(guest: &mut Guest) -> Result<()> {
     let segments = LEN / SEGMENT;
     let mut counts = Vec::new();
-    for features in ["lro off", "lro on", "lro off"] {
+    // It is on to begin with.
+    for features in ["lro off", "lro on"] {
         guest.set(features)?;
         counts.push([guest.received(Guest::get)?, guest.received(Guest::echo)?]);
     }
     let joined = |family: usize| {
         let count = |at: usize| counts.get(at).and_then(|both| both.get(family)).copied();
-        let (apart, joined, again) = (count(0)?, count(1)?, count(2)?);
+        let (apart, joined) = (count(0)?, count(1)?);
         // How many segments come together is up to their sender.
-        Some(apart.min(again) > segments && 10 * joined < 9 * apart.min(again))
+        Some(apart > segments && 10 * joined < 9 * apart)
     };
     ensure!(
         joined(0) == Some(true) && joined(1) == Some(true),
-        "packets received by IPv4 and IPv6 without coalescing, with, without: {counts:?}"
+        "packets received by IPv4 and IPv6 without coalescing, and with it: {counts:?}"
     );
     Ok(())
 }
@@ -345,7 +347,7 @@ fn promiscuous_mode(guest: &mut Guest) -> Result<()> {
         .console
         .run("vswitch-guest sniff 1000000 3600 >>/tmp/seen & sniffer=$!")?;
     sees_strangers(guest, false)?;
-    for _ in 0..2 {
+    for _ in 0..repeat(1) {
         guest.console.run("ifconfig eth0 promisc")?;
         sees_strangers(guest, true)?;
         guest.console.run("ifconfig eth0 -promisc")?;
