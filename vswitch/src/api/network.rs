@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Refusal, present};
+use super::policy::VlanSpec;
+use super::port::{HOST_PORT, PortBackend, PortConfig, UPLINK_PORT};
 use super::values::{Ageing, IfName, InvalidValue, Mtu, NetworkName, VlanId, words};
 
 /// What a network is connected to.
@@ -41,7 +43,7 @@ pub struct CreateNetwork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_nic: Option<IfName>,
     /// The host takes no part in this network; external networks only.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_host_nic: bool,
     /// The VLAN of the host NIC; untagged frames of no VLAN unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,6 +114,24 @@ pub struct NetworkConfig {
     pub mtu: Mtu,
     /// How long its MAC table remembers a silent station.
     pub ageing: Ageing,
+}
+
+impl NetworkConfig {
+    /// The ports that come and go with it; `vlan` is that of the host NIC.
+    pub fn own_ports(&self, vlan: Option<VlanId>) -> Result<Vec<PortConfig>, Refusal> {
+        let mut ports = Vec::new();
+        if let Some(interface) = self.kind.host_nic().cloned() {
+            let mut port = PortConfig::new(HOST_PORT.parse()?, PortBackend::HostNic { interface });
+            port.vlan = vlan.map_or_else(VlanSpec::default, VlanSpec::access);
+            ports.push(port);
+        }
+        if let Some(interface) = self.kind.uplink().cloned() {
+            let mut port = PortConfig::new(UPLINK_PORT.parse()?, PortBackend::Uplink { interface });
+            port.vlan = VlanSpec::all();
+            ports.push(port);
+        }
+        Ok(ports)
+    }
 }
 
 const VLAN_NEEDS_HOST_NIC: &str = "a VLAN is that of the host NIC, which private networks and those without one do not have; give each port its VLAN";

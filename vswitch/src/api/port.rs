@@ -369,3 +369,20 @@ pub struct AddFdbEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<VlanId>,
 }
+
+impl AddFdbEntry {
+    /// Refuses an entry for a VLAN that its port, which is one of `network`, does not carry.
+    pub fn check(&self, network: &NetworkName, port: &PortConfig) -> Result<(), Refusal> {
+        let vid = self.vlan.map_or(0, VlanId::get);
+        if port.vlan.mode().egress(vid).is_some() {
+            return Ok(());
+        }
+        let vlan = self
+            .vlan
+            .map_or("no VLAN".to_owned(), |vlan| format!("VLAN {vlan}"));
+        Err(Refusal::invalid(format!(
+            "port '{}' of network '{network}' carries no frames of {vlan}; its setting is '{}'",
+            self.port, port.vlan
+        )))
+    }
+}

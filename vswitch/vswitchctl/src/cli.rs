@@ -8,6 +8,7 @@ use vswitch::api::{
     SocketPath, StationMac, VlanId, VlanSpec,
 };
 
+use crate::config::ConfigVerb;
 use crate::vm_cli::{AdapterVerb, VmVerbs};
 
 const EXAMPLES: &str = "\
@@ -62,6 +63,9 @@ pub(crate) enum Noun {
     Adapter(AdapterVerb),
     /// Frames, bytes and drops
     Stats(StatsArgs),
+    /// The configuration as a document
+    #[command(subcommand)]
+    Config(ConfigVerb),
     /// Print the completion script of a shell
     Completion { shell: clap_complete::Shell },
 }

@@ -31,6 +31,7 @@ impl Runner {
             Noun::Vm(verb) => self.vm(verb),
             Noun::Adapter(verb) => self.adapter(verb),
             Noun::Stats(args) => self.stats(&args),
+            Noun::Config(verb) => self.config(verb),
             // Needs no vswitchd, and was carried out before.
             Noun::Completion { .. } => Ok(()),
         }
@@ -264,7 +265,7 @@ fn of_fdb(network: &NetworkName) -> String {
 }
 
 /// Prints to stdout. A reader that has gone away has seen enough.
-fn print(text: impl Display) -> anyhow::Result<()> {
+pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),

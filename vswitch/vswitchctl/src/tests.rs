@@ -56,6 +56,9 @@ fn every_verb_is_taken() {
         "adapter add web --kind synthetic --mac 02:00:00:00:00:01 --vlan 7",
         "adapter set web synthetic7 --disconnect",
         "adapter remove web legacy3",
+        "config export",
+        "config export /tmp/vswitch.toml --json",
+        "config check vswitch.toml",
         "completion bash",
     ] {
         if let Err(error) = parse(line) {

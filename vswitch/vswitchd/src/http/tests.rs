@@ -1,6 +1,7 @@
 //! The API from the outside: what it does, what it refuses, and that a refusal leaves nothing behind.
 
 mod atomic;
+mod config;
 mod fake_vmm;
 mod many;
 mod refused;

@@ -3,6 +3,7 @@
 //! Calls block (sqlite, netlink, the workers' answers) and are made one at a time, off the threads that serve the API.
 
 mod adapters;
+mod export;
 mod fdb;
 mod flaps;
 mod host_mac;

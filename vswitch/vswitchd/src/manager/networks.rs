@@ -4,7 +4,7 @@ use anyhow::ensure;
 use tracing::{error, info};
 use vswitch::api::{
     CreateNetwork, HOST_PORT, IfName, NetworkConfig, NetworkName, NetworkView, PatchNetwork,
-    PortBackend, PortConfig, PortName, Refusal, UPLINK_PORT, VlanId, VlanSpec,
+    PortConfig, Refusal, VlanSpec,
 };
 
 use super::{Manager, Network, failed, no_network};
@@ -24,7 +24,7 @@ impl Manager {
                 "there is a network '{name}' already; names are unique"
             )));
         }
-        let ports = own_ports(&config, vlan)?;
+        let ports = config.own_ports(vlan)?;
         for port in &ports {
             self.check_target(&port.backend.target())?;
         }
@@ -288,22 +288,4 @@ impl Network {
         host.into_iter()
             .for_each(|port| port.config.vlan = vlan.clone());
     }
-}
-
-/// The ports that come and go with a network.
-fn own_ports(config: &NetworkConfig, vlan: Option<VlanId>) -> Result<Vec<PortConfig>, Refusal> {
-    let mut ports = Vec::new();
-    if let Some(interface) = config.kind.host_nic().cloned() {
-        let name: PortName = HOST_PORT.parse()?;
-        let mut port = PortConfig::new(name, PortBackend::HostNic { interface });
-        port.vlan = vlan.map_or_else(VlanSpec::default, VlanSpec::access);
-        ports.push(port);
-    }
-    if let Some(interface) = config.kind.uplink().cloned() {
-        let name: PortName = UPLINK_PORT.parse()?;
-        let mut port = PortConfig::new(name, PortBackend::Uplink { interface });
-        port.vlan = VlanSpec::all();
-        ports.push(port);
-    }
-    Ok(ports)
 }
