@@ -112,8 +112,10 @@ impl Value {
 pub enum Learned {
     /// It was known at this port.
     Known,
-    /// It is new, or moved here from another port.
+    /// It is new.
     Added,
+    /// It was behind another port until then.
+    Moved,
     /// It is pinned to another port by a static entry.
     Pinned,
     /// The port is at its quota, or the table is full.
@@ -170,7 +172,7 @@ pub struct Fdb {
     ageing: AtomicU32,
     /// What the hash function adds and multiplies by: random, so that no guest can pick addresses that collide.
     seeds: [u64; 2],
-    writer: Mutex<()>,
+    writer: Mutex<Moves>,
 }
 
 /// There is not enough memory for the table.
@@ -207,7 +209,7 @@ impl Fdb {
                 seed | 1,
                 seed.rotate_left(29).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             ],
-            writer: Mutex::new(()),
+            writer: Mutex::default(),
         })
     }
 
@@ -260,10 +262,12 @@ impl Fdb {
                 return Learned::Known;
             }
         }
-        match self.writer.try_lock() {
-            Ok(_) | Err(TryLockError::Poisoned(_)) => self.insert(key, port, now),
-            Err(TryLockError::WouldBlock) => Learned::Busy,
-        }
+        let mut moves = match self.writer.try_lock() {
+            Ok(moves) => moves,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Learned::Busy,
+        };
+        self.insert(key, port, now, &mut moves)
     }
 
     /// Pins `key` to `port`. False if there is no place for it: the table is full of other static entries.
@@ -360,7 +364,7 @@ impl Fdb {
         entries
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    fn lock(&self) -> MutexGuard<'_, Moves> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -523,7 +527,10 @@ fn read((key, value): Place<'_>) -> Option<(Key, Value)> {
 
 mod grow;
 mod insert;
+mod moves;
 mod reader;
+pub use moves::Flap;
+use moves::Moves;
 pub use reader::{Reader, Spot};
 #[cfg(test)]
 mod tests;

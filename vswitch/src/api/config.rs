@@ -9,7 +9,7 @@ use super::error::Refusal;
 use super::network::{CreateNetwork, NetworkConfig};
 use super::policy::{MacGuard, VlanSpec};
 use super::port::{AddFdbEntry, CreatePort, PatchPort, PortBackend, PortConfig};
-use super::values::{Link, Mtu, NetworkName, PortName};
+use super::values::{Link, MacQuota, Mtu, NetworkName, PortName};
 use super::vm::CreateVm;
 
 /// Networks, ports, VMs and static MAC table entries, each as it would be asked for. Addresses that were taken from the
@@ -49,6 +49,9 @@ pub struct PortSettings {
     /// The addresses it may send from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_guard: Option<MacGuard>,
+    /// Most addresses that are learned behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_quota: Option<MacQuota>,
     /// Its MTU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
@@ -66,6 +69,7 @@ impl PortSettings {
         let settings = PortSettings {
             vlan: (made.vlan != new.vlan).then(|| new.vlan.clone()),
             mac_guard: (made.mac_guard != new.mac_guard).then(|| new.mac_guard.clone()),
+            mac_quota: new.mac_quota.filter(|_| made.mac_quota != new.mac_quota),
             mtu: new.mtu.filter(|_| made.mtu != new.mtu),
             link: (made.link != new.link).then_some(new.link),
             connected: (made.connected != new.connected).then_some(new.connected),
@@ -77,6 +81,7 @@ impl PortSettings {
         PatchPort {
             vlan: self.vlan.clone(),
             mac_guard: self.mac_guard.clone(),
+            mac_quota: self.mac_quota.map(Some),
             mtu: self.mtu.map(Some),
             link: self.link,
             network: self

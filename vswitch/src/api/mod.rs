@@ -22,7 +22,8 @@ pub use port::{
     VhostUserMode,
 };
 pub use values::{
-    IfName, InvalidValue, Link, Mtu, NetworkName, PortName, Queues, SocketPath, VlanId,
+    Ageing, IfName, InvalidValue, Link, MacQuota, Mtu, NetworkName, PortName, Queues, SocketPath,
+    VlanId,
 };
 pub use views::{
     FdbEntryView, FdbView, NetworkList, NetworkView, PortList, PortState, PortStats, PortView,

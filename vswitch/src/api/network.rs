@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Refusal, present};
 use super::policy::VlanSpec;
 use super::port::{HOST_PORT, PortBackend, PortConfig, UPLINK_PORT};
-use super::values::{IfName, InvalidValue, Mtu, NetworkName, VlanId, words};
+use super::values::{Ageing, IfName, InvalidValue, Mtu, NetworkName, VlanId, words};
 
 /// What a network is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -51,6 +51,9 @@ pub struct CreateNetwork {
     /// The MTU of the host NIC, the uplink, and of ports that are given none; 1500 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
+    /// Seconds that its MAC table remembers a silent station, 300 unless given; 0 is for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ageing: Option<Ageing>,
 }
 
 /// What a network is made of.
@@ -109,6 +112,8 @@ pub struct NetworkConfig {
     pub kind: NetworkKind,
     /// The MTU of everything in it that is given none.
     pub mtu: Mtu,
+    /// How long its MAC table remembers a silent station.
+    pub ageing: Ageing,
 }
 
 impl NetworkConfig {
@@ -194,12 +199,12 @@ impl CreateNetwork {
         if let (Some(vlan), None) = (self.vlan, kind.host_nic()) {
             return refuse(format!("VLAN {vlan} refused: {VLAN_NEEDS_HOST_NIC}"));
         }
-        let mtu = self.mtu.unwrap_or(Mtu::DEFAULT);
         Ok((
             NetworkConfig {
                 name: self.name,
                 kind,
-                mtu,
+                mtu: self.mtu.unwrap_or(Mtu::DEFAULT),
+                ageing: self.ageing.unwrap_or(Ageing::DEFAULT),
             },
             self.vlan,
         ))
@@ -226,6 +231,9 @@ pub struct PatchNetwork {
     /// The MTU of everything in the network that is given none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
+    /// Seconds that its MAC table remembers a silent station; 0 is for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ageing: Option<Ageing>,
     /// The VLAN of the host NIC; `null` for none.
     #[serde(
         default,
@@ -240,9 +248,9 @@ impl PatchNetwork {
     /// Checks that something is to be changed, and that `config` can be changed so.
     pub fn check(&self, config: &NetworkConfig) -> Result<(), Refusal> {
         let name = &config.name;
-        if self.mtu.is_none() && self.vlan.is_none() {
+        if self.mtu.is_none() && self.vlan.is_none() && self.ageing.is_none() {
             return Err(Refusal::invalid(format!(
-                "network '{name}': nothing to change; allowed: mtu, vlan"
+                "network '{name}': nothing to change; allowed: mtu, vlan, ageing"
             )));
         }
         if let (Some(vlan), None) = (self.vlan, config.kind.host_nic()) {

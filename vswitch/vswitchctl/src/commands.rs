@@ -47,6 +47,7 @@ impl Runner {
                 no_host_nic,
                 vlan,
                 mtu,
+                ageing,
             }) => {
                 let done = format!("network '{name}' created");
                 let request = CreateNetwork {
@@ -57,6 +58,7 @@ impl Runner {
                     no_host_nic,
                     vlan,
                     mtu,
+                    ageing,
                 };
                 self.done(
                     self.client.send(Method::POST, "/v1/networks", &request)?,
@@ -69,9 +71,15 @@ impl Runner {
             NetworkVerb::Show { name } => self.show(&of_network(&name), |network: &NetworkView| {
                 show::networks(std::slice::from_ref(network))
             }),
-            NetworkVerb::Set { name, mtu, vlan } => {
+            NetworkVerb::Set {
+                name,
+                mtu,
+                vlan,
+                ageing,
+            } => {
                 let patch = PatchNetwork {
                     mtu,
+                    ageing,
                     vlan: vlan.map(|vlan| vlan.0),
                 };
                 self.done(
@@ -99,6 +107,7 @@ impl Runner {
                 queues,
                 policy,
                 mtu,
+                mac_quota,
             } => {
                 let done = format!("port '{port}' added to network '{network}'");
                 let request = CreatePort {
@@ -113,6 +122,7 @@ impl Runner {
                     queues,
                     vlan: policy.vlan,
                     mac_guard: policy.mac_guard,
+                    mac_quota,
                     mtu,
                     link: policy.link,
                 };
@@ -140,12 +150,14 @@ impl Runner {
             port,
             policy,
             mtu,
+            mac_quota,
             connect,
             disconnect,
         } = set;
         let patch = PatchPort {
             vlan: policy.vlan,
             mac_guard: policy.mac_guard,
+            mac_quota: mac_quota.map(|quota| quota.0),
             mtu: mtu.map(|mtu| mtu.0),
             link: policy.link,
             network: if disconnect {

@@ -122,6 +122,7 @@ fn export_network(network: &Network) -> CreateNetwork {
         no_host_nic: matches!(config.kind, NetworkKind::External { host_nic: None, .. }),
         vlan: host.and_then(|(_, port)| port.config.vlan.access_vlan()),
         mtu: Some(config.mtu),
+        ageing: Some(config.ageing),
     }
 }
 
@@ -135,6 +136,7 @@ fn export_port(config: &PortConfig) -> Option<CreatePort> {
         queues: None,
         vlan: Some(config.vlan.clone()),
         mac_guard: Some(config.mac_guard.clone()),
+        mac_quota: config.mac_quota,
         mtu: config.mtu,
         link: Some(config.link),
     };

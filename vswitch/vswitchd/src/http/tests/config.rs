@@ -19,7 +19,7 @@ async fn all() -> Rig {
     rig.ok("POST", NETWORKS, no_host).await;
     let ports = "/v1/networks/lab/ports";
     for port in [
-        r#"{"name":"t","tap":"tap-t","vlan":"trunk:10,20,native=5","mtu":9000}"#,
+        r#"{"name":"t","tap":"tap-t","vlan":"trunk:10,20,native=5","mtu":9000,"mac_quota":7}"#,
         r#"{"name":"u","vhost_user":"/run/b.sock","mode":"client","queues":4,"link":"down"}"#,
         r#"{"name":"c","tap":"tap-c","mac_guard":"02:00:00:00:00:07"}"#,
     ] {
@@ -28,7 +28,13 @@ async fn all() -> Rig {
     rig.ok("PATCH", "/v1/networks/lab/ports/c", r#"{"network":null}"#)
         .await;
     let host = "/v1/networks/int/ports/host";
-    rig.ok("PATCH", host, r#"{"mac_guard":"02:00:00:00:00:08"}"#)
+    rig.ok(
+        "PATCH",
+        host,
+        r#"{"mac_guard":"02:00:00:00:00:08","mac_quota":5}"#,
+    )
+    .await;
+    rig.ok("PATCH", "/v1/networks/int", r#"{"ageing":60}"#)
         .await;
     rig.ok(
         "POST",
@@ -89,12 +95,12 @@ async fn what_is_exported_is_allowed_and_makes_the_same_again() {
     assert_eq!(document["version"], json!(1));
     assert_eq!(
         document["network"][0],
-        json!({"name":"int","type":"internal","host_nic":"vsw-int","vlan":10,"mtu":9000})
+        json!({"name":"int","type":"internal","host_nic":"vsw-int","vlan":10,"mtu":9000,"ageing":60})
     );
     assert_eq!(
         document["settings"],
         json!({
-            "int": {"host": {"mac_guard":"02:00:00:00:00:08"}, "web.synthetic0": {"vlan":"trunk:all"}},
+            "int": {"host": {"mac_guard":"02:00:00:00:00:08","mac_quota":5}, "web.synthetic0": {"vlan":"trunk:all"}},
             "lab": {"c": {"connected":false}}
         })
     );
