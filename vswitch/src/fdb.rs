@@ -11,6 +11,11 @@
 //!   newcomer replaces an entry of the port that holds most, and only if that is more than its own: so a flood of
 //!   addresses from one port cannot push out those of another.
 
+/// What [`entry`] is made of, which is also checked with other ones.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -22,10 +27,6 @@ use crate::vlan::Vid;
 /// Index of a port within its network.
 pub type PortIndex = u16;
 
-/// Entries a bucket (one cache line) holds.
-const WAYS: usize = 4;
-/// Words of a bucket: key and value of each entry.
-const BUCKET_WORDS: usize = 2 * WAYS;
 /// Buckets of a 4 KiB page: the granularity in which a sweep skips untouched parts.
 const BUCKETS_PER_PAGE: usize = 64;
 /// Buckets in use at first: 2 MiB, 128 Ki places.
@@ -179,8 +180,6 @@ pub struct Fdb {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot reserve memory for a MAC table of {0} entries")]
 pub struct FdbError(usize);
-
-type Place<'a> = (&'a AtomicU64, &'a AtomicU64);
 
 impl Fdb {
     /// A table for `capacity` entries (rounded up to a power of two, at least 1024) with entries living `ageing`
@@ -434,10 +433,9 @@ impl Fdb {
         self.write_to(place, key, value, self.candidates(key));
     }
 
-    /// The same in one of `buckets`: the value last, so that a reader finds either nothing or the whole entry.
+    /// The same in one of `buckets`.
     fn write_to(&self, place: Place<'_>, key: Key, value: Value, buckets: [usize; 2]) {
-        place.0.store(key.0, Ordering::Release);
-        place.1.store(value.0, Ordering::Release);
+        entry::fill(place, key.0, value.0);
         for first in buckets {
             let page = (first - self.first_word) / BUCKET_WORDS / BUCKETS_PER_PAGE;
             if let Some(word) = self.touched.get(page / 64) {
@@ -480,23 +478,6 @@ impl PortState {
     }
 }
 
-/// Looks for `key` in `bucket`. All places are compared before it branches: which of them it is cannot be foreseen.
-///
-/// The key is read again after the value: a writer clears the value before it changes the key, so the same key before and
-/// after the value was read means the value was its own.
-#[inline(always)]
-fn glance(bucket: &[AtomicU64; BUCKET_WORDS], key: Key) -> Option<(Place<'_>, Value)> {
-    let (places, _) = bucket.as_chunks::<2>();
-    let mut hits = 0u32;
-    for (at, [occupant, _]) in places.iter().enumerate() {
-        hits |= u32::from(occupant.load(Ordering::Acquire) == key.0) << at;
-    }
-    let [occupant, value] = places.get(hits.trailing_zeros() as usize)?;
-    let read = value.load(Ordering::Acquire);
-    (read != 0 && occupant.load(Ordering::Acquire) == key.0)
-        .then_some(((occupant, value), Value(read)))
-}
-
 /// The places in a slice of whole buckets.
 fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
     words
@@ -507,28 +488,23 @@ fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
         .map(|[key, value]| (key, value))
 }
 
-/// Empties `place`: the value first, so that a reader never takes it for that of another key.
-fn clear(place: Place<'_>) {
-    place.1.store(0, Ordering::Release);
-    place.0.store(0, Ordering::Release);
+/// The entry in `place`.
+fn read(place: Place<'_>) -> Option<(Key, Value)> {
+    entry::read(place).map(|(key, value)| (Key(key), Value(value)))
 }
 
-/// The entry in `place`, read so that key and value belong together: a writer clears the value before it changes the
-/// key, so the same value before and after the key was read means the key was its own.
-fn read((key, value): Place<'_>) -> Option<(Key, Value)> {
-    let before = value.load(Ordering::Acquire);
-    if before == 0 {
-        return None;
-    }
-    let found = key.load(Ordering::Acquire);
-    let after = value.load(Ordering::Acquire);
-    (before == after && found != 0).then_some((Key(found), Value(after)))
+/// Looks for `key` in `bucket`.
+#[inline(always)]
+fn glance(bucket: &[AtomicU64; BUCKET_WORDS], key: Key) -> Option<(Place<'_>, Value)> {
+    entry::find(bucket, key.0).map(|(place, value)| (place, Value(value)))
 }
 
+mod entry;
 mod grow;
 mod insert;
 mod moves;
 mod reader;
+use entry::{BUCKET_WORDS, Place, WAYS, clear};
 pub use moves::Flap;
 use moves::Moves;
 pub use reader::{Reader, Spot};
