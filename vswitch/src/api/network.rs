@@ -228,6 +228,9 @@ impl CreateNetwork {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchNetwork {
+    /// Its new name. Ports, static entries and adapters stay in it; its host NIC keeps its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<NetworkName>,
     /// The MTU of everything in the network that is given none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
@@ -248,9 +251,10 @@ impl PatchNetwork {
     /// Checks that something is to be changed, and that `config` can be changed so.
     pub fn check(&self, config: &NetworkConfig) -> Result<(), Refusal> {
         let name = &config.name;
-        if self.mtu.is_none() && self.vlan.is_none() && self.ageing.is_none() {
+        let none = self.mtu.is_none() && self.vlan.is_none() && self.ageing.is_none();
+        if none && self.name.is_none() {
             return Err(Refusal::invalid(format!(
-                "network '{name}': nothing to change; allowed: mtu, vlan, ageing"
+                "network '{name}': nothing to change; allowed: name, mtu, vlan, ageing"
             )));
         }
         if let (Some(vlan), None) = (self.vlan, config.kind.host_nic()) {

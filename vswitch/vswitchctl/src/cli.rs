@@ -82,6 +82,9 @@ pub(crate) enum NetworkVerb {
     #[command(group = ArgGroup::new("change").required(true).multiple(true))]
     Set {
         name: NetworkName,
+        /// Its new name; the host NIC keeps its own
+        #[arg(long = "name", value_name = "NEW", group = "change")]
+        new_name: Option<NetworkName>,
         /// MTU of host NIC, uplink, and ports without their own: 68 to 9000
         #[arg(long, value_name = "BYTES", group = "change")]
         mtu: Option<Mtu>,

@@ -73,11 +73,13 @@ impl Runner {
             }),
             NetworkVerb::Set {
                 name,
+                new_name,
                 mtu,
                 vlan,
                 ageing,
             } => {
                 let patch = PatchNetwork {
+                    name: new_name,
                     mtu,
                     ageing,
                     vlan: vlan.map(|vlan| vlan.0),

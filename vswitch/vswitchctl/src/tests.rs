@@ -28,6 +28,7 @@ fn every_verb_is_taken() {
         "network set lab --mtu 9000 --vlan none",
         "network create lab --type private --ageing 0",
         "network set lab --ageing 1000000",
+        "network set lab --name office",
         "port add lab vm1 --tap tap0 --mac-quota 1",
         "port set lab vm1 --mac-quota none",
         "network delete lab",

@@ -109,6 +109,7 @@ fn the_limit_of_open_files_is_raised_and_named_when_it_is_reached() {
         .arg("--run-dir")
         .arg(&run_dir)
         .stdin(Stdio::null())
+        .stderr(Stdio::null())
         .spawn();
     let vswitchd = Running(child.unwrap());
     let socket = run_dir.join("api.sock");

@@ -98,8 +98,8 @@ async fn networks_refused() {
     for &(method, path, body, status, why) in NETWORKS_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }
-    let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(100_000));
-    rig.refused(("POST", NETWORKS, &long), 413, "at most 65536 bytes")
+    let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(5 << 20));
+    rig.refused(("POST", NETWORKS, &long), 413, "at most 4194304 bytes")
         .await;
 }
 

@@ -20,9 +20,7 @@ impl Manager {
         let (config, vlan) = request.check()?;
         let name = config.name.clone();
         if self.networks.contains_key(&name) {
-            return Err(Refusal::conflict(format!(
-                "there is a network '{name}' already; names are unique"
-            )));
+            return Err(name_taken(&name));
         }
         let ports = config.own_ports(vlan)?;
         for port in &ports {
@@ -187,25 +185,32 @@ impl Manager {
         name: &NetworkName,
         patch: &PatchNetwork,
     ) -> Result<NetworkView, Refusal> {
+        let new_name = patch.name.as_ref().unwrap_or(name);
+        let is_taken = new_name != name && self.networks.contains_key(new_name);
         let network = self
             .networks
             .get_mut(name)
             .ok_or_else(|| no_network(name))?;
         patch.check(&network.config)?;
+        if is_taken {
+            return Err(name_taken(new_name));
+        }
         let before = (network.config.clone(), network.host_vlan());
         let after_mtu = patch.mtu.unwrap_or(network.config.mtu);
         let change = self.store.change()?;
+        network.config.name = new_name.clone();
         network.config.mtu = after_mtu;
         network.config.ageing = patch.ageing.unwrap_or(network.config.ageing);
         if let Some(vlan) = patch.vlan {
             network.set_host_vlan(vlan.map_or_else(VlanSpec::default, VlanSpec::access));
         }
         let result = change
-            .set_network(&network.config)
+            .rename_network(name, new_name)
+            .and_then(|()| change.set_network(&network.config))
             .and_then(|()| {
                 network
                     .host_config()
-                    .map_or(Ok(()), |host| change.set_port(name, host))
+                    .map_or(Ok(()), |host| change.set_port(new_name, host))
             })
             .map_err(Refusal::from)
             .and_then(|()| self.plant.settle_all(network))
@@ -221,9 +226,19 @@ impl Manager {
                 .unwrap_or_else(|error| error!(%error, "a change was not taken back"));
             return Err(refusal);
         }
-        info!(network = %name, "network changed");
-        Ok(network.view())
+        let view = network.view();
+        if let Some(network) = self.networks.remove(name) {
+            self.networks.insert(new_name.clone(), network);
+        }
+        info!(network = %name, now = %new_name, "network changed");
+        Ok(view)
     }
+}
+
+fn name_taken(name: &NetworkName) -> Refusal {
+    Refusal::conflict(format!(
+        "there is a network '{name}' already; names are unique"
+    ))
 }
 
 impl super::plant::Plant {

@@ -287,6 +287,24 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Gives a network another name, with everything in it.
+    pub(crate) fn rename_network(
+        &self,
+        old: &NetworkName,
+        new: &NetworkName,
+    ) -> Result<(), StoreError> {
+        // What refers to the old name follows before the commit.
+        self.0.pragma_update(None, "defer_foreign_keys", true)?;
+        for statement in [
+            "UPDATE network SET name = ? WHERE name = ?",
+            "UPDATE port SET network = ? WHERE network = ?",
+            "UPDATE static_entry SET network = ? WHERE network = ?",
+        ] {
+            self.0.execute(statement, [new.as_str(), old.as_str()])?;
+        }
+        Ok(())
+    }
+
     /// Sets what may change about a network.
     pub(crate) fn set_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
         self.0.execute(

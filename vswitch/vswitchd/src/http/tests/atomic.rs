@@ -87,6 +87,10 @@ const SPOILT: &[(&str, (&str, &str, &str))] = &[
         ("PATCH", "/v1/networks/int", r#"{"mtu":1400,"vlan":null}"#),
     ),
     (
+        "UPDATE ON network",
+        ("PATCH", "/v1/networks/lab", r#"{"name":"office"}"#),
+    ),
+    (
         "INSERT ON port",
         (
             "POST",

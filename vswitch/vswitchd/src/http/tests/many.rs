@@ -1,5 +1,7 @@
 //! As many networks and ports as a large host has.
 
+use vswitch::api::from_json;
+
 use super::rig::Rig;
 use super::{NETWORKS, PRIVATE};
 
@@ -11,14 +13,19 @@ async fn a_thousand_networks_and_four_thousand_ports_in_one() {
     crate::raise_open_files();
     let rig = Rig::new();
     rig.ok("POST", NETWORKS, PRIVATE).await;
-    for n in 1..MANY_NETWORKS {
-        let body = format!(r#"{{"name":"n{n}","type":"private"}}"#);
-        rig.ok("POST", NETWORKS, &body).await;
-    }
-    for n in 0..MANY_PORTS {
-        let body = format!(r#"{{"name":"p{n}","tap":"t{n}"}}"#);
-        rig.ok("POST", "/v1/networks/lab/ports", &body).await;
-    }
+    let made = rig.shared.with(|manager| {
+        for n in 1..MANY_NETWORKS {
+            let body = format!(r#"{{"name":"n{n}","type":"private"}}"#);
+            manager.create_network(from_json(body.as_bytes())?)?;
+        }
+        let lab = "lab".parse()?;
+        for n in 0..MANY_PORTS {
+            let body = format!(r#"{{"name":"p{n}","tap":"t{n}"}}"#);
+            manager.create_port(&lab, from_json(body.as_bytes())?)?;
+        }
+        Ok(())
+    });
+    made.await.unwrap();
     let lab = rig.ok("GET", "/v1/networks/lab", "").await;
     assert_eq!(lab["ports"], MANY_PORTS);
     let listed = rig.ok("GET", NETWORKS, "").await;

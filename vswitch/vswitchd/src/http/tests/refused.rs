@@ -122,9 +122,16 @@ pub(super) const NETWORKS_REFUSED: &[Refused] = &[
     (
         "PATCH",
         "/v1/networks/lab",
-        r#"{"name":"x"}"#,
+        r#"{"name":"lan"}"#,
+        409,
+        "there is a network 'lan' already",
+    ),
+    (
+        "PATCH",
+        "/v1/networks/lab",
+        r#"{"type":"internal"}"#,
         400,
-        "unknown field `name`",
+        "unknown field `type`",
     ),
     (
         "PATCH",

@@ -47,6 +47,38 @@ async fn everything_comes_back() {
 }
 
 #[tokio::test]
+async fn a_renamed_network_keeps_everything() {
+    let rig = lab().await;
+    let pinned = r#"{"mac":"02:00:00:00:00:01","port":"b","vlan":10}"#;
+    rig.ok("POST", "/v1/networks/lab/fdb", pinned).await;
+    rig.ok("POST", NETWORKS, EXTERNAL).await;
+    let fdb = rig.ok("GET", "/v1/networks/lab/fdb", "").await;
+    let world = rig.world();
+    let patch = r#"{"name":"office","mtu":1400}"#;
+    let office = rig.ok("PATCH", "/v1/networks/lab", patch).await;
+    assert_eq!(
+        (&office["name"], &office["mtu"]),
+        (&json!("office"), &json!(1400))
+    );
+    rig.ok("PATCH", "/v1/networks/lan", r#"{"name":"lab"}"#)
+        .await;
+    // Twice: as it is now, and as it is stored.
+    let mut rig = rig;
+    for _ in 0..2 {
+        let ports = rig.ok("GET", "/v1/networks/office/ports", "").await;
+        assert_eq!(ports["ports"].as_array().unwrap().len(), 2);
+        assert_eq!(ports["ports"][0]["network"], "office");
+        assert_eq!(rig.ok("GET", "/v1/networks/office/fdb", "").await, fdb);
+        let uplink = rig.ok("GET", "/v1/networks/lab/ports/uplink", "").await;
+        assert_eq!(uplink["interface"], "eth0");
+        assert_eq!(rig.world().interfaces, world.interfaces);
+        rig = rig.restart(false, |_| {}).await;
+    }
+    rig.ok("DELETE", "/v1/networks/lab", "").await;
+    assert!(!rig.world().interfaces["eth0"].is_empty());
+}
+
+#[tokio::test]
 async fn a_missing_uplink_is_down_until_it_appears() {
     let rig = Rig::new();
     rig.ok("POST", NETWORKS, EXTERNAL).await;
