@@ -61,6 +61,32 @@ impl Lab {
         })
     }
 
+    /// Starts a daemon with two workers, on cores 0 and 1.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_with_two_workers() -> Result<Self> {
+        let host = Arc::new(Netns::new("host")?);
+        Ok(Self {
+            daemon: Daemon::start_on_cores(&host, "0,1")?,
+            host,
+        })
+    }
+
+    /// Checks that there is more than one worker, and that each owns a port: frames between their ports are then
+    /// delivered to ports of other workers.
+    ///
+    /// # Errors
+    /// When there is one worker or one without ports; the error shows them.
+    pub fn every_worker_owns_ports(&self) -> Result<()> {
+        let status = self.ctl("status")?;
+        let workers = status.get("workers").and_then(Value::as_array);
+        let workers = workers.context("no list \"workers\" in the answer of status")?;
+        let owns = |worker: &Value| worker.get("ports").and_then(Value::as_u64) > Some(0);
+        ensure!(workers.len() > 1 && workers.iter().all(owns), "{status}");
+        Ok(())
+    }
+
     /// Runs vswitchctl.
     ///
     /// # Errors

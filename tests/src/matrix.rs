@@ -12,6 +12,7 @@
 //!   over IPv4.
 //! - The matrix of a machine of our own monitor has the pairs with its synthetic adapter, which Linux's `hv_netvsc`
 //!   drives: as source and as destination of every other kind. It may be emulated, and is sent less.
+//! - One matrix, access over AF_XDP, runs on two workers and not on one, for a port does the same whoever owns it.
 //! - The matrix of guests leaves out pairs without a guest. With a packet socket it keeps pairs with the LAN, on a
 //!   trunk: to the others the uplink makes no difference.
 
@@ -103,7 +104,20 @@ impl Matrix {
     /// # Errors
     /// When the daemon refuses something.
     pub fn new(uplink: Uplink, tagging: Tagging) -> Result<Self> {
-        let lab = Lab::start()?;
+        Self::in_lab(Lab::start()?, uplink, tagging)
+    }
+
+    /// The same where two workers share the ports.
+    ///
+    /// # Errors
+    /// As [`Matrix::new`], and when a worker owns no port.
+    pub fn with_two_workers(uplink: Uplink, tagging: Tagging) -> Result<Self> {
+        let matrix = Self::in_lab(Lab::start_with_two_workers()?, uplink, tagging)?;
+        matrix.lab.every_worker_owns_ports()?;
+        Ok(matrix)
+    }
+
+    fn in_lab(lab: Lab, uplink: Uplink, tagging: Tagging) -> Result<Self> {
         let lan = match uplink {
             Uplink::Xdp => lab.lan()?,
             Uplink::Packet => lab.lan_without_xdp()?,
