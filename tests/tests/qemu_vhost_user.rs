@@ -33,13 +33,14 @@ fn comes_back(from: &mut Station, to: Address) -> Result<()> {
 }
 
 #[test]
-fn the_switch_connects_to_a_guest_that_listens() -> Result<()> {
-    let lab = lab()?;
+fn the_switch_connects_to_a_guest_that_listens_after_a_crash_of_either() -> Result<()> {
+    let mut lab = Lab::start()?;
+    lab.ctl("network create inner --type internal")?;
+    let mut host = lab.host_station("inner", at(1))?;
     let socket = lab.daemon.socket("guest");
-    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
     // The port is there first: it keeps trying.
     lab.ctl(&format!(
-        "port add lab guest --vhost-user {socket} --client"
+        "port add inner guest --vhost-user {socket} --client"
     ))?;
     let config = GuestConfig {
         attachment: Attachment::VhostUserServer(socket),
@@ -47,8 +48,56 @@ fn the_switch_connects_to_a_guest_that_listens() -> Result<()> {
         addresses: Vec::new(),
         device: Vec::new(),
     };
-    let _guest = Station::guest("guest", QemuGuest::boot(&lab.host, &config)?, None, at(2))?;
-    comes_back(&mut alice, at(2))
+    let boot = || Station::guest("guest", QemuGuest::boot(&lab.host, &config)?, None, at(2));
+    let mut guest = boot()?;
+    comes_back(&mut host, at(2))?;
+    for _ in 0..2 {
+        lab.daemon.kill()?;
+        lab.daemon.start_again()?;
+        comes_back(&mut host, at(2))?;
+        comes_back(&mut guest, at(1))?;
+    }
+    // Dropped, it is killed; the daemon goes on.
+    drop(guest);
+    let _guest = boot()?;
+    comes_back(&mut host, at(2))?;
+    lab.counters_add_up()
+}
+
+#[test]
+fn the_switch_connects_to_a_dpdk_peer_that_listens_after_a_crash_of_either() -> Result<()> {
+    let mut lab = Lab::start()?;
+    lab.ctl("network create inner --type internal")?;
+    let mut host = lab.host_station("inner", at(1))?;
+    let (mac, socket) = (at(2).mac(), lab.daemon.socket("dpdk"));
+    host.run(&format!(
+        "ip neigh replace {} lladdr {mac} dev vsw-inner",
+        at(2).ip(false)
+    ))?;
+    lab.ctl(&format!(
+        "port add inner dpdk --vhost-user {socket} --client"
+    ))?;
+    let start = || {
+        // It does not take the place of a socket that is there.
+        let _ = std::fs::remove_file(&socket);
+        Dpdk::start(&virtio_user(&socket, &mac, &["server=1"]), "5tswap")
+    };
+    let mut reflects = || {
+        cmd::wait_until("DPDK to send back", BACK, || {
+            Ok(host.bytes(at(2), false, Udp, 1400).is_ok())
+        })
+    };
+    let dpdk = start()?;
+    reflects()?;
+    for _ in 0..2 {
+        lab.daemon.kill()?;
+        lab.daemon.start_again()?;
+        reflects()?;
+    }
+    drop(dpdk);
+    let _dpdk = start()?;
+    reflects()?;
+    lab.counters_add_up()
 }
 
 #[test]
