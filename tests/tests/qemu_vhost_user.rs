@@ -184,6 +184,37 @@ fn dpdk_peers_of_every_ring_format_send_back_what_they_get() -> Result<()> {
 }
 
 #[test]
+fn every_queue_of_a_peer_gets_its_flows() -> Result<()> {
+    const QUEUES: u16 = 4;
+    const FLOWS: u32 = 64;
+    let lab = lab()?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let socket = lab.daemon.socket("dpdk");
+    lab.ctl(&format!(
+        "port add lab dpdk --vhost-user {socket} --server --queues {QUEUES}"
+    ))?;
+    let device = virtio_user(&socket, &at(2).mac(), &["queues=4", "cq=1"]);
+    let mut dpdk = Dpdk::start_with_queues(&device, "5tswap", QUEUES)?;
+    for v6 in [false, true] {
+        let (ip, mac) = (at(2).ip(v6), at(2).mac());
+        alice.run(&format!("ip neigh replace {ip} lladdr {mac} dev eth0"))?;
+        cmd::wait_until("DPDK to send back", BACK, || {
+            Ok(alice.bytes(at(2), v6, Udp, 1400).is_ok())
+        })?;
+        // Each has a port of its own, and twelve datagrams whose bytes must come back.
+        alice.run(&format!(
+            "for flow in $(seq {FLOWS}); do vswitch-traffic udp {ip} 7000 1400 || exit 1; done"
+        ))?;
+    }
+    let frames = dpdk.frames_of_queues()?;
+    ensure!(
+        frames.keys().copied().eq(0..QUEUES) && frames.values().all(|&count| count >= 12),
+        "frames by queue: {frames:?}"
+    );
+    lab.counters_add_up()
+}
+
+#[test]
 fn a_flood_of_small_frames_is_accounted_for() -> Result<()> {
     let lab = lab()?;
     let sockets = [lab.daemon.socket("source"), lab.daemon.socket("sink")];
