@@ -29,6 +29,7 @@ use crate::{
 };
 
 const NETWORK: &str = "net";
+const HOST_NIC: &str = "vsw-net";
 const NET: u8 = 70;
 const VLAN: u16 = 10;
 /// Bytes by TCP, in each direction.
@@ -229,33 +230,26 @@ impl Matrix {
             .map(drop)
     }
 
-    /// Tries all pairs in all ways, and checks what the LAN, a bystander and the counters have seen.
+    /// Tries all pairs in all ways, and checks what the LAN, those who are no party to it, and the counters have seen.
     ///
     /// # Errors
     /// With a line for each way that failed.
     pub fn run(mut self) -> Result<()> {
         let mut failures = Vec::new();
         self.introduce()?;
-        // Where there are VLANs the bystander is in another one and must see nothing at all.
-        let strange = if self.tagging == Tagging::Untagged {
-            "not ether multicast"
-        } else {
-            ""
-        };
-        let bystander = Capture::start(&self.bystander, "eth0", "in", strange)?;
+        let captures = self.listen_for_strangers()?;
         for mtu in [1500, 9000] {
             for offloads in [true, false] {
                 self.all_pairs(&Way { mtu, offloads }, &mut failures)?;
             }
         }
-        let seen = bystander.finish()?.lines("")?;
+        for (name, capture) in captures {
+            let seen = capture.finish()?.lines("")?;
+            let lines = seen.iter().take(3);
+            failures.extend(lines.map(|f| format!("{name} saw {} frames: {f}", seen.len())));
+        }
         self.ping_dpdk(&mut failures)?;
         let stats = self.lab.daemon.stats()?;
-        failures.extend(
-            seen.iter()
-                .take(3)
-                .map(|frame| format!("the bystander saw {} frames: {frame}", seen.len())),
-        );
         failures.extend(
             stats
                 .wrong()
@@ -270,6 +264,32 @@ impl Matrix {
             failures.join("\n")
         );
         Ok(())
+    }
+
+    /// Captures what comes to anybody in a namespace though it does not belong there: frames to the address of another,
+    /// and to a bystander in another VLAN any frame at all.
+    fn listen_for_strangers(&mut self) -> Result<Vec<(String, Capture)>> {
+        let strange = if self.tagging == Tagging::Untagged {
+            "not ether multicast"
+        } else {
+            ""
+        };
+        let bystander = Capture::start(&self.bystander, "eth0", "in", strange)?;
+        let mut captures = vec![("the bystander".to_owned(), bystander)];
+        for station in &mut self.stations {
+            let strange = format!("not ether multicast and not ether dst {}", station.mac()?);
+            let Some(netns) = station.netns() else {
+                continue;
+            };
+            let nic = if station.address == HOST {
+                HOST_NIC
+            } else {
+                "eth0"
+            };
+            let capture = Capture::start(netns, nic, "in", &strange)?;
+            captures.push((station.name.clone(), capture));
+        }
+        Ok(captures)
     }
 
     /// Lets everybody speak once, so that every address is known and nothing needs to be flooded.
