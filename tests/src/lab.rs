@@ -142,10 +142,7 @@ impl Lab {
     /// # Errors
     /// When the cable cannot be made.
     pub fn lan(&self) -> Result<Arc<Netns>> {
-        let lan = Arc::new(Netns::new("lan")?);
-        self.host.cable(UPLINK, &lan, "eth0")?;
-        self.host.ip(&format!("link set {UPLINK} mtu 9000"))?;
-        lan.ip("link set eth0 mtu 9000")?;
+        let lan = self.plain_lan()?;
         lan.run(&[
             "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "off",
         ])?;
@@ -155,20 +152,40 @@ impl Lab {
         Ok(lan)
     }
 
-    /// As [`Lab::lan`], with an uplink whose driver can't run an XDP program: a macvlan interface in the cable's place.
+    /// As [`Lab::lan`], with the cable as it is by itself: it hands over large frames whole, and checksums open.
+    ///
+    /// # Errors
+    /// As [`Lab::lan`].
+    pub fn plain_lan(&self) -> Result<Arc<Netns>> {
+        let lan = Arc::new(Netns::new("lan")?);
+        self.host.cable(UPLINK, &lan, "eth0")?;
+        self.host.ip(&format!("link set {UPLINK} mtu 9000"))?;
+        lan.ip("link set eth0 mtu 9000")?;
+        Ok(lan)
+    }
+
+    /// As [`Lab::lan`], with an uplink that cannot have AF_XDP.
     ///
     /// # Errors
     /// As [`Lab::lan`].
     pub fn lan_without_xdp(&self) -> Result<Arc<Netns>> {
         let lan = self.lan()?;
+        self.take_xdp()?;
+        Ok(lan)
+    }
+
+    /// Puts an interface whose driver can't run an XDP program in the uplink's place: macvlan on the cable.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn take_xdp(&self) -> Result<()> {
         self.host.ip(&format!("link set {UPLINK} down"))?;
         self.host.ip(&format!("link set {UPLINK} name cable"))?;
         self.host.ip("link set cable up")?;
         self.host.ip(&format!(
             "link add name {UPLINK} link cable mtu 9000 type macvlan mode passthru"
         ))?;
-        self.host.ip(&format!("link set {UPLINK} up"))?;
-        Ok(lan)
+        self.host.ip(&format!("link set {UPLINK} up")).map(drop)
     }
 
     /// Boots a guest on a new vhost-user port, on which the switch listens.
