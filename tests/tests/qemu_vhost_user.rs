@@ -51,6 +51,12 @@ fn the_switch_connects_to_a_guest_that_listens_after_a_crash_of_either() -> Resu
     let boot = || Station::guest("guest", QemuGuest::boot(&lab.host, &config)?, None, at(2));
     let mut guest = boot()?;
     comes_back(&mut host, at(2))?;
+    // A disconnected port has its cable pulled out, as the guest sees.
+    lab.ctl("port set inner guest --disconnect")?;
+    has_carrier(&mut guest, false)?;
+    lab.ctl("port set inner guest --connect inner")?;
+    has_carrier(&mut guest, true)?;
+    comes_back(&mut host, at(2))?;
     for _ in 0..2 {
         lab.daemon.kill()?;
         lab.daemon.start_again()?;
@@ -98,6 +104,14 @@ fn the_switch_connects_to_a_dpdk_peer_that_listens_after_a_crash_of_either() -> 
     let _dpdk = start()?;
     reflects()?;
     lab.counters_add_up()
+}
+
+fn has_carrier(guest: &mut Station, wanted: bool) -> Result<()> {
+    let file = format!("/sys/class/net/{}/carrier", guest.interface());
+    let wanted = if wanted { "1" } else { "0" };
+    cmd::wait_until(&format!("{file} to be {wanted}"), BACK, || {
+        Ok(guest.run(&format!("cat {file}"))?.trim() == wanted)
+    })
 }
 
 #[test]
