@@ -6,8 +6,12 @@
 //! - A network has one uplink: AF_XDP and packet socket never meet. The LAN stands for the uplink, for its frames
 //!   go through it; its offloads are always off, for a virtual cable does not fill in what a real NIC would.
 //! - The MTU and the offloads of both ends change together; frames too long for one end have a test of their own.
-//! - On a network with VLANs the uplink is a trunk and the LAN tags. The host NIC has no trunk (an access VLAN
-//!   only), nor has the DPDK port, which knows no tags: in a trunk matrix they stay access ports.
+//! - On a network with VLANs the uplink is a trunk and the LAN tags. The DPDK port stays an access port in a trunk
+//!   matrix, for DPDK knows no tags here, and so does the host NIC, for the host's kernel may know none; as a trunk the
+//!   host NIC is tested with a guest that tags behind it (`netns_vlan`).
+//! - Of a kind there is one port, but for QEMU guests, of which there are two. A second one would go the same ways as
+//!   the first; TAP to TAP is what `netns_private` and `netns_vlan` are made of, DPDK to DPDK is the flood of
+//!   `qemu_vhost_user`. A network has one host NIC.
 //! - DPDK has no TCP. It sends UDP back with addresses and ports exchanged, whole datagrams only, and answers ICMP
 //!   over IPv4.
 //! - The matrix of a machine of our own monitor has the pairs with its synthetic adapter, which Linux's `hv_netvsc`
