@@ -29,8 +29,15 @@ pub struct Daemon {
     process: Background,
     netns: String,
     dirs: TempDir,
+    options: Options,
+}
+
+/// What a daemon is started with, where it is not what it has by itself.
+#[derive(Clone, Debug, Default)]
+struct Options {
     without_xdp: bool,
     vmm: Option<PathBuf>,
+    cores: Option<String>,
 }
 
 impl Daemon {
@@ -39,7 +46,7 @@ impl Daemon {
     /// # Errors
     /// When it is not built, ends early, or does not answer in 10 s; the error holds what it logged.
     pub fn start(netns: &Netns) -> Result<Self> {
-        Self::start_with(netns, false, None)
+        Self::start_with(netns, Options::default())
     }
 
     /// As [`Daemon::start`], without the right to load BPF programs, so that AF_XDP cannot be had.
@@ -47,7 +54,11 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn start_without_xdp(netns: &Netns) -> Result<Self> {
-        Self::start_with(netns, true, None)
+        let options = Options {
+            without_xdp: true,
+            ..Options::default()
+        };
+        Self::start_with(netns, options)
     }
 
     /// As [`Daemon::start`]; `vmm` is the program of its virtual machines.
@@ -55,21 +66,36 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn start_with_vmm(netns: &Netns, vmm: &Path) -> Result<Self> {
-        Self::start_with(netns, false, Some(vmm))
+        let options = Options {
+            vmm: Some(vmm.to_owned()),
+            ..Options::default()
+        };
+        Self::start_with(netns, options)
     }
 
-    fn start_with(netns: &Netns, without_xdp: bool, vmm: Option<&Path>) -> Result<Self> {
+    /// As [`Daemon::start`], with a worker on each of `cores`, as `0,1`.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_on_cores(netns: &Netns, cores: &str) -> Result<Self> {
+        let options = Options {
+            cores: Some(cores.to_owned()),
+            ..Options::default()
+        };
+        Self::start_with(netns, options)
+    }
+
+    fn start_with(netns: &Netns, options: Options) -> Result<Self> {
         let dirs = TempDir::new()?;
         for dir in ["run", "state"] {
             std::fs::create_dir(dirs.path().join(dir))?;
         }
-        let process = spawn(netns.name(), dirs.path(), without_xdp, vmm)?;
+        let process = spawn(netns.name(), dirs.path(), &options)?;
         let mut daemon = Self {
             process,
             netns: netns.name().to_owned(),
             dirs,
-            without_xdp,
-            vmm: vmm.map(Path::to_owned),
+            options,
         };
         daemon.wait_ready()?;
         Ok(daemon)
@@ -218,8 +244,7 @@ impl Daemon {
     }
 
     fn spawn_again(&self) -> Result<Background> {
-        let vmm = self.vmm.as_deref();
-        spawn(&self.netns, self.dirs.path(), self.without_xdp, vmm)
+        spawn(&self.netns, self.dirs.path(), &self.options)
     }
 }
 
@@ -249,7 +274,7 @@ fn vm_processes(run_dir: &Path) -> Vec<rustix::process::Pid> {
         .collect()
 }
 
-fn spawn(netns: &str, dirs: &Path, without_xdp: bool, vmm: Option<&Path>) -> Result<Background> {
+fn spawn(netns: &str, dirs: &Path, options: &Options) -> Result<Background> {
     let program = paths::program("vswitchd")?;
     let log = std::fs::File::options()
         .create(true)
@@ -257,7 +282,7 @@ fn spawn(netns: &str, dirs: &Path, without_xdp: bool, vmm: Option<&Path>) -> Res
         .open(dirs.join("log"))?;
     let mut command = std::process::Command::new("ip");
     command.args(["netns", "exec", netns]);
-    if without_xdp {
+    if options.without_xdp {
         command.args([
             "setpriv",
             "--bounding-set=-bpf,-sys_admin",
@@ -265,8 +290,11 @@ fn spawn(netns: &str, dirs: &Path, without_xdp: bool, vmm: Option<&Path>) -> Res
         ]);
     }
     command.arg(program);
-    if let Some(vmm) = vmm {
+    if let Some(vmm) = &options.vmm {
         command.arg("--vmm").arg(vmm);
+    }
+    if let Some(cores) = &options.cores {
+        command.args(["--cores", cores]);
     }
     command
         .arg("--run-dir")

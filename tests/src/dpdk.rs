@@ -1,6 +1,7 @@
 //! A DPDK application as vhost-user peer: `dpdk-testpmd` with the `net_virtio_user` driver.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     process::{ChildStdin, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -31,6 +32,14 @@ impl Dpdk {
     /// # Errors
     /// When it is missing or does not come up in 20 s; the error holds what it said.
     pub fn start(vdev: &str, mode: &str) -> Result<Self> {
+        Self::start_with_queues(vdev, mode, 1)
+    }
+
+    /// As [`Dpdk::start`], forwarding on the first `queues` queues of the device.
+    ///
+    /// # Errors
+    /// As [`Dpdk::start`].
+    pub fn start_with_queues(vdev: &str, mode: &str, queues: u16) -> Result<Self> {
         let runtime = TempDir::new()?;
         let mut command = Command::new("stdbuf");
         // Without hugepages, memory is one memfd, which a vhost-user peer can map. `--in-memory` would want hugepages.
@@ -58,6 +67,7 @@ impl Dpdk {
             // Room for a jumbo frame in one buffer.
             .args(["--mbuf-size=10240", "--max-pkt-len=9022"])
             .arg(format!("--forward-mode={mode}"))
+            .args([format!("--rxq={queues}"), format!("--txq={queues}")])
             .env("XDG_RUNTIME_DIR", runtime.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -148,6 +158,24 @@ impl Dpdk {
         Ok((count("RX-packets:")?, count("TX-packets:")?))
     }
 
+    /// Frames received by each queue since forwarding began, for those that received any. It must have more than one.
+    ///
+    /// # Errors
+    /// When it answers something else.
+    pub fn frames_of_queues(&mut self) -> Result<BTreeMap<u16, u64>> {
+        self.order("show fwd stats all")?;
+        let text = self.wait_for("Accumulated forward statistics")?;
+        let queues = text.split("Forward Stats for RX Port= 0/Queue=").skip(1);
+        let parsed = queues.map(|queue| -> Result<(u16, u64)> {
+            let mut words = queue.split_whitespace();
+            let number = words.next().context("no number")?.parse()?;
+            let mut words = words.skip_while(|&word| word != "RX-packets:").skip(1);
+            Ok((number, words.next().context("no count")?.parse()?))
+        });
+        let parsed: Result<_> = parsed.collect();
+        parsed.with_context(|| format!("testpmd said {text}"))
+    }
+
     fn said(&self) -> String {
         self.said
             .lock()
@@ -159,7 +187,7 @@ impl Dpdk {
 /// The device that connects to a switch's socket; `options` are further ones, as `packed_vq=1`.
 #[must_use]
 pub fn virtio_user(socket: &str, mac: &str, options: &[&str]) -> String {
-    let mut vdev = format!("net_virtio_user0,path={socket},mac={mac},queues=1");
+    let mut vdev = format!("net_virtio_user0,path={socket},mac={mac}");
     for option in options {
         vdev.push(',');
         vdev.push_str(option);

@@ -61,6 +61,32 @@ impl Lab {
         })
     }
 
+    /// Starts a daemon with two workers, on cores 0 and 1.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_with_two_workers() -> Result<Self> {
+        let host = Arc::new(Netns::new("host")?);
+        Ok(Self {
+            daemon: Daemon::start_on_cores(&host, "0,1")?,
+            host,
+        })
+    }
+
+    /// Checks that there is more than one worker, and that each owns a port: frames between their ports are then
+    /// delivered to ports of other workers.
+    ///
+    /// # Errors
+    /// When there is one worker or one without ports; the error shows them.
+    pub fn every_worker_owns_ports(&self) -> Result<()> {
+        let status = self.ctl("status")?;
+        let workers = status.get("workers").and_then(Value::as_array);
+        let workers = workers.context("no list \"workers\" in the answer of status")?;
+        let owns = |worker: &Value| worker.get("ports").and_then(Value::as_u64) > Some(0);
+        ensure!(workers.len() > 1 && workers.iter().all(owns), "{status}");
+        Ok(())
+    }
+
     /// Runs vswitchctl.
     ///
     /// # Errors
@@ -116,10 +142,7 @@ impl Lab {
     /// # Errors
     /// When the cable cannot be made.
     pub fn lan(&self) -> Result<Arc<Netns>> {
-        let lan = Arc::new(Netns::new("lan")?);
-        self.host.cable(UPLINK, &lan, "eth0")?;
-        self.host.ip(&format!("link set {UPLINK} mtu 9000"))?;
-        lan.ip("link set eth0 mtu 9000")?;
+        let lan = self.plain_lan()?;
         lan.run(&[
             "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "off",
         ])?;
@@ -129,20 +152,40 @@ impl Lab {
         Ok(lan)
     }
 
-    /// As [`Lab::lan`], with an uplink whose driver can't run an XDP program: a macvlan interface in the cable's place.
+    /// As [`Lab::lan`], with the cable as it is by itself: it hands over large frames whole, and checksums open.
+    ///
+    /// # Errors
+    /// As [`Lab::lan`].
+    pub fn plain_lan(&self) -> Result<Arc<Netns>> {
+        let lan = Arc::new(Netns::new("lan")?);
+        self.host.cable(UPLINK, &lan, "eth0")?;
+        self.host.ip(&format!("link set {UPLINK} mtu 9000"))?;
+        lan.ip("link set eth0 mtu 9000")?;
+        Ok(lan)
+    }
+
+    /// As [`Lab::lan`], with an uplink that cannot have AF_XDP.
     ///
     /// # Errors
     /// As [`Lab::lan`].
     pub fn lan_without_xdp(&self) -> Result<Arc<Netns>> {
         let lan = self.lan()?;
+        self.take_xdp()?;
+        Ok(lan)
+    }
+
+    /// Puts an interface whose driver can't run an XDP program in the uplink's place: macvlan on the cable.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn take_xdp(&self) -> Result<()> {
         self.host.ip(&format!("link set {UPLINK} down"))?;
         self.host.ip(&format!("link set {UPLINK} name cable"))?;
         self.host.ip("link set cable up")?;
         self.host.ip(&format!(
             "link add name {UPLINK} link cable mtu 9000 type macvlan mode passthru"
         ))?;
-        self.host.ip(&format!("link set {UPLINK} up"))?;
-        Ok(lan)
+        self.host.ip(&format!("link set {UPLINK} up")).map(drop)
     }
 
     /// Boots a guest on a new vhost-user port, on which the switch listens.

@@ -6,12 +6,17 @@
 //! - A network has one uplink: AF_XDP and packet socket never meet. The LAN stands for the uplink, for its frames
 //!   go through it; its offloads are always off, for a virtual cable does not fill in what a real NIC would.
 //! - The MTU and the offloads of both ends change together; frames too long for one end have a test of their own.
-//! - On a network with VLANs the uplink is a trunk and the LAN tags. The host NIC has no trunk (an access VLAN
-//!   only), nor has the DPDK port, which knows no tags: in a trunk matrix they stay access ports.
+//! - On a network with VLANs the uplink is a trunk and the LAN tags. The DPDK port stays an access port in a trunk
+//!   matrix, for DPDK knows no tags here, and so does the host NIC, for the host's kernel may know none; as a trunk the
+//!   host NIC is tested with a guest that tags behind it (`netns_vlan`).
+//! - Of a kind there is one port, but for QEMU guests, of which there are two. A second one would go the same ways as
+//!   the first; TAP to TAP is what `netns_private` and `netns_vlan` are made of, DPDK to DPDK is the flood of
+//!   `qemu_vhost_user`. A network has one host NIC.
 //! - DPDK has no TCP. It sends UDP back with addresses and ports exchanged, whole datagrams only, and answers ICMP
 //!   over IPv4.
 //! - The matrix of a machine of our own monitor has the pairs with its synthetic adapter, which Linux's `hv_netvsc`
 //!   drives: as source and as destination of every other kind. It may be emulated, and is sent less.
+//! - One matrix, access over AF_XDP, runs on two workers and not on one, for a port does the same whoever owns it.
 //! - The matrix of guests leaves out pairs without a guest. With a packet socket it keeps pairs with the LAN, on a
 //!   trunk: to the others the uplink makes no difference.
 
@@ -28,6 +33,7 @@ use crate::{
 };
 
 const NETWORK: &str = "net";
+const HOST_NIC: &str = "vsw-net";
 const NET: u8 = 70;
 const VLAN: u16 = 10;
 /// Bytes by TCP, in each direction.
@@ -103,7 +109,20 @@ impl Matrix {
     /// # Errors
     /// When the daemon refuses something.
     pub fn new(uplink: Uplink, tagging: Tagging) -> Result<Self> {
-        let lab = Lab::start()?;
+        Self::in_lab(Lab::start()?, uplink, tagging)
+    }
+
+    /// The same where two workers share the ports.
+    ///
+    /// # Errors
+    /// As [`Matrix::new`], and when a worker owns no port.
+    pub fn with_two_workers(uplink: Uplink, tagging: Tagging) -> Result<Self> {
+        let matrix = Self::in_lab(Lab::start_with_two_workers()?, uplink, tagging)?;
+        matrix.lab.every_worker_owns_ports()?;
+        Ok(matrix)
+    }
+
+    fn in_lab(lab: Lab, uplink: Uplink, tagging: Tagging) -> Result<Self> {
         let lan = match uplink {
             Uplink::Xdp => lab.lan()?,
             Uplink::Packet => lab.lan_without_xdp()?,
@@ -215,33 +234,26 @@ impl Matrix {
             .map(drop)
     }
 
-    /// Tries all pairs in all ways, and checks what the LAN, a bystander and the counters have seen.
+    /// Tries all pairs in all ways, and checks what the LAN, those who are no party to it, and the counters have seen.
     ///
     /// # Errors
     /// With a line for each way that failed.
     pub fn run(mut self) -> Result<()> {
         let mut failures = Vec::new();
         self.introduce()?;
-        // Where there are VLANs the bystander is in another one and must see nothing at all.
-        let strange = if self.tagging == Tagging::Untagged {
-            "not ether multicast"
-        } else {
-            ""
-        };
-        let bystander = Capture::start(&self.bystander, "eth0", "in", strange)?;
+        let captures = self.listen_for_strangers()?;
         for mtu in [1500, 9000] {
             for offloads in [true, false] {
                 self.all_pairs(&Way { mtu, offloads }, &mut failures)?;
             }
         }
-        let seen = bystander.finish()?.lines("")?;
+        for (name, capture) in captures {
+            let seen = capture.finish()?.lines("")?;
+            let lines = seen.iter().take(3);
+            failures.extend(lines.map(|f| format!("{name} saw {} frames: {f}", seen.len())));
+        }
         self.ping_dpdk(&mut failures)?;
         let stats = self.lab.daemon.stats()?;
-        failures.extend(
-            seen.iter()
-                .take(3)
-                .map(|frame| format!("the bystander saw {} frames: {frame}", seen.len())),
-        );
         failures.extend(
             stats
                 .wrong()
@@ -256,6 +268,32 @@ impl Matrix {
             failures.join("\n")
         );
         Ok(())
+    }
+
+    /// Captures what comes to anybody in a namespace though it does not belong there: frames to the address of another,
+    /// and to a bystander in another VLAN any frame at all.
+    fn listen_for_strangers(&mut self) -> Result<Vec<(String, Capture)>> {
+        let strange = if self.tagging == Tagging::Untagged {
+            "not ether multicast"
+        } else {
+            ""
+        };
+        let bystander = Capture::start(&self.bystander, "eth0", "in", strange)?;
+        let mut captures = vec![("the bystander".to_owned(), bystander)];
+        for station in &mut self.stations {
+            let strange = format!("not ether multicast and not ether dst {}", station.mac()?);
+            let Some(netns) = station.netns() else {
+                continue;
+            };
+            let nic = if station.address == HOST {
+                HOST_NIC
+            } else {
+                "eth0"
+            };
+            let capture = Capture::start(netns, nic, "in", &strange)?;
+            captures.push((station.name.clone(), capture));
+        }
+        Ok(captures)
     }
 
     /// Lets everybody speak once, so that every address is known and nothing needs to be flooded.

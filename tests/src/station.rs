@@ -191,6 +191,15 @@ impl Station {
         self.netns.as_ref()
     }
 
+    /// The MAC address of its interface.
+    ///
+    /// # Errors
+    /// When the interface is gone.
+    pub fn mac(&mut self) -> Result<String> {
+        let address = self.run(&format!("cat /sys/class/net/{}/address", self.ifname))?;
+        Ok(address.trim().to_owned())
+    }
+
     /// Runs a shell command there and returns what it printed.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vswitch_tests::{
     Capture, Lab, Netns, Station,
     lab::UPLINK,
@@ -106,6 +106,43 @@ fn the_log_says_packet_socket(lab: &Lab) -> Result<()> {
         log.contains("packet socket, as AF_XDP can't be had"),
         "the log does not say that a packet socket is used: {log}"
     );
+    Ok(())
+}
+
+/// On a cable that is left as it is, TCP comes in frames far above its MTU, whose checksums nobody has filled in.
+#[test]
+fn large_frames_and_open_checksums_of_a_cable_arrive() -> Result<()> {
+    for xdp in [true, false] {
+        let lab = Lab::start()?;
+        let lan_netns = lab.plain_lan()?;
+        if !xdp {
+            lab.take_xdp()?;
+        }
+        lab.ctl(&format!(
+            "network create office --type external --uplink {UPLINK}"
+        ))?;
+        let mut lan = Station::inside("lan", &lan_netns, "eth0", None, at(3))?;
+        let mut carol = lab.tap_station("office", "carol", None, at(2))?;
+        lan.set_mtu(1500)?;
+        let carol_netns = carol.netns().context("carol is in a namespace")?;
+        let large = "tcp and greater 1515";
+        let captures = [
+            Capture::start(&lan_netns, "eth0", "in", large)?,
+            Capture::start(carol_netns, "eth0", "in", large)?,
+        ];
+        for v6 in [false, true] {
+            carol.bytes(at(3), v6, Tcp, 2_000_000)?;
+            lan.bytes(at(2), v6, Tcp, 2_000_000)?;
+            lan.bytes(at(2), v6, Udp, 20_000)?;
+        }
+        for capture in captures {
+            ensure!(
+                capture.finish()?.count("")? > 0,
+                "everything was cut (AF_XDP: {xdp})"
+            );
+        }
+        lab.counters_add_up()?;
+    }
     Ok(())
 }
 

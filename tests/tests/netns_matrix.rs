@@ -9,8 +9,8 @@ fn untagged_over_af_xdp() -> Result<()> {
 }
 
 #[test]
-fn access_over_af_xdp() -> Result<()> {
-    Matrix::new(Uplink::Xdp, Tagging::Access)?.run()
+fn access_over_af_xdp_with_two_workers() -> Result<()> {
+    Matrix::with_two_workers(Uplink::Xdp, Tagging::Access)?.run()
 }
 
 #[test]

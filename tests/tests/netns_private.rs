@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, ensure};
 use vswitch_tests::{
     Capture, Lab, Station, cmd,
+    lab::UPLINK,
     station::{
         Address,
         Transport::{Tcp, Udp},
@@ -78,6 +79,53 @@ fn a_third_port_sees_no_frame_between_two_others() -> Result<()> {
     alice.bytes(at(2), true, Udp, 9000)?;
     let seen = capture.finish()?.lines("")?;
     ensure!(seen.is_empty(), "{seen:?}");
+    Ok(())
+}
+
+/// The names of the host's interfaces.
+fn interfaces(lab: &Lab) -> Result<Vec<String>> {
+    let list = lab.host.ip("-br link show")?;
+    let names = list.lines().filter_map(|l| l.split_whitespace().next());
+    Ok(names.map(str::to_owned).collect())
+}
+
+#[test]
+fn internal_and_private_networks_are_not_on_the_cable_nor_private_ones_at_the_host() -> Result<()> {
+    let lab = Lab::start()?;
+    let lan = lab.lan()?;
+    lab.ctl(&format!(
+        "network create office --type external --uplink {UPLINK}"
+    ))?;
+    lab.ctl("network create inner --type internal")?;
+    let before = interfaces(&lab)?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let mut bob = lab.tap_station("lab", "bob", None, at(2))?;
+    let after = interfaces(&lab)?;
+    ensure!(before == after, "before {before:?}, after {after:?}");
+    let inside = |host| Address { net: 62, host };
+    let mut host = lab.host_station("inner", inside(1))?;
+    let mut dave = lab.tap_station("inner", "dave", None, inside(2))?;
+    let of = |macs: [String; 2]| macs.map(|mac| format!("ether host {mac}")).join(" or ");
+    let private = of([alice.mac()?, bob.mac()?]);
+    let internal = of([host.mac()?, dave.mac()?]);
+    let nowhere = format!("{private} or {internal}");
+    let captures = [
+        Capture::start(&lan, "eth0", "in", &nowhere)?,
+        Capture::start(&lab.host, UPLINK, "inout", &nowhere)?,
+        Capture::start(&lab.host, "vsw-office", "inout", &nowhere)?,
+        Capture::start(&lab.host, "vsw-inner", "inout", &private)?,
+    ];
+    for v6 in [false, true] {
+        alice.bytes(at(2), v6, Tcp, 100_000)?;
+        host.bytes(inside(2), v6, Tcp, 100_000)?;
+    }
+    // What is flooded is not seen either.
+    ensure!(!bob.reaches(at(99)) && !host.reaches(inside(99)) && !dave.reaches(inside(99)));
+    for capture in captures {
+        let seen = capture.finish()?.lines("")?;
+        ensure!(seen.is_empty(), "{seen:?}");
+    }
     Ok(())
 }
 

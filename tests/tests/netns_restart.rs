@@ -110,9 +110,20 @@ fn all_is_back(
 
 #[test]
 fn after_sigkill_everything_comes_back() -> Result<()> {
-    let mut lab = Lab::start()?;
-    let (mut host, mut lan) = set_up(&lab)?;
-    let before = configuration(&lab)?;
+    killed(&mut Lab::start()?)
+}
+
+#[test]
+fn after_sigkill_two_workers_come_back() -> Result<()> {
+    let mut lab = Lab::start_with_two_workers()?;
+    killed(&mut lab)?;
+    lab.every_worker_owns_ports()?;
+    lab.counters_add_up()
+}
+
+fn killed(lab: &mut Lab) -> Result<()> {
+    let (mut host, mut lan) = set_up(lab)?;
+    let before = configuration(lab)?;
     // Kill it while it works.
     let netns = lan.netns().map(std::sync::Arc::clone);
     let _traffic = netns
@@ -129,7 +140,7 @@ fn after_sigkill_everything_comes_back() -> Result<()> {
         "the host NIC lost its address"
     );
     lab.daemon.start_again()?;
-    all_is_back(&lab, &before, &mut host, &mut lan)
+    all_is_back(lab, &before, &mut host, &mut lan)
 }
 
 #[test]

@@ -1,7 +1,12 @@
 //! VLANs, and the other rules that are decided for each frame: guard, MTU, link-local addresses.
 
 use anyhow::{Context, Result, ensure};
-use vswitch_tests::{Capture, Lab, Station, station::Address, stats::PortStats};
+use vswitch_tests::{
+    Capture, Lab, Station,
+    lab::UPLINK,
+    station::{Address, Transport::Tcp},
+    stats::PortStats,
+};
 
 const fn at(host: u8) -> Address {
     Address { net: 64, host }
@@ -89,6 +94,71 @@ fn a_trunk_carries_its_allowed_list_tagged_and_its_native_vlan_untagged() -> Res
     }
     let dropped = port(&lab, "trunk")?;
     ensure!(dropped.dropped > 0 && dropped.adds_up(), "{dropped:?}");
+    Ok(())
+}
+
+/// A guest that is bridged with the host NIC, as the host's own machines may be, and tags by itself.
+#[test]
+fn the_host_nic_as_a_trunk_carries_tags_both_ways() -> Result<()> {
+    let lab = Lab::start()?;
+    let lan = lab.lan()?;
+    for network in [
+        "inner --type internal",
+        &format!("office --type external --uplink {UPLINK}"),
+    ] {
+        lab.ctl(&format!("network create {network} --mtu 9000"))?;
+    }
+    let mut trunk = Station::inside("host", &lab.host, "vsw-inner", Some(10), at(1))?;
+    trunk.run("ip link add link eth0 name eth0.20 type vlan id 20")?;
+    trunk.run("ip link set eth0.20 up; ip addr add 10.64.0.21/24 dev eth0.20")?;
+    trunk.run("ip addr add 10.64.0.31/24 dev eth0")?;
+    for network in ["inner", "office"] {
+        lab.host
+            .ip(&format!("link set vsw-{network} mtu 9000 master br0 up"))?;
+        lab.ctl(&format!(
+            "port set {network} host --vlan trunk:10,native=30"
+        ))?;
+        let mut stations = Vec::new();
+        for (number, vlan) in [(2, 10), (3, 20), (4, 30)] {
+            let name = format!("{network}{vlan}");
+            stations.push(lab.tap_station(network, &name, None, at(number))?);
+            lab.ctl(&format!("port set {network} {name} --vlan access:{vlan}"))?;
+        }
+        // Those of the other network had the same addresses.
+        trunk.run("ip neigh flush all")?;
+        let cable = Capture::start(&lan, "eth0", "in", "")?;
+        for (interface, number, must) in [
+            ("eth0.10", 2, true),
+            ("eth0.10", 4, false),
+            ("eth0.20", 3, false),
+            ("eth0", 4, true),
+            ("eth0", 2, false),
+        ] {
+            let to = at(number).ip(false);
+            let reached = trunk.run(&format!("ping -c 1 -W 1 -I {interface} {to}"));
+            ensure!(
+                reached.is_ok() == must,
+                "{network}: {to} by {interface}: reached is {}, must be {must}",
+                reached.is_ok()
+            );
+        }
+        let ten = stations.first_mut().context("three stations")?;
+        for v6 in [false, true] {
+            trunk.bytes(at(2), v6, Tcp, 200_000)?;
+            ten.bytes(at(1), v6, Tcp, 200_000)?;
+        }
+        let cable = cable.finish()?;
+        // The uplink is a trunk of all VLANs.
+        let on_cable = |vlan| cable.count(&format!("vlan.id=={vlan}"));
+        let external = network == "office";
+        ensure!(
+            (on_cable(10)? > 0) == external && (on_cable(30)? > 0) == external,
+            "{network}: VLAN 10 or 30 on the cable, or not"
+        );
+        ensure!(on_cable(20)? == 0, "{network}: VLAN 20 on the cable");
+        lab.counters_add_up()?;
+        lab.host.ip(&format!("link set vsw-{network} nomaster"))?;
+    }
     Ok(())
 }
 

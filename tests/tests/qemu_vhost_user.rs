@@ -33,13 +33,14 @@ fn comes_back(from: &mut Station, to: Address) -> Result<()> {
 }
 
 #[test]
-fn the_switch_connects_to_a_guest_that_listens() -> Result<()> {
-    let lab = lab()?;
+fn the_switch_connects_to_a_guest_that_listens_after_a_crash_of_either() -> Result<()> {
+    let mut lab = Lab::start()?;
+    lab.ctl("network create inner --type internal")?;
+    let mut host = lab.host_station("inner", at(1))?;
     let socket = lab.daemon.socket("guest");
-    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
     // The port is there first: it keeps trying.
     lab.ctl(&format!(
-        "port add lab guest --vhost-user {socket} --client"
+        "port add inner guest --vhost-user {socket} --client"
     ))?;
     let config = GuestConfig {
         attachment: Attachment::VhostUserServer(socket),
@@ -47,14 +48,62 @@ fn the_switch_connects_to_a_guest_that_listens() -> Result<()> {
         addresses: Vec::new(),
         device: Vec::new(),
     };
-    let mut guest = Station::guest("guest", QemuGuest::boot(&lab.host, &config)?, None, at(2))?;
-    comes_back(&mut alice, at(2))?;
+    let boot = || Station::guest("guest", QemuGuest::boot(&lab.host, &config)?, None, at(2));
+    let mut guest = boot()?;
+    comes_back(&mut host, at(2))?;
     // A disconnected port has its cable pulled out, as the guest sees.
-    lab.ctl("port set lab guest --disconnect")?;
+    lab.ctl("port set inner guest --disconnect")?;
     has_carrier(&mut guest, false)?;
-    lab.ctl("port set lab guest --connect lab")?;
+    lab.ctl("port set inner guest --connect inner")?;
     has_carrier(&mut guest, true)?;
-    comes_back(&mut alice, at(2))
+    comes_back(&mut host, at(2))?;
+    for _ in 0..2 {
+        lab.daemon.kill()?;
+        lab.daemon.start_again()?;
+        comes_back(&mut host, at(2))?;
+        comes_back(&mut guest, at(1))?;
+    }
+    // Dropped, it is killed; the daemon goes on.
+    drop(guest);
+    let _guest = boot()?;
+    comes_back(&mut host, at(2))?;
+    lab.counters_add_up()
+}
+
+#[test]
+fn the_switch_connects_to_a_dpdk_peer_that_listens_after_a_crash_of_either() -> Result<()> {
+    let mut lab = Lab::start()?;
+    lab.ctl("network create inner --type internal")?;
+    let mut host = lab.host_station("inner", at(1))?;
+    let (mac, socket) = (at(2).mac(), lab.daemon.socket("dpdk"));
+    host.run(&format!(
+        "ip neigh replace {} lladdr {mac} dev vsw-inner",
+        at(2).ip(false)
+    ))?;
+    lab.ctl(&format!(
+        "port add inner dpdk --vhost-user {socket} --client"
+    ))?;
+    let start = || {
+        // It does not take the place of a socket that is there.
+        let _ = std::fs::remove_file(&socket);
+        Dpdk::start(&virtio_user(&socket, &mac, &["server=1"]), "5tswap")
+    };
+    let mut reflects = || {
+        cmd::wait_until("DPDK to send back", BACK, || {
+            Ok(host.bytes(at(2), false, Udp, 1400).is_ok())
+        })
+    };
+    let dpdk = start()?;
+    reflects()?;
+    for _ in 0..2 {
+        lab.daemon.kill()?;
+        lab.daemon.start_again()?;
+        reflects()?;
+    }
+    drop(dpdk);
+    let _dpdk = start()?;
+    reflects()?;
+    lab.counters_add_up()
 }
 
 fn has_carrier(guest: &mut Station, wanted: bool) -> Result<()> {
@@ -146,6 +195,37 @@ fn dpdk_peers_of_every_ring_format_send_back_what_they_get() -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[test]
+fn every_queue_of_a_peer_gets_its_flows() -> Result<()> {
+    const QUEUES: u16 = 4;
+    const FLOWS: u32 = 64;
+    let lab = lab()?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let socket = lab.daemon.socket("dpdk");
+    lab.ctl(&format!(
+        "port add lab dpdk --vhost-user {socket} --server --queues {QUEUES}"
+    ))?;
+    let device = virtio_user(&socket, &at(2).mac(), &["queues=4", "cq=1"]);
+    let mut dpdk = Dpdk::start_with_queues(&device, "5tswap", QUEUES)?;
+    for v6 in [false, true] {
+        let (ip, mac) = (at(2).ip(v6), at(2).mac());
+        alice.run(&format!("ip neigh replace {ip} lladdr {mac} dev eth0"))?;
+        cmd::wait_until("DPDK to send back", BACK, || {
+            Ok(alice.bytes(at(2), v6, Udp, 1400).is_ok())
+        })?;
+        // Each has a port of its own, and twelve datagrams whose bytes must come back.
+        alice.run(&format!(
+            "for flow in $(seq {FLOWS}); do vswitch-traffic udp {ip} 7000 1400 || exit 1; done"
+        ))?;
+    }
+    let frames = dpdk.frames_of_queues()?;
+    ensure!(
+        frames.keys().copied().eq(0..QUEUES) && frames.values().all(|&count| count >= 12),
+        "frames by queue: {frames:?}"
+    );
+    lab.counters_add_up()
 }
 
 #[test]
