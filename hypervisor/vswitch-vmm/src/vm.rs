@@ -23,14 +23,12 @@ use vswitch::attach::message::{
 };
 use vswitch::attach::{FromVmm, ToVmm};
 
-use crate::attached::Attached;
+use crate::attached::{Attached, Return};
 use crate::build;
 use crate::console::{Consoles, Outbox};
 use crate::nic::{Accesses, Nic, Shared};
 use crate::vmbus::{VMBUS, Vmbus};
 
-/// How often vswitchd is looked for, where it is not there.
-const RETRY: Timespec = millis(200);
 /// How long vswitchd is waited for before a reset.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How often a guest is offered what it had no room for.
@@ -189,9 +187,9 @@ impl Vm {
         self.later.pop_front().or_else(|| self.attached.next())
     }
 
-    /// Looks for vswitchd. False if there is nothing to come back with.
+    /// Lets the next vswitchd in, if it is there. False if the VM is to end.
     fn return_home(&mut self) -> bool {
-        if self.state() == RunState::Ready || self.attached.is_orphan() {
+        if self.state() == RunState::Ready {
             return false;
         }
         // vswitchd has gone, and its workers with it.
@@ -199,18 +197,15 @@ impl Vm {
             self.with_nic(adapter, |nic, effects| nic.set_served(false, effects));
         }
         self.with_vmbus(|vmbus, effects| vmbus.set_served(false, effects));
-        if self.attached.again() {
+        let outcome = self.attached.again();
+        if outcome == Return::Adopted {
             self.announce();
         }
-        true
+        outcome != Return::Unwanted
     }
 
     fn wait(&mut self, typed: bool) {
-        let limit = match (typed, self.attached.fd()) {
-            (true, _) => Some(&OFFER),
-            (false, None) => Some(&RETRY),
-            (false, Some(_)) => None,
-        };
+        let limit = typed.then_some(&OFFER);
         let mut which = Vec::new();
         let mut fds = vec![PollFd::new(self.machine.event_fd(), PollFlags::IN)];
         let vmbus = self.vmbus.iter();
@@ -220,7 +215,7 @@ impl Vm {
             which.push(name);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         });
-        if let Some(fd) = self.attached.fd() {
+        if let Some(fd) = self.attached.awaited() {
             fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
         }
         match poll(&mut fds, limit) {
@@ -289,7 +284,7 @@ impl Vm {
                 self.with_vmbus(|vmbus, effects| vmbus.done(id, ok, effects));
                 return;
             }
-            ToVmm::Configure(_) | ToVmm::Adopt {} => {
+            ToVmm::Configure(_) | ToVmm::Adopt {} | ToVmm::Leave {} => {
                 tracing::error!("vswitchd says what it may not say to a machine that is made");
                 return;
             }

@@ -22,8 +22,10 @@ fn fake_vmm() {
     let mut fake = Fake::default();
     // Nobody is left behind by a test that fails.
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let first = Connection::dial(Path::new(&socket)).unwrap();
+    fake.serve(&first, &name);
     while std::time::Instant::now() < deadline {
-        if let Ok(connection) = Connection::dial(Path::new(&socket)) {
+        if let Some(connection) = Connection::accept(fake.door.as_ref().unwrap()).unwrap() {
             fake.serve(&connection, &name);
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -32,6 +34,8 @@ fn fake_vmm() {
 
 #[derive(Default)]
 struct Fake {
+    /// Where the next vswitchd comes in.
+    door: Option<OwnedFd>,
     state: Option<RunState>,
     cmdline: String,
     services: Vec<Service>,
@@ -68,6 +72,8 @@ impl Fake {
     fn take(&mut self, connection: &Connection, message: ToVmm, mut fds: Vec<OwnedFd>) {
         match message {
             ToVmm::Configure(configure) => {
+                let at = configure.files.iter().position(|r| *r == FileRole::Attach);
+                self.door = Some(fds.remove(at.unwrap()));
                 self.state = Some(RunState::Ready);
                 self.services = configure.services;
                 assert!(configure.hyperv || self.services.is_empty());
@@ -103,6 +109,7 @@ impl Fake {
                 };
                 connection.send(&reply, &[], LIMIT).unwrap();
             }
+            ToVmm::Leave {} => std::process::exit(0),
             ToVmm::Done { ok, .. } => self.done[usize::from(!ok)] += 1,
         }
     }

@@ -418,6 +418,28 @@ async fn after_sigkill_a_running_vm_is_adopted() {
 }
 
 #[tokio::test]
+async fn after_sigkill_a_vm_that_the_store_does_not_know_is_sent_away() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "web", "").await;
+    let pid = act(&rig, "web", "start").await["pid"].as_i64().unwrap();
+    // As if vswitchd had been killed before it could note the process.
+    rig.sql("UPDATE vm SET state = 'off', pid = NULL, started = NULL");
+    let rig = rig.restart(false, |_| {}).await;
+    let stat = format!("/proc/{pid}/stat");
+    // It is a zombie at last, as its parent, this process, does not wait for it.
+    let gone = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+    for _ in 0..200 {
+        if gone() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert!(gone(), "process {pid} goes on");
+    act(&rig, "web", "start").await;
+    act(&rig, "web", "turn-off").await;
+}
+
+#[tokio::test]
 async fn what_ran_runs_again_after_an_orderly_end() {
     let (rig, boot) = rig().await;
     for (vm, more) in [
