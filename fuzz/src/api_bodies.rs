@@ -5,8 +5,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vswitch::api::{
-    AddFdbEntry, CreateNetwork, CreatePort, NetworkConfig, PatchNetwork, PatchPort, PortBackend,
-    PortConfig, from_json,
+    AddFdbEntry, ConfigDocument, CreateNetwork, CreatePort, NetworkConfig, PatchNetwork, PatchPort,
+    PortBackend, PortConfig, from_json,
 };
 
 /// Runs one input.
@@ -14,7 +14,7 @@ pub fn run(data: &[u8]) {
     let Some((which, body)) = data.split_first() else {
         return;
     };
-    match which % 5 {
+    match which % 6 {
         0 => create_network(body),
         1 => {
             if let Some(patch) = same::<PatchNetwork>(body) {
@@ -32,7 +32,12 @@ pub fn run(data: &[u8]) {
             }
         }
         3 => patch_port(body),
-        _ => drop(same::<AddFdbEntry>(body)),
+        4 => drop(same::<AddFdbEntry>(body)),
+        _ => {
+            if let Some(document) = same::<ConfigDocument>(body) {
+                assert_eq!(rewritten(&document).check(), document.check());
+            }
+        }
     }
 }
 

@@ -93,15 +93,24 @@ fn planned(checked: &Checked, head: &[u8], len: u32, features: &Features, mtu: u
                 "longer than the MTU"
             );
         }
+        Action::FillLarge => {
+            assert!(!features.csum && large(checked.request().gso, features));
+            assert_eq!(request, Request::default());
+        }
         Action::KeepLarge { mss } => {
-            assert!(match request.gso {
-                Gso::None => false,
-                Gso::Tcp4 { ecn, .. } => features.tso4 && (features.ecn || !ecn),
-                Gso::Tcp6 { ecn, .. } => features.tso6 && (features.ecn || !ecn),
-            });
+            assert!(features.csum && large(request.gso, features));
             assert!(mss > 0 && checked.header_len() - checked.l2_len() + mss <= mtu);
         }
         Action::Segment { mss } => cut(checked, head, len, mss, mtu),
+    }
+}
+
+/// Whether a destination takes such frames whole.
+fn large(gso: Gso, features: &Features) -> bool {
+    match gso {
+        Gso::None => false,
+        Gso::Tcp4 { ecn, .. } => features.tso4 && (features.ecn || !ecn),
+        Gso::Tcp6 { ecn, .. } => features.tso6 && (features.ecn || !ecn),
     }
 }
 

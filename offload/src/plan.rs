@@ -6,7 +6,7 @@ use crate::request::{Checked, Gso, MAX_SEGMENTS, Request};
 /// What a destination agreed to receive.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// Partial checksums. Large frames need it too, as their checksum is partial.
+    /// Partial checksums. Without it, those of large frames are completed too.
     pub csum: bool,
     /// Large TCP over IPv4.
     pub tso4: bool,
@@ -34,6 +34,8 @@ pub enum Action {
         /// Most TCP payload bytes in a segment, at least 1; lowered to the destination's MTU.
         mss: u16,
     },
+    /// Deliver a large frame uncut, its partial checksum completed.
+    FillLarge,
     /// Drop: longer than the destination's MTU, and no cutting helps.
     TooLong,
 }
@@ -45,7 +47,7 @@ impl Action {
     pub fn outgoing(self, frame: &Checked, dest: &Features) -> Request {
         let request = frame.request();
         match self {
-            Self::TooLong | Self::FillChecksum => Request::default(),
+            Self::TooLong | Self::FillChecksum | Self::FillLarge => Request::default(),
             Self::AsIs => Request {
                 csum_valid: request.csum_valid && dest.csum,
                 ..request
@@ -94,10 +96,12 @@ pub fn plan(frame: &Checked, len: u32, dest: &Features, max_frame: u32) -> Actio
     let payload = len.saturating_sub(header_len);
     if mss == 0 || payload.div_ceil(u32::from(mss)) > MAX_SEGMENTS {
         Action::TooLong
-    } else if agreed && dest.csum {
-        Action::KeepLarge { mss }
     } else {
-        Action::Segment { mss }
+        match (agreed, dest.csum) {
+            (true, true) => Action::KeepLarge { mss },
+            (true, false) => Action::FillLarge,
+            (false, _) => Action::Segment { mss },
+        }
     }
 }
 
@@ -117,6 +121,10 @@ mod tests {
         ..NOTHING
     };
     const TSO4: Features = Features { tso4: true, ..CSUM };
+    const TSO4_ALONE: Features = Features {
+        tso4: true,
+        ..NOTHING
+    };
     const ALL: Features = Features {
         csum: true,
         tso4: true,
@@ -196,7 +204,8 @@ mod tests {
             (0x10, CSUM, 1514, Action::Segment { mss }),
             (0x10, NOTHING, 1014, Action::Segment { mss: 960 }),
             (0x10, no_tso4, 1514, Action::Segment { mss }),
-            (0x10, no_csum, 1514, Action::Segment { mss }),
+            (0x10, no_csum, 1514, Action::FillLarge),
+            (0x90, TSO4_ALONE, 1514, Action::Segment { mss }),
             (0x90, TSO4, 1514, Action::Segment { mss }),
             (0x90, ALL, 1514, Action::KeepLarge { mss }),
             (0x10, ALL, 14 + 40 + 9, Action::KeepLarge { mss: 9 }),

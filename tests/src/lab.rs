@@ -228,8 +228,9 @@ impl Lab {
         Ok(first.to_owned())
     }
 
-    /// What a refused change must leave alone: networks, ports, and the host's interfaces with their addresses.
-    fn snapshot(&self) -> Result<[String; 4]> {
+    /// What a refused change must leave alone: networks and ports with all their settings, static entries of MAC tables,
+    /// and the host's interfaces with their addresses.
+    fn snapshot(&self) -> Result<Vec<String>> {
         // Without states and link-local addresses, which come by themselves a little later than their interface.
         let links = self.host.ip("-br link show")?;
         let names: Vec<&str> = links
@@ -237,26 +238,40 @@ impl Lab {
             .filter_map(|line| line.split_whitespace().next())
             .collect();
         let addresses = self.host.ip("-o addr show scope global")?;
-        Ok([
-            self.ctl("network list")?.to_string(),
-            ports_of(&self.ctl("port list")?),
+        let networks = self.ctl("network list")?;
+        let mut snapshot = vec![
+            networks.to_string(),
+            ports_of(self.ctl("port list")?),
             names.join("\n"),
             addresses,
-        ])
+        ];
+        for network in members(&networks, "networks") {
+            let fdb = self.ctl(&format!("fdb show {}", text(network, "name")))?;
+            let fixed = members(&fdb, "entries").filter(|entry| entry["static"] == true);
+            snapshot.extend(fixed.map(Value::to_string));
+        }
+        Ok(snapshot)
     }
+}
+
+fn members<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value
+        .get(key)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The ports of a `port list` without what changes by itself.
-fn ports_of(list: &Value) -> String {
-    let ports = list
-        .get("ports")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    let names = ports.map(|port| format!("{} {}", text(port, "network"), text(port, "port")));
-    names.collect::<Vec<_>>().join("\n")
+/// A `port list` without what changes by itself.
+fn ports_of(mut list: Value) -> String {
+    let ports = list.get_mut("ports").and_then(Value::as_array_mut);
+    for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
+        port.remove("state");
+        port.remove("detail");
+    }
+    list.to_string()
 }

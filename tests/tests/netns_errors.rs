@@ -127,7 +127,7 @@ fn a_socket_that_is_in_use() -> Result<()> {
     refused(
         &lab,
         &format!("port add lab bob --vhost-user {path} --server"),
-        &[&path],
+        &[&path, "in use by another process", "or mode client"],
     )
 }
 
@@ -196,10 +196,9 @@ fn a_daemon_that_is_not_there() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_caller_without_permission() -> Result<()> {
-    let lab = lab()?;
-    // The way to the socket is open to all, so that it is the socket that refuses.
+/// Runs vswitchctl as a user without any rights, to whom the way to the socket is open. It must be refused with status 1
+/// and one line, which is returned.
+fn refused_to_nobody(lab: &Lab, args: &[&str]) -> Result<String> {
     let everybody = fs::Permissions::from_mode(0o755);
     let run_dir = lab.daemon.run_dir();
     let top = run_dir
@@ -219,18 +218,49 @@ fn a_caller_without_permission() -> Result<()> {
     ];
     let argv: Vec<&str> = nobody
         .into_iter()
-        .chain([program.as_str(), "--run-dir", &run_dir, "status"])
+        .chain([program.as_str(), "--run-dir", &run_dir])
+        .chain(args.iter().copied())
         .collect();
     let out = cmd::output(&argv)?;
-    let said = String::from_utf8_lossy(&out.stderr).to_lowercase();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
     ensure!(
         out.status.code() == Some(1) && said.trim().lines().count() == 1,
         "{}: {said}",
         out.status
     );
+    Ok(said)
+}
+
+#[test]
+fn a_caller_without_permission() -> Result<()> {
+    let lab = lab()?;
+    let said = refused_to_nobody(&lab, &["status"])?.to_lowercase();
     ensure!(
         said.contains("permi"),
         "the error does not speak of permission: {said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_caller_whom_only_the_mode_of_the_socket_lets_in() -> Result<()> {
+    let lab = lab()?;
+    let socket = lab.daemon.run_dir().join("api.sock");
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))?;
+    let before = lab.ctl("network list")?;
+    for args in [
+        &["status"][..],
+        &["network", "create", "theirs", "--type", "private"],
+        &["port", "remove", "lab", "alice"],
+    ] {
+        let said = refused_to_nobody(&lab, args)?;
+        for word in ["user 65534", "allowed: root", "members of group"] {
+            ensure!(said.contains(word), "{args:?}: no {word:?} in: {said}");
+        }
+    }
+    ensure!(
+        lab.ctl("network list")? == before,
+        "a stranger changed something"
     );
     Ok(())
 }

@@ -162,13 +162,80 @@ fn addresses_and_routes_move_to_the_host_nic_and_back() -> Result<()> {
 }
 
 #[test]
+fn what_the_host_nic_has_at_the_end_comes_back_and_so_do_the_settings() -> Result<()> {
+    let mut lab = Lab::start()?;
+    let _lan = lab.lan()?;
+    let [v4, v6] = at(1).both();
+    for address in [v4.as_str(), v6.as_str(), "10.63.9.1/24"] {
+        lab.host.ip(&format!("addr add {address} dev {UPLINK}"))?;
+    }
+    let settings = |lab: &Lab| {
+        let of = |key: &str| {
+            let file = format!("/proc/sys/net/{key}");
+            lab.host.run(&["cat", &file.replace("IF", UPLINK)])
+        };
+        Ok::<_, anyhow::Error>([
+            of("ipv4/conf/IF/rp_filter")?,
+            of("ipv4/conf/IF/arp_ignore")?,
+        ])
+    };
+    for (key, value) in [("rp_filter", "2"), ("arp_ignore", "1")] {
+        let set = format!("echo {value} > /proc/sys/net/ipv4/conf/{UPLINK}/{key}");
+        lab.host.run(&["sh", "-c", &set])?;
+    }
+    let before = settings(&lab)?;
+    lab.ctl(&format!(
+        "network create office --type external --uplink {UPLINK}"
+    ))?;
+    ensure!(settings(&lab)? != before, "the uplink was not quietened");
+    // What the uplink gains while nobody takes care of it goes the same way.
+    lab.daemon.kill()?;
+    lab.host
+        .ip(&format!("addr add 10.63.7.1/24 dev {UPLINK}"))?;
+    lab.daemon.start_again()?;
+    let has = |ifname: &str, address: &str| -> Result<bool> {
+        let shown = lab.host.ip(&format!("addr show dev {ifname}"))?;
+        Ok(shown.contains(address))
+    };
+    ensure!(
+        has("vsw-office", "10.63.7.1/24")?,
+        "the new address did not move"
+    );
+    // The host lives on with its NIC: addresses come and go.
+    lab.host.ip("addr del 10.63.9.1/24 dev vsw-office")?;
+    lab.host.ip("addr add 10.63.8.1/24 dev vsw-office")?;
+    lab.host
+        .ip("route add 10.98.0.0/16 via 10.63.0.3 dev vsw-office")?;
+    lab.ctl("network delete office")?;
+    for address in [v4.as_str(), v6.as_str(), "10.63.7.1/24", "10.63.8.1/24"] {
+        ensure!(has(UPLINK, address)?, "{address}: {}", lab.host.ip("addr")?);
+    }
+    ensure!(
+        !has(UPLINK, "10.63.9.1/24")?,
+        "an address that was removed is back"
+    );
+    let routes = lab.host.ip(&format!("route show dev {UPLINK}"))?;
+    ensure!(routes.contains("10.98.0.0/16 via 10.63.0.3"), "{routes}");
+    ensure!(settings(&lab)? == before, "{:?}", settings(&lab)?);
+    Ok(())
+}
+
+#[test]
 fn an_external_network_without_a_host_nic_carries_its_ports() -> Result<()> {
     let lab = Lab::start()?;
     let lan_netns = lab.lan()?;
     let _lan = Station::inside("lan", &lan_netns, "eth0", None, at(3))?;
-    lab.ctl(&format!(
-        "network create office --type external --uplink {UPLINK} --no-host-nic"
-    ))?;
+    let create = format!("network create office --type external --uplink {UPLINK} --no-host-nic");
+    // With addresses on it, the host would lose them without a word.
+    let [v4, v6] = at(1).both();
+    for address in [&v4, &v6] {
+        lab.host.ip(&format!("addr add {address} dev {UPLINK}"))?;
+    }
+    let words: Vec<&str> = create.split_whitespace().collect();
+    lab.refused(&words, &[UPLINK, &v4, &v6, "host NIC"])?;
+    lab.host
+        .ip(&format!("addr flush dev {UPLINK} scope global"))?;
+    lab.ctl(&create)?;
     let mut carol = lab.tap_station("office", "carol", None, at(2))?;
     carol.ping(at(3), false, 56)?;
     ensure!(

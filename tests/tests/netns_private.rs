@@ -1,8 +1,10 @@
 //! Private networks: ports reach each other and nobody else does.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
 use vswitch_tests::{
-    Capture, Lab,
+    Capture, Lab, Station, cmd,
     station::{
         Address,
         Transport::{Tcp, Udp},
@@ -129,19 +131,117 @@ fn a_port_can_leave_under_traffic_and_others_go_on() -> Result<()> {
     })
 }
 
+/// The addresses that network `lab` has learned behind `port`.
+fn learned(lab: &Lab, port: &str) -> Result<usize> {
+    let fdb = lab.ctl("fdb show lab")?;
+    let entries = fdb["entries"].as_array().into_iter().flatten();
+    Ok(entries.filter(|entry| entry["port"] == port).count())
+}
+
 #[test]
-fn the_link_of_a_port_can_be_taken_down_and_up() -> Result<()> {
+fn the_mac_table_forgets_and_is_limited_as_it_is_told() -> Result<()> {
     let lab = Lab::start()?;
     lab.ctl("network create lab --type private")?;
     let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
     let _bob = lab.tap_station("lab", "bob", None, at(2))?;
     alice.ping(at(2), false, 56)?;
-    lab.ctl("port set lab bob --link down")?;
-    ensure!(!alice.reaches(at(2)), "a port with its link down answers");
-    lab.ctl("port set lab bob --link up")?;
+    ensure!(learned(&lab, "alice")? == 1, "{}", lab.ctl("fdb show lab")?);
+    lab.ctl("network set lab --ageing 1")?;
+    ensure!(lab.ctl("network show lab")?["ageing"] == 1);
+    // Bob says nothing by himself once IPv6 is settled.
+    cmd::wait_until("bob to be forgotten", Duration::from_secs(20), || {
+        Ok(learned(&lab, "bob")? == 0)
+    })?;
+    lab.ctl("network set lab --ageing 0")?;
+    lab.ctl("port set lab alice --mac-quota 1")?;
+    ensure!(lab.ctl("port show lab alice")?["mac_quota"] == 1);
     alice.ping(at(2), false, 56)?;
+    // A further address is not learned, and that is counted.
+    alice.run("ip link set eth0 address 02:00:00:00:00:71")?;
+    alice.reaches(at(2));
+    ensure!(learned(&lab, "alice")? == 1, "{}", lab.ctl("fdb show lab")?);
+    let stats = lab.ctl("stats lab alice")?;
+    let refused = stats["ports"][0]["learn_refused"].as_u64();
+    ensure!(refused.is_some_and(|count| count > 0), "{stats}");
+    Ok(())
+}
+
+#[test]
+fn an_address_that_two_ports_have_is_counted_and_warned_of() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let mut bob = lab.tap_station("lab", "bob", None, at(2))?;
+    let eve = lab.tap_port("lab", "eve")?;
+    let mac = at(2).mac();
+    bob.run(&format!("ip link set eth0 address {mac}"))?;
+    eve.ip(&format!("link set eth0 address {mac}"))?;
+    eve.ip(&format!("addr add {} dev eth0", at(3).both()[0]))?;
+    alice.ping(at(2), false, 56)?;
+    let warned = || {
+        let log = lab.daemon.log();
+        let lines = log.lines().filter(|line| line.contains("both send from"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    ensure!(warned().is_empty(), "{:?}", warned());
+    // Broadcasts, so that nobody's answers are waited for.
+    let shout = [
+        "ping",
+        "-q",
+        "-i",
+        "0.01",
+        "-b",
+        "-I",
+        "eth0",
+        "255.255.255.255",
+    ];
+    let _eve = eve.spawn(&shout)?;
+    let _bob = bob.netns().map(|netns| netns.spawn(&shout)).transpose()?;
+    cmd::wait_until("a warning", Duration::from_secs(10), || {
+        Ok(!warned().is_empty())
+    })?;
+    std::thread::sleep(Duration::from_secs(3));
+    let [line] = warned().try_into().map_err(|lines| anyhow!("{lines:?}"))?;
+    for word in [mac.as_str(), "network=lab", "'bob'", "'eve'"] {
+        ensure!(line.contains(word), "{word}: {line}");
+    }
+    for port in ["bob", "eve"] {
+        let stats = lab.ctl(&format!("stats lab {port}"))?;
+        let moves = stats["ports"][0]["mac_moves"].as_u64();
+        ensure!(moves.is_some_and(|moves| moves > 10), "{stats}");
+    }
+    let stats = lab.ctl("stats lab alice")?;
+    ensure!(stats["ports"][0]["mac_moves"] == 0, "{stats}");
+    Ok(())
+}
+
+/// Whether the device at the other end of a TAP port is told that the cable is plugged.
+fn has_carrier(station: &mut Station) -> Result<bool> {
+    Ok(station.run("cat /sys/class/net/eth0/carrier")?.trim() == "1")
+}
+
+#[test]
+fn the_link_of_a_port_can_be_taken_down_and_up() -> Result<()> {
+    let lab = Lab::start()?;
+    lab.ctl("network create lab --type private")?;
+    let mut alice = lab.tap_station("lab", "alice", None, at(1))?;
+    let mut bob = lab.tap_station("lab", "bob", None, at(2))?;
+    alice.ping(at(2), false, 56)?;
+    for (down, up) in [
+        ("--link down", "--link up"),
+        ("--disconnect", "--connect lab"),
+    ] {
+        ensure!(has_carrier(&mut bob)?, "no carrier before {down}");
+        lab.ctl(&format!("port set lab bob {down}"))?;
+        ensure!(!alice.reaches(at(2)), "a port answers after {down}");
+        ensure!(!has_carrier(&mut bob)?, "carrier after {down}");
+        lab.ctl(&format!("port set lab bob {up}"))?;
+        alice.ping(at(2), false, 56)?;
+    }
+    ensure!(has_carrier(&mut bob)?, "no carrier at the end");
+    // A cable that was pulled before a restart is not plugged by it, and the operator's setting is not forgotten.
     lab.ctl("port set lab bob --disconnect")?;
-    ensure!(!alice.reaches(at(2)), "a disconnected port answers");
-    lab.ctl("port set lab bob --connect lab")?;
-    alice.ping(at(2), false, 56)
+    let port = lab.ctl("port show lab bob")?;
+    ensure!(port["link"] == "up" && port["connected"] == false, "{port}");
+    Ok(())
 }

@@ -61,8 +61,13 @@ fn addresses(line: &str) -> String {
 }
 
 /// What the user has configured, as the command line shows it.
-fn configuration(lab: &Lab) -> Result<[String; 4]> {
+fn configuration(lab: &Lab) -> Result<[String; 5]> {
+    let file = tempfile::NamedTempFile::new()?;
+    let file = file.path().display();
+    lab.ctl(&format!("config export {file}"))?;
+    lab.ctl(&format!("config check {file}"))?;
     Ok([
+        std::fs::read_to_string(file.to_string())?,
         lab.ctl("network show office")?.to_string(),
         lab.ctl("network show inner")?.to_string(),
         ports(&lab.ctl("port list")?),
@@ -72,7 +77,7 @@ fn configuration(lab: &Lab) -> Result<[String; 4]> {
 
 fn all_is_back(
     lab: &Lab,
-    before: &[String; 4],
+    before: &[String; 5],
     host: &mut Station,
     lan: &mut Station,
 ) -> Result<()> {

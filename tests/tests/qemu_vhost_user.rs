@@ -47,8 +47,22 @@ fn the_switch_connects_to_a_guest_that_listens() -> Result<()> {
         addresses: Vec::new(),
         device: Vec::new(),
     };
-    let _guest = Station::guest("guest", QemuGuest::boot(&lab.host, &config)?, None, at(2))?;
+    let mut guest = Station::guest("guest", QemuGuest::boot(&lab.host, &config)?, None, at(2))?;
+    comes_back(&mut alice, at(2))?;
+    // A disconnected port has its cable pulled out, as the guest sees.
+    lab.ctl("port set lab guest --disconnect")?;
+    has_carrier(&mut guest, false)?;
+    lab.ctl("port set lab guest --connect lab")?;
+    has_carrier(&mut guest, true)?;
     comes_back(&mut alice, at(2))
+}
+
+fn has_carrier(guest: &mut Station, wanted: bool) -> Result<()> {
+    let file = format!("/sys/class/net/{}/carrier", guest.interface());
+    let wanted = if wanted { "1" } else { "0" };
+    cmd::wait_until(&format!("{file} to be {wanted}"), BACK, || {
+        Ok(guest.run(&format!("cat {file}"))?.trim() == wanted)
+    })
 }
 
 #[test]

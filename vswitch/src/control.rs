@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 pub use crate::counters::PortCounters;
 use crate::fdb::{Fdb, FdbError, PortIndex};
@@ -77,7 +77,7 @@ pub enum StartError {
     #[error("no core was given for the workers; at least one is needed")]
     NoCores,
     /// A core does not exist, or this process may not run on it.
-    #[error("cannot pin a worker to core {core}")]
+    #[error("cannot pin a worker to core {core}; allowed for this process: {}", listed(&allowed_cores()))]
     Pin {
         /// The core asked for.
         core: usize,
@@ -367,6 +367,24 @@ fn start_worker(
     }
 }
 
+/// The cores that this process may run on, in order; none where the kernel does not tell.
+pub fn allowed_cores() -> Vec<usize> {
+    let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+    (0..CpuSet::MAX_CPU)
+        .filter(|&core| set.is_set(core))
+        .collect()
+}
+
+/// Cores as users write them: `0,2-5`.
+fn listed(cores: &[usize]) -> String {
+    let ranges = cores.chunk_by(|before, after| before + 1 == *after);
+    let range = |range: &[usize]| match range {
+        [first, .., last] => format!("{first}-{last}"),
+        range => range.iter().map(usize::to_string).collect(),
+    };
+    ranges.map(range).collect::<Vec<_>>().join(",")
+}
+
 fn pin(core: usize) -> rustix::io::Result<()> {
     if core >= CpuSet::MAX_CPU {
         return Err(rustix::io::Errno::INVAL);
@@ -590,5 +608,22 @@ impl PortControl for PortHandle {
 
     fn fault_fd(&self) -> BorrowedFd<'_> {
         self.slot.fault_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_listed_as_users_write_them() {
+        for (cores, text) in [
+            (&[][..], ""),
+            (&[3], "3"),
+            (&[0, 1], "0-1"),
+            (&[0, 2, 3, 4, 9], "0,2-4,9"),
+        ] {
+            assert_eq!(listed(cores), text);
+        }
     }
 }

@@ -44,6 +44,7 @@ counters! {
     consumed, "Frames that the switch took for itself.";
     copied_bytes, "Bytes the switch copied, snapshots included once.";
     notifications, "Notifications sent to the peer.";
+    mac_moves, "Addresses learned that were behind another port until then.";
     learn_refused, "Addresses not learned: quota, full table, or pinned elsewhere.";
 }
 

@@ -350,7 +350,7 @@ fn adapt<R: RxRing>(ring: &mut R, job: &Job<'_>, report: &mut Report) {
             action => {
                 let request = action.outgoing(&frame.checked, &features);
                 let mut body = Body::new(&[], frame.body);
-                let fill = matches!(action, Action::FillChecksum);
+                let fill = matches!(action, Action::FillChecksum | Action::FillLarge);
                 let piece = Piece {
                     head: frame.head,
                     body_len: frame.len.saturating_sub(frame.head.len() as u32),

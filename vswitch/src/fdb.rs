@@ -11,6 +11,11 @@
 //!   newcomer replaces an entry of the port that holds most, and only if that is more than its own: so a flood of
 //!   addresses from one port cannot push out those of another.
 
+/// What [`entry`] is made of, which is also checked with other ones.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -22,10 +27,6 @@ use crate::vlan::Vid;
 /// Index of a port within its network.
 pub type PortIndex = u16;
 
-/// Entries a bucket (one cache line) holds.
-const WAYS: usize = 4;
-/// Words of a bucket: key and value of each entry.
-const BUCKET_WORDS: usize = 2 * WAYS;
 /// Buckets of a 4 KiB page: the granularity in which a sweep skips untouched parts.
 const BUCKETS_PER_PAGE: usize = 64;
 /// Buckets in use at first: 2 MiB, 128 Ki places.
@@ -112,8 +113,10 @@ impl Value {
 pub enum Learned {
     /// It was known at this port.
     Known,
-    /// It is new, or moved here from another port.
+    /// It is new.
     Added,
+    /// It was behind another port until then.
+    Moved,
     /// It is pinned to another port by a static entry.
     Pinned,
     /// The port is at its quota, or the table is full.
@@ -170,15 +173,13 @@ pub struct Fdb {
     ageing: AtomicU32,
     /// What the hash function adds and multiplies by: random, so that no guest can pick addresses that collide.
     seeds: [u64; 2],
-    writer: Mutex<()>,
+    writer: Mutex<Moves>,
 }
 
 /// There is not enough memory for the table.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot reserve memory for a MAC table of {0} entries")]
 pub struct FdbError(usize);
-
-type Place<'a> = (&'a AtomicU64, &'a AtomicU64);
 
 impl Fdb {
     /// A table for `capacity` entries (rounded up to a power of two, at least 1024) with entries living `ageing`
@@ -207,7 +208,7 @@ impl Fdb {
                 seed | 1,
                 seed.rotate_left(29).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             ],
-            writer: Mutex::new(()),
+            writer: Mutex::default(),
         })
     }
 
@@ -260,10 +261,12 @@ impl Fdb {
                 return Learned::Known;
             }
         }
-        match self.writer.try_lock() {
-            Ok(_) | Err(TryLockError::Poisoned(_)) => self.insert(key, port, now),
-            Err(TryLockError::WouldBlock) => Learned::Busy,
-        }
+        let mut moves = match self.writer.try_lock() {
+            Ok(moves) => moves,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Learned::Busy,
+        };
+        self.insert(key, port, now, &mut moves)
     }
 
     /// Pins `key` to `port`. False if there is no place for it: the table is full of other static entries.
@@ -360,7 +363,7 @@ impl Fdb {
         entries
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    fn lock(&self) -> MutexGuard<'_, Moves> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -430,10 +433,9 @@ impl Fdb {
         self.write_to(place, key, value, self.candidates(key));
     }
 
-    /// The same in one of `buckets`: the value last, so that a reader finds either nothing or the whole entry.
+    /// The same in one of `buckets`.
     fn write_to(&self, place: Place<'_>, key: Key, value: Value, buckets: [usize; 2]) {
-        place.0.store(key.0, Ordering::Release);
-        place.1.store(value.0, Ordering::Release);
+        entry::fill(place, key.0, value.0);
         for first in buckets {
             let page = (first - self.first_word) / BUCKET_WORDS / BUCKETS_PER_PAGE;
             if let Some(word) = self.touched.get(page / 64) {
@@ -476,23 +478,6 @@ impl PortState {
     }
 }
 
-/// Looks for `key` in `bucket`. All places are compared before it branches: which of them it is cannot be foreseen.
-///
-/// The key is read again after the value: a writer clears the value before it changes the key, so the same key before and
-/// after the value was read means the value was its own.
-#[inline(always)]
-fn glance(bucket: &[AtomicU64; BUCKET_WORDS], key: Key) -> Option<(Place<'_>, Value)> {
-    let (places, _) = bucket.as_chunks::<2>();
-    let mut hits = 0u32;
-    for (at, [occupant, _]) in places.iter().enumerate() {
-        hits |= u32::from(occupant.load(Ordering::Acquire) == key.0) << at;
-    }
-    let [occupant, value] = places.get(hits.trailing_zeros() as usize)?;
-    let read = value.load(Ordering::Acquire);
-    (read != 0 && occupant.load(Ordering::Acquire) == key.0)
-        .then_some(((occupant, value), Value(read)))
-}
-
 /// The places in a slice of whole buckets.
 fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
     words
@@ -503,27 +488,25 @@ fn places_of(words: Option<&[AtomicU64]>) -> impl Iterator<Item = Place<'_>> {
         .map(|[key, value]| (key, value))
 }
 
-/// Empties `place`: the value first, so that a reader never takes it for that of another key.
-fn clear(place: Place<'_>) {
-    place.1.store(0, Ordering::Release);
-    place.0.store(0, Ordering::Release);
+/// The entry in `place`.
+fn read(place: Place<'_>) -> Option<(Key, Value)> {
+    entry::read(place).map(|(key, value)| (Key(key), Value(value)))
 }
 
-/// The entry in `place`, read so that key and value belong together: a writer clears the value before it changes the
-/// key, so the same value before and after the key was read means the key was its own.
-fn read((key, value): Place<'_>) -> Option<(Key, Value)> {
-    let before = value.load(Ordering::Acquire);
-    if before == 0 {
-        return None;
-    }
-    let found = key.load(Ordering::Acquire);
-    let after = value.load(Ordering::Acquire);
-    (before == after && found != 0).then_some((Key(found), Value(after)))
+/// Looks for `key` in `bucket`.
+#[inline(always)]
+fn glance(bucket: &[AtomicU64; BUCKET_WORDS], key: Key) -> Option<(Place<'_>, Value)> {
+    entry::find(bucket, key.0).map(|(place, value)| (place, Value(value)))
 }
 
+mod entry;
 mod grow;
 mod insert;
+mod moves;
 mod reader;
+use entry::{BUCKET_WORDS, Place, WAYS, clear};
+pub use moves::Flap;
+use moves::Moves;
 pub use reader::{Reader, Spot};
 #[cfg(test)]
 mod tests;

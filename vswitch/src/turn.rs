@@ -208,12 +208,13 @@ impl Turn {
             let [source, destination] = train.spots;
             if heard != Some(addresses.source) {
                 let learned = table.learn(addresses.source, source);
-                routes.counts.learn_refused +=
-                    u64::from(matches!(learned, Learned::Full | Learned::Pinned));
                 heard = Some(addresses.source);
-                // It may be where the next train goes.
                 if learned != Learned::Known {
+                    // It may be where the next train goes.
                     aimed = None;
+                    routes.counts.learn_refused +=
+                        u64::from(matches!(learned, Learned::Full | Learned::Pinned));
+                    routes.counts.mac_moves += u64::from(learned == Learned::Moved);
                 }
             }
             let found = match aimed {

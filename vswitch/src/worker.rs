@@ -155,7 +155,7 @@ impl Worker {
         let born = guestmem::cycles();
         let mut last_frame = born;
         let mut turns = 0u32;
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(born);
         self.tick(born);
         while !self.stop {
             // A look is cheap; taking it would make every turn wait for what it has written.
@@ -169,11 +169,11 @@ impl Worker {
             if self.poll(self.now) > 0 {
                 last_frame = guestmem::cycles();
                 self.busy_cycles += last_frame.wrapping_sub(before);
-            } else if patience.is_over(before.wrapping_sub(last_frame)) {
+            } else if patience.is_over(last_frame, before) {
                 self.sleep();
                 self.tick(born);
                 last_frame = guestmem::cycles();
-                patience.slept(last_frame.wrapping_sub(before));
+                patience.slept(before, last_frame);
             } else {
                 std::hint::spin_loop();
             }

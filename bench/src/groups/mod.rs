@@ -3,6 +3,7 @@
 mod footprint;
 mod guests;
 mod kernel;
+mod legacy;
 mod ports;
 mod rings;
 mod stages;
@@ -48,6 +49,8 @@ pub(crate) enum Group {
     Tcp,
     /// Throughput with stock testpmd as the guest
     Stock,
+    /// Throughput between two legacy adapters, by a driver that polls
+    Legacy,
     /// Frames and TCP between guests of our own monitor that drive synthetic adapters at full speed
     Guests,
     /// Idle processor time, memory of a port and of a network
@@ -149,6 +152,7 @@ impl Bench {
             Group::Ports => ports::run(self),
             Group::Tcp => tcp::run(self),
             Group::Stock => stock::run(self),
+            Group::Legacy => legacy::run(self),
             Group::Guests => guests::run(self),
             Group::Footprint => footprint::run(self),
             Group::Stages => stages::run(self),

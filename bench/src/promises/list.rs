@@ -48,7 +48,7 @@ const TCP_NIC: [&str; 3] = ["TCP, MTU 1500, host NIC to host NIC", OURS, "gbps"]
 const TCP_BRIDGE: [&str; 3] = ["TCP, MTU 1500, cable to cable", BRIDGE, "gbps"];
 
 /// All that is promised.
-pub(super) const PROMISES: [Promise; 33] = [
+pub(super) const PROMISES: [Promise; 35] = [
     at_least(
         "ovs-64",
         Group::Sizes,
@@ -180,6 +180,18 @@ pub(super) const PROMISES: [Promise; 33] = [
         Group::Rfc2544,
         ours("64 B", "of_maximum"),
         "Throughput without loss (RFC 2544), as a share of the maximum",
+    ),
+    at_least(
+        "legacy-64",
+        Group::Legacy,
+        ours("64 B", "mpps"),
+        "Frames of 64 bytes between two legacy adapters, in millions a second",
+    ),
+    at_least(
+        "legacy-1514",
+        Group::Legacy,
+        ours("1514 B", "gbps"),
+        "Frames of 1514 bytes between two legacy adapters, in Gb/s",
     ),
     at_least(
         "learning",

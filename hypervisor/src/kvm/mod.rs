@@ -43,7 +43,6 @@ pub fn open() -> Result<Kvm, Error> {
                 "/dev/kvm may not be opened: run as root or as a member of the group kvm"
             }
             libc::ENODEV | libc::ENXIO => "/dev/kvm has no driver behind it",
-            libc::EBUSY => "the processor's virtualisation is in use by another hypervisor",
             _ => return Error::NoKvm(format!("/dev/kvm cannot be opened ({error})")),
         };
         Error::NoKvm(why.to_owned())
@@ -63,4 +62,12 @@ pub fn open() -> Result<Kvm, Error> {
         }
     }
     Ok(kvm)
+}
+
+/// Checks that machines can be made here, by making one of nothing.
+///
+/// # Errors
+/// Those of [`open`], and what KVM refuses only then, as where another hypervisor has the processor.
+pub fn check() -> Result<(), Error> {
+    Vm::new(&open()?).map(drop)
 }

@@ -61,6 +61,10 @@ impl Vm {
             // A signal may interrupt it.
             match kvm.create_vm() {
                 Err(error) if error.errno() == libc::EINTR => {}
+                Err(error) if error.errno() == libc::EBUSY => {
+                    let why = "the processor's virtualisation is in use by another hypervisor";
+                    return Err(Error::NoKvm(why.to_owned()));
+                }
                 result => break result.map_err(Error::kvm("KVM_CREATE_VM"))?,
             }
         };

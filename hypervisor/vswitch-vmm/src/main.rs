@@ -56,8 +56,8 @@ fn main() -> ExitCode {
 }
 
 fn check() -> ExitCode {
-    match hypervisor::kvm::open() {
-        Ok(_) => ExitCode::SUCCESS,
+    match hypervisor::kvm::check() {
+        Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             let reason = anyhow::Error::from(reason);
             let _ = writeln!(std::io::stderr(), "vswitch-vmm: {reason:#}");

@@ -178,6 +178,15 @@ fn agreed_shape(
             let lowered = matches!(outgoing.gso, Gso::Tcp4 { mss: m, .. } | Gso::Tcp6 { mss: m, .. } if m == mss);
             prop_assert!(lowered);
         }
+        Action::FillLarge => {
+            prop_assert_eq!(outgoing, Request::default());
+            let agreed = match asked.gso {
+                Gso::None => false,
+                Gso::Tcp4 { ecn, .. } => dest.tso4 && (dest.ecn || !ecn),
+                Gso::Tcp6 { ecn, .. } => dest.tso6 && (dest.ecn || !ecn),
+            };
+            prop_assert!(agreed && !dest.csum);
+        }
         // A large frame can be too long only where its headers leave (nearly) no room.
         Action::TooLong => {
             prop_assert!(!fits(frame.bytes.len(), frame, mtu));

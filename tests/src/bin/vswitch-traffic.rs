@@ -123,6 +123,16 @@ fn check_tcp(address: SocketAddr, bytes: usize) -> Result<String> {
     same(&sent, &back)
 }
 
+/// The next datagram; also where the process was stopped and goes on, which interrupts a call with a time limit.
+fn answer(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 fn check_udp(address: SocketAddr, longest: usize) -> Result<String> {
     let any: IpAddr = if address.is_ipv4() {
         [0; 4].into()
@@ -141,8 +151,7 @@ fn check_udp(address: SocketAddr, longest: usize) -> Result<String> {
         socket
             .send(&datagram)
             .with_context(|| format!("sending {} bytes", datagram.len()))?;
-        let len = socket
-            .recv(&mut buffer)
+        let len = answer(&socket, &mut buffer)
             .with_context(|| format!("no answer to {} bytes", datagram.len()))?;
         if len != datagram.len() {
             bail!("sent {} bytes, got back {len}", datagram.len());

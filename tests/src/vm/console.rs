@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{cmd, station::Address};
 
@@ -50,6 +50,23 @@ impl Console {
         })
     }
 
+    /// Connects with the unix socket at `path`, where the same guest goes on that the old connection is lost with. What it
+    /// said there stays said.
+    ///
+    /// # Errors
+    /// As [`Console::connect`].
+    pub fn follow(&mut self, path: &Path) -> Result<()> {
+        let start = Instant::now();
+        while self.hear()? {
+            ensure!(
+                start.elapsed() < CONNECT_LIMIT,
+                "the old console does not end"
+            );
+        }
+        self.stream = Self::connect(path)?.stream;
+        Ok(())
+    }
+
     /// Waits until the guest has said `text` after what was waited for before, and returns all from there to its end.
     ///
     /// # Errors
@@ -69,8 +86,12 @@ impl Console {
                 "waited {limit:?} in vain for {text:?} on the console, which said:\n{}",
                 self.tail()
             );
-            self.hear()
-                .with_context(|| format!("waiting for {text:?}"))?;
+            let open = self.hear();
+            ensure!(
+                open.with_context(|| format!("waiting for {text:?}"))?,
+                "waiting for {text:?}, the console was closed after it said:\n{}",
+                self.tail()
+            );
         }
     }
 
@@ -161,22 +182,24 @@ impl Console {
         String::from_utf8_lossy(self.said.get(from..).unwrap_or_default()).into_owned()
     }
 
-    fn hear(&mut self) -> Result<()> {
+    /// Hears what is being said; false once the connection is closed.
+    fn hear(&mut self) -> Result<bool> {
         let mut buffer = [0; 4096];
         match self.stream.read(&mut buffer) {
-            Ok(0) => bail!("the console was closed after it said:\n{}", self.tail()),
+            Ok(0) => Ok(false),
             Ok(len) => {
                 let bytes = buffer.get(..len).unwrap_or_default();
                 self.said
                     .extend(bytes.iter().filter(|byte| **byte != b'\r'));
-                Ok(())
+                Ok(true)
             }
             // Also where the process was stopped and goes on.
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
             {
-                Ok(())
+                Ok(true)
             }
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(false),
             Err(error) => Err(error).context("reading the console"),
         }
     }
@@ -216,6 +239,17 @@ mod tests {
         assert_eq!(console.run("first").unwrap(), "one\ntwo\n");
         let error = console.run("second").unwrap_err().to_string();
         assert!(error.contains("`second` ended with status 1"), "{error}");
+    }
+
+    #[test]
+    fn what_was_said_before_a_new_connection_counts() {
+        let (_old, mut console) = guest("one\n@1 0\n");
+        let number = console.begin("first").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let _listener = UnixListener::bind(&path).unwrap();
+        console.follow(&path).unwrap();
+        assert_eq!(console.end(number).unwrap(), (0, "one\n".to_owned()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Virtual machines under our own monitor, driven by vswitchctl.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -156,7 +156,13 @@ impl Lab {
     /// # Errors
     /// When it has none within 10 s.
     pub fn console(&self, name: &str) -> Result<Console> {
-        Console::connect(&self.daemon.run_dir().join(format!("vm/{name}.com1.sock")))
+        Console::connect(&self.console_path(name))
+    }
+
+    /// Where the first serial port of a machine is reached.
+    #[must_use]
+    pub fn console_path(&self, name: &str) -> PathBuf {
+        self.daemon.run_dir().join(format!("vm/{name}.com1.sock"))
     }
 
     /// What `vm show` says.

@@ -58,8 +58,7 @@ impl Scene {
         self.lab.wait_vm("guest", "saved")?;
         ensure!(!self.host.reaches(GUEST), "a saved guest answers");
         self.lab.ctl("vm start guest")?;
-        self.console = self.lab.console("guest")?;
-        Ok(())
+        self.console.follow(&self.lab.console_path("guest"))
     }
 
     /// Waits until the guest answers ping.

@@ -24,8 +24,6 @@ pub(crate) const INFO_LEN: usize = 32;
 const ITEM: u32 = 12;
 /// Bytes of an item with a value of 32 bits.
 pub(crate) const ITEM_LEN: usize = 16;
-/// Where the value of the first item is: that on checksums, if there is one.
-pub(crate) const CHECKSUM_VALUE_AT: usize = HEADER + ITEM as usize;
 
 /// Types of per-packet information.
 mod info {
@@ -163,8 +161,6 @@ pub mod verdict {
     pub const UDP: u32 = 1 << 4;
     /// The IPv4 header checksum is right.
     pub const IP4: u32 = 1 << 5;
-    /// What is in the TCP checksum field means nothing.
-    pub const TCP_VALUE_INVALID: u32 = 1 << 7;
 }
 
 /// Which part of a large frame it is, that comes in several sections.

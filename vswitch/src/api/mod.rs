@@ -3,6 +3,7 @@
 //! Requests are parsed once, by [`from_json`], into types that hold only what is allowed, then checked across fields
 //! into configurations ([`NetworkConfig`], [`PortConfig`]). The data path knows nothing of this module.
 
+mod config;
 mod error;
 mod network;
 mod policy;
@@ -12,6 +13,7 @@ mod views;
 mod vm;
 mod vm_views;
 
+pub use config::{ConfigDocument, PortSettings};
 pub use error::{ErrorBody, ErrorCode, Refusal, from_json};
 pub use network::{CreateNetwork, NetworkConfig, NetworkKind, NetworkType, PatchNetwork};
 pub use policy::{MAX_GUARD, MacGuard, StationMac, VlanSpec};
@@ -20,7 +22,8 @@ pub use port::{
     VhostUserMode,
 };
 pub use values::{
-    IfName, InvalidValue, Link, Mtu, NetworkName, PortName, Queues, SocketPath, VlanId,
+    Ageing, IfName, InvalidValue, Link, MacQuota, Mtu, NetworkName, PortName, Queues, SocketPath,
+    VlanId,
 };
 pub use views::{
     FdbEntryView, FdbView, NetworkList, NetworkView, PortList, PortState, PortStats, PortView,

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Refusal, present};
-use super::values::{IfName, InvalidValue, Mtu, NetworkName, VlanId, words};
+use super::policy::VlanSpec;
+use super::port::{HOST_PORT, PortBackend, PortConfig, UPLINK_PORT};
+use super::values::{Ageing, IfName, InvalidValue, Mtu, NetworkName, VlanId, words};
 
 /// What a network is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -41,7 +43,7 @@ pub struct CreateNetwork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_nic: Option<IfName>,
     /// The host takes no part in this network; external networks only.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_host_nic: bool,
     /// The VLAN of the host NIC; untagged frames of no VLAN unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,6 +51,9 @@ pub struct CreateNetwork {
     /// The MTU of the host NIC, the uplink, and of ports that are given none; 1500 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
+    /// Seconds that its MAC table remembers a silent station, 300 unless given; 0 is for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ageing: Option<Ageing>,
 }
 
 /// What a network is made of.
@@ -107,6 +112,26 @@ pub struct NetworkConfig {
     pub kind: NetworkKind,
     /// The MTU of everything in it that is given none.
     pub mtu: Mtu,
+    /// How long its MAC table remembers a silent station.
+    pub ageing: Ageing,
+}
+
+impl NetworkConfig {
+    /// The ports that come and go with it; `vlan` is that of the host NIC.
+    pub fn own_ports(&self, vlan: Option<VlanId>) -> Result<Vec<PortConfig>, Refusal> {
+        let mut ports = Vec::new();
+        if let Some(interface) = self.kind.host_nic().cloned() {
+            let mut port = PortConfig::new(HOST_PORT.parse()?, PortBackend::HostNic { interface });
+            port.vlan = vlan.map_or_else(VlanSpec::default, VlanSpec::access);
+            ports.push(port);
+        }
+        if let Some(interface) = self.kind.uplink().cloned() {
+            let mut port = PortConfig::new(UPLINK_PORT.parse()?, PortBackend::Uplink { interface });
+            port.vlan = VlanSpec::all();
+            ports.push(port);
+        }
+        Ok(ports)
+    }
 }
 
 const VLAN_NEEDS_HOST_NIC: &str = "a VLAN is that of the host NIC, which private networks and those without one do not have; give each port its VLAN";
@@ -174,12 +199,12 @@ impl CreateNetwork {
         if let (Some(vlan), None) = (self.vlan, kind.host_nic()) {
             return refuse(format!("VLAN {vlan} refused: {VLAN_NEEDS_HOST_NIC}"));
         }
-        let mtu = self.mtu.unwrap_or(Mtu::DEFAULT);
         Ok((
             NetworkConfig {
                 name: self.name,
                 kind,
-                mtu,
+                mtu: self.mtu.unwrap_or(Mtu::DEFAULT),
+                ageing: self.ageing.unwrap_or(Ageing::DEFAULT),
             },
             self.vlan,
         ))
@@ -206,6 +231,9 @@ pub struct PatchNetwork {
     /// The MTU of everything in the network that is given none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
+    /// Seconds that its MAC table remembers a silent station; 0 is for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ageing: Option<Ageing>,
     /// The VLAN of the host NIC; `null` for none.
     #[serde(
         default,
@@ -220,9 +248,9 @@ impl PatchNetwork {
     /// Checks that something is to be changed, and that `config` can be changed so.
     pub fn check(&self, config: &NetworkConfig) -> Result<(), Refusal> {
         let name = &config.name;
-        if self.mtu.is_none() && self.vlan.is_none() {
+        if self.mtu.is_none() && self.vlan.is_none() && self.ageing.is_none() {
             return Err(Refusal::invalid(format!(
-                "network '{name}': nothing to change; allowed: mtu, vlan"
+                "network '{name}': nothing to change; allowed: mtu, vlan, ageing"
             )));
         }
         if let (Some(vlan), None) = (self.vlan, config.kind.host_nic()) {

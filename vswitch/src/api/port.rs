@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Refusal, present};
 use super::policy::{MacGuard, StationMac, VlanSpec};
-use super::values::{IfName, Link, Mtu, NetworkName, PortName, Queues, SocketPath, VlanId};
+use super::values::{
+    IfName, Link, MacQuota, Mtu, NetworkName, PortName, Queues, SocketPath, VlanId,
+};
 use super::vm::{AdapterKind, AdapterName, VmName};
 
 /// The name of the host NIC's port.
@@ -157,6 +159,9 @@ pub struct CreatePort {
     /// The addresses it may send from; `off` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_guard: Option<MacGuard>,
+    /// Most addresses that are learned behind it; 131072 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_quota: Option<MacQuota>,
     /// Its MTU; that of the network unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
@@ -176,6 +181,8 @@ pub struct PortConfig {
     pub vlan: VlanSpec,
     /// The addresses it may send from.
     pub mac_guard: MacGuard,
+    /// Most addresses that are learned behind it; `None` is what is usual for its kind.
+    pub mac_quota: Option<MacQuota>,
     /// Its MTU; `None` is that of the network.
     pub mtu: Option<Mtu>,
     /// Its link, as the operator set it.
@@ -185,12 +192,21 @@ pub struct PortConfig {
 }
 
 impl PortConfig {
-    /// The link that the other end is shown. An adapter that is disconnected has its cable pulled out.
+    /// The link that the other end is shown. A port that is disconnected has its cable pulled out.
     pub fn shown_link(&self) -> Link {
-        match self.backend.adapter() {
-            Some(_) if !self.connected => Link::Down,
-            _ => self.link,
+        if self.connected {
+            self.link
+        } else {
+            Link::Down
         }
+    }
+
+    /// Most addresses that are learned behind it.
+    pub fn effective_mac_quota(&self) -> MacQuota {
+        self.mac_quota.unwrap_or(match self.backend {
+            PortBackend::Uplink { .. } => MacQuota::UPLINK,
+            _ => MacQuota::DEFAULT,
+        })
     }
 
     /// A connected port with default settings.
@@ -200,6 +216,7 @@ impl PortConfig {
             backend,
             vlan: VlanSpec::default(),
             mac_guard: MacGuard::default(),
+            mac_quota: None,
             mtu: None,
             link: Link::Up,
             connected: true,
@@ -240,6 +257,7 @@ impl CreatePort {
         Ok(PortConfig {
             vlan: self.vlan.unwrap_or_default(),
             mac_guard: self.mac_guard.unwrap_or_default(),
+            mac_quota: self.mac_quota,
             mtu: self.mtu,
             link: self.link.unwrap_or_default(),
             ..PortConfig::new(name, backend)
@@ -257,6 +275,14 @@ pub struct PatchPort {
     /// The addresses it may send from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_guard: Option<MacGuard>,
+    /// Most addresses that are learned behind it; `null` for what is usual. One that holds more keeps them until they age.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
+    #[schema(value_type = Option<MacQuota>)]
+    pub mac_quota: Option<Option<MacQuota>>,
     /// Its MTU; `null` for that of the network.
     #[serde(
         default,
@@ -290,6 +316,7 @@ impl PatchPort {
         let mut new = config.clone();
         new.vlan = self.vlan.clone().unwrap_or(new.vlan);
         new.mac_guard = self.mac_guard.clone().unwrap_or(new.mac_guard);
+        new.mac_quota = self.mac_quota.unwrap_or(new.mac_quota);
         new.mtu = self.mtu.unwrap_or(new.mtu);
         new.link = self.link.unwrap_or(new.link);
         if let Some(target) = &self.network {
@@ -297,11 +324,13 @@ impl PatchPort {
         }
         let none = self.vlan.is_none()
             && self.mac_guard.is_none()
+            && self.mac_quota.is_none()
             && self.mtu.is_none()
             && self.link.is_none();
         if none && self.network.is_none() {
             return refuse(
-                "nothing to change; allowed: vlan, mac_guard, mtu, link, network".to_owned(),
+                "nothing to change; allowed: vlan, mac_guard, mac_quota, mtu, link, network"
+                    .to_owned(),
             );
         }
         if config.backend.belongs_to_network() {
@@ -339,4 +368,21 @@ pub struct AddFdbEntry {
     /// The VLAN; absent for frames of no VLAN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<VlanId>,
+}
+
+impl AddFdbEntry {
+    /// Refuses an entry for a VLAN that its port, which is one of `network`, does not carry.
+    pub fn check(&self, network: &NetworkName, port: &PortConfig) -> Result<(), Refusal> {
+        let vid = self.vlan.map_or(0, VlanId::get);
+        if port.vlan.mode().egress(vid).is_some() {
+            return Ok(());
+        }
+        let vlan = self
+            .vlan
+            .map_or("no VLAN".to_owned(), |vlan| format!("VLAN {vlan}"));
+        Err(Refusal::invalid(format!(
+            "port '{}' of network '{network}' carries no frames of {vlan}; its setting is '{}'",
+            self.port, port.vlan
+        )))
+    }
 }

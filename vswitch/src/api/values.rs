@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fdb::{DEFAULT_AGEING, DEFAULT_CAPACITY, DEFAULT_QUOTA};
 use crate::vlan::{MAX_VID, Vid};
 
 /// A value that is not allowed: what it was meant to be, the value, and what is allowed.
@@ -170,17 +171,17 @@ fn is_socket_path(text: &str) -> bool {
 
 /// Declares a type that is a number in a range.
 macro_rules! number_type {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $range:expr, $allowed:literal) => {
+    ($(#[$doc:meta])* $name:ident($number:ident, $json:tt), $what:literal, $range:expr, $allowed:literal) => {
         $(#[$doc])*
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
         )]
-        #[serde(try_from = "i64", into = "u16")]
-        pub struct $name(u16);
+        #[serde(try_from = "i64", into = $json)]
+        pub struct $name($number);
 
         impl $name {
             /// The number.
-            pub const fn get(self) -> u16 {
+            pub const fn get(self) -> $number {
                 self.0
             }
         }
@@ -189,7 +190,7 @@ macro_rules! number_type {
             type Error = InvalidValue;
 
             fn try_from(number: i64) -> Result<Self, InvalidValue> {
-                u16::try_from(number)
+                $number::try_from(number)
                     .ok()
                     .filter(|number| $range.contains(number))
                     .map($name)
@@ -211,8 +212,8 @@ macro_rules! number_type {
             }
         }
 
-        impl From<$name> for u16 {
-            fn from(value: $name) -> u16 {
+        impl From<$name> for $number {
+            fn from(value: $name) -> $number {
                 value.0
             }
         }
@@ -227,17 +228,39 @@ macro_rules! number_type {
 
 number_type! {
     /// Bytes of an IP packet, at most; the Ethernet header and tags come on top.
-    Mtu, "MTU", (68..=9000), "68 to 9000"
+    Mtu(u16, "u16"), "MTU", (68..=9000), "68 to 9000"
 }
 
 number_type! {
     /// A VLAN identifier (IEEE 802.1Q): 0 and 4095 are reserved.
-    VlanId, "VLAN", (1..=MAX_VID as Vid), "1 to 4094"
+    VlanId(u16, "u16"), "VLAN", (1..=MAX_VID as Vid), "1 to 4094"
 }
 
 number_type! {
     /// Pairs of queues of a port.
-    Queues, "number of queues", (1..=16), "1 to 16"
+    Queues(u16, "u16"), "number of queues", (1..=16), "1 to 16"
+}
+
+number_type! {
+    /// Seconds that a MAC table remembers a silent station (IEEE 802.1Q, table 8-6: up to a million); 0 is for ever.
+    Ageing(u32, "u32"), "ageing time", (0..=1_000_000), "0 (never) to 1000000 seconds"
+}
+
+number_type! {
+    /// Most addresses that are learned behind a port: up to all that a MAC table holds.
+    MacQuota(u32, "u32"), "MAC quota", (1..=DEFAULT_CAPACITY as u32), "1 to 1048576"
+}
+
+impl Ageing {
+    /// The ageing time of a network that is given none: 300 s.
+    pub const DEFAULT: Ageing = Ageing(DEFAULT_AGEING);
+}
+
+impl MacQuota {
+    /// The quota of a port that is given none: 131072.
+    pub const DEFAULT: MacQuota = MacQuota(DEFAULT_QUOTA);
+    /// That of an uplink, behind which all stations of the physical network are: as many as the table holds.
+    pub const UPLINK: MacQuota = MacQuota(DEFAULT_CAPACITY as u32);
 }
 
 impl Mtu {
@@ -357,6 +380,28 @@ mod tests {
                 && Queues::try_from(17).is_err()
                 && Queues::try_from(16).is_ok()
         );
+    }
+
+    #[test]
+    fn mac_table_settings() {
+        for (text, good) in [
+            ("0", true),
+            ("1000000", true),
+            ("1000001", false),
+            ("-1", false),
+        ] {
+            assert_eq!(text.parse::<Ageing>().is_ok(), good, "{text}");
+        }
+        for (text, good) in [
+            ("0", false),
+            ("1", true),
+            ("1048576", true),
+            ("1048577", false),
+        ] {
+            assert_eq!(text.parse::<MacQuota>().is_ok(), good, "{text}");
+        }
+        assert_eq!(Ageing::DEFAULT.to_string(), "300");
+        assert_eq!(MacQuota::UPLINK, "1048576".parse().unwrap());
     }
 
     #[test]

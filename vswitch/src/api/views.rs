@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::network::NetworkType;
 use super::policy::{MacGuard, StationMac, VlanSpec};
 use super::port::PortBackend;
-use super::values::{IfName, Link, Mtu, NetworkName, PortName, VlanId};
+use super::values::{Ageing, IfName, Link, MacQuota, Mtu, NetworkName, PortName, VlanId};
 use super::vm_views::VmGlance;
 
 /// A worker: one poll-mode thread on its core.
@@ -42,6 +42,8 @@ pub struct NetworkView {
     pub vlan: Option<VlanId>,
     /// The MTU of everything in it that is given none.
     pub mtu: Mtu,
+    /// Seconds that its MAC table remembers a silent station; 0 is for ever.
+    pub ageing: Ageing,
     /// Ports in it, host NIC and uplink included.
     pub ports: usize,
 }
@@ -85,6 +87,8 @@ pub struct PortView {
     pub vlan: VlanSpec,
     /// The addresses it may send from.
     pub mac_guard: MacGuard,
+    /// Most addresses that are learned behind it.
+    pub mac_quota: MacQuota,
     /// Its MTU.
     pub mtu: Mtu,
     /// Its link, as the operator set it.
@@ -157,6 +161,10 @@ pub struct PortStats {
     pub dropped_frames: u64,
     /// Bytes the switch itself copied.
     pub copied_bytes: u64,
+    /// Times that a source address was not learned: quota, full table, or pinned to another port.
+    pub learn_refused: u64,
+    /// Times that a source address was behind another port until then.
+    pub mac_moves: u64,
 }
 
 /// Counters.

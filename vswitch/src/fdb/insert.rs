@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Fdb, Key, Learned, Place, PortIndex, Value, clear, read};
+use super::{Fdb, Key, Learned, Moves, Place, PortIndex, Value, clear, read};
 
 /// Entries that are moved in a row to make place for one, at most. With two, a bucket that is found again on the way is
 /// full as it was, so no entry moves twice.
@@ -20,12 +20,13 @@ enum Occupant {
 
 impl Fdb {
     /// Enters `key` behind `port`, as learned at `now`. The caller holds the writer lock.
-    pub(super) fn insert(&self, key: Key, port: PortIndex, now: u32) -> Learned {
+    pub(super) fn insert(&self, key: Key, port: PortIndex, now: u32, moves: &mut Moves) -> Learned {
         let Some(state) = self.ports.get(usize::from(port)) else {
             return Learned::Full;
         };
         let held = state.count.load(Ordering::Relaxed);
         let at_quota = held >= state.quota();
+        let mut learned = Learned::Added;
         let place = match self.find(key) {
             Some((_, value)) if self.is_live(value, now) && value.is_static() => {
                 return Learned::Pinned;
@@ -33,7 +34,13 @@ impl Fdb {
             Some((_, value)) if self.is_live(value, now) && at_quota && value.port() != port => {
                 return Learned::Full;
             }
-            Some((place, _)) => Some(place),
+            Some((place, value)) => {
+                if self.is_live(value, now) && value.port() != port {
+                    moves.note(key, [value.port(), port]);
+                    learned = Learned::Moved;
+                }
+                Some(place)
+            }
             None if at_quota => self.choose(key, now, |occupant| match occupant {
                 Occupant::Live(value) if value.port() == port => Some(value.age(now)),
                 _ => None,
@@ -47,7 +54,7 @@ impl Fdb {
         self.used.fetch_add(1, Ordering::Relaxed);
         state.count.fetch_add(1, Ordering::Relaxed);
         self.write(place, key, Value::new(port, self.epoch(port), false, now));
-        Learned::Added
+        learned
     }
 
     /// A place for `key`, whose port holds `held` entries.

@@ -30,8 +30,37 @@ fn learns_moves_and_ages() {
         None,
         "300 s after it was last heard"
     );
-    assert_eq!(fdb.learn(key(1), 8, 20), Learned::Added);
+    assert_eq!(fdb.learn(key(1), 8, 20), Learned::Moved);
     assert_eq!(fdb.lookup(key(1), 20), Some(8));
+}
+
+#[test]
+fn addresses_that_go_to_and_fro_are_told_of_once() {
+    let fdb = table(1024);
+    fdb.learn(key(1), 1, 0);
+    fdb.learn(key(2), 1, 0);
+    // Further addresses that move once do not push out the one that flaps.
+    for n in 0..100 {
+        fdb.learn(key(100 + n), 3, 0);
+        assert_eq!(fdb.learn(key(100 + n), 4, 0), Learned::Moved);
+        if n < 11 {
+            assert_eq!(fdb.learn(key(1), 2 - n as PortIndex % 2, 0), Learned::Moved);
+        }
+        if n < 10 {
+            assert_eq!(fdb.learn(key(2), 2 - n as PortIndex % 2, 0), Learned::Moved);
+        }
+    }
+    let flap = Flap {
+        key: key(1),
+        ports: [1, 2],
+        moves: 11,
+    };
+    assert_eq!(fdb.take_flaps(), [flap]);
+    assert_eq!(fdb.take_flaps(), []);
+    // What aged meanwhile, or was flushed, is new and not moved.
+    assert_eq!(fdb.learn(key(2), 9, 1000), Learned::Added);
+    fdb.flush();
+    assert_eq!(fdb.learn(key(1), 9, 0), Learned::Added);
 }
 
 #[test]

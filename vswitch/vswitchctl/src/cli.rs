@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use vswitch::api::{
-    IfName, Link, MacGuard, Mtu, NetworkName, NetworkType, PortName, Queues, SocketPath,
-    StationMac, VlanId, VlanSpec,
+    Ageing, IfName, Link, MacGuard, MacQuota, Mtu, NetworkName, NetworkType, PortName, Queues,
+    SocketPath, StationMac, VlanId, VlanSpec,
 };
 
+use crate::config::ConfigVerb;
 use crate::vm_cli::{AdapterVerb, VmVerbs};
 
 const EXAMPLES: &str = "\
@@ -62,6 +63,9 @@ pub(crate) enum Noun {
     Adapter(AdapterVerb),
     /// Frames, bytes and drops
     Stats(StatsArgs),
+    /// The configuration as a document
+    #[command(subcommand)]
+    Config(ConfigVerb),
     /// Print the completion script of a shell
     Completion { shell: clap_complete::Shell },
 }
@@ -84,6 +88,9 @@ pub(crate) enum NetworkVerb {
         /// VLAN of the host NIC: 1 to 4094, or none
         #[arg(long, value_name = "ID|none", group = "change")]
         vlan: Option<OrNone<VlanId>>,
+        /// Seconds until a silent station is forgotten: 1 to 1000000, or 0 for never
+        #[arg(long, value_name = "SECONDS", group = "change")]
+        ageing: Option<Ageing>,
     },
     /// Delete a network without ports; its uplink gets its addresses back
     Delete { name: NetworkName },
@@ -111,6 +118,9 @@ pub(crate) struct NetworkCreate {
     /// 68 to 9000 [default: 1500]
     #[arg(long, value_name = "BYTES")]
     pub(crate) mtu: Option<Mtu>,
+    /// Seconds until a silent station is forgotten: 1 to 1000000, or 0 for never [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) ageing: Option<Ageing>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -141,6 +151,9 @@ pub(crate) enum PortVerb {
         /// 68 to 9000 [default: that of the network]
         #[arg(long, value_name = "BYTES")]
         mtu: Option<Mtu>,
+        /// Most addresses learned behind it: 1 to 1048576 [default: 131072]
+        #[arg(long, value_name = "N")]
+        mac_quota: Option<MacQuota>,
     },
     /// List the ports, of one network or of all
     List { network: Option<NetworkName> },
@@ -160,7 +173,7 @@ pub(crate) enum PortVerb {
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true)
-    .args(["vlan", "mac_guard", "link", "mtu", "connect", "disconnect"]))]
+    .args(["vlan", "mac_guard", "mac_quota", "link", "mtu", "connect", "disconnect"]))]
 pub(crate) struct PortSet {
     pub(crate) network: NetworkName,
     pub(crate) port: PortName,
@@ -169,6 +182,9 @@ pub(crate) struct PortSet {
     /// 68 to 9000, or none for that of the network
     #[arg(long, value_name = "BYTES|none")]
     pub(crate) mtu: Option<OrNone<Mtu>>,
+    /// Most addresses learned behind it: 1 to 1048576, or none for what is usual
+    #[arg(long, value_name = "N|none")]
+    pub(crate) mac_quota: Option<OrNone<MacQuota>>,
     /// Connect it to its network, or move it to another
     #[arg(long, value_name = "NETWORK", conflicts_with = "disconnect")]
     pub(crate) connect: Option<NetworkName>,

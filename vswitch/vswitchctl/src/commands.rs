@@ -31,6 +31,7 @@ impl Runner {
             Noun::Vm(verb) => self.vm(verb),
             Noun::Adapter(verb) => self.adapter(verb),
             Noun::Stats(args) => self.stats(&args),
+            Noun::Config(verb) => self.config(verb),
             // Needs no vswitchd, and was carried out before.
             Noun::Completion { .. } => Ok(()),
         }
@@ -46,6 +47,7 @@ impl Runner {
                 no_host_nic,
                 vlan,
                 mtu,
+                ageing,
             }) => {
                 let done = format!("network '{name}' created");
                 let request = CreateNetwork {
@@ -56,6 +58,7 @@ impl Runner {
                     no_host_nic,
                     vlan,
                     mtu,
+                    ageing,
                 };
                 self.done(
                     self.client.send(Method::POST, "/v1/networks", &request)?,
@@ -68,9 +71,15 @@ impl Runner {
             NetworkVerb::Show { name } => self.show(&of_network(&name), |network: &NetworkView| {
                 show::networks(std::slice::from_ref(network))
             }),
-            NetworkVerb::Set { name, mtu, vlan } => {
+            NetworkVerb::Set {
+                name,
+                mtu,
+                vlan,
+                ageing,
+            } => {
                 let patch = PatchNetwork {
                     mtu,
+                    ageing,
                     vlan: vlan.map(|vlan| vlan.0),
                 };
                 self.done(
@@ -98,6 +107,7 @@ impl Runner {
                 queues,
                 policy,
                 mtu,
+                mac_quota,
             } => {
                 let done = format!("port '{port}' added to network '{network}'");
                 let request = CreatePort {
@@ -112,6 +122,7 @@ impl Runner {
                     queues,
                     vlan: policy.vlan,
                     mac_guard: policy.mac_guard,
+                    mac_quota,
                     mtu,
                     link: policy.link,
                 };
@@ -139,12 +150,14 @@ impl Runner {
             port,
             policy,
             mtu,
+            mac_quota,
             connect,
             disconnect,
         } = set;
         let patch = PatchPort {
             vlan: policy.vlan,
             mac_guard: policy.mac_guard,
+            mac_quota: mac_quota.map(|quota| quota.0),
             mtu: mtu.map(|mtu| mtu.0),
             link: policy.link,
             network: if disconnect {
@@ -252,7 +265,7 @@ fn of_fdb(network: &NetworkName) -> String {
 }
 
 /// Prints to stdout. A reader that has gone away has seen enough.
-fn print(text: impl Display) -> anyhow::Result<()> {
+pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),

@@ -3,6 +3,7 @@
 mod cli;
 mod client;
 mod commands;
+mod config;
 mod console;
 mod show;
 mod show_vms;

@@ -57,13 +57,17 @@ pub(crate) fn networks(networks: &[NetworkView]) -> String {
                 or_dash(network.host_nic.as_ref()),
                 or_dash(network.vlan),
                 network.mtu.to_string(),
+                match network.ageing.get() {
+                    0 => "never".to_owned(),
+                    seconds => format!("{seconds} s"),
+                },
                 network.ports.to_string(),
             ]
         })
         .collect();
     table(
         &[
-            "NETWORK", "TYPE", "UPLINK", "HOST NIC", "VLAN", ">MTU", ">PORTS",
+            "NETWORK", "TYPE", "UPLINK", "HOST NIC", "VLAN", ">MTU", ">AGEING", ">PORTS",
         ],
         &rows,
     )
@@ -121,6 +125,7 @@ pub(crate) fn port(port: &PortView) -> String {
     lines.extend([
         ("vlan", port.vlan.to_string()),
         ("mac guard", port.mac_guard.to_string()),
+        ("mac quota", port.mac_quota.to_string()),
         ("mtu", port.mtu.to_string()),
         ("link", port.link.to_string()),
         ("connected", yes(port.connected)),
@@ -172,7 +177,7 @@ pub(crate) fn stats(stats: &StatsView) -> String {
         ">RX BYTES",
         ">DROPPED",
     ];
-    table(&headings, &rows) + &drops(stats)
+    table(&headings, &rows) + &drops(stats) + &learning(stats)
 }
 
 /// Rates since `before`, which was a second ago.
@@ -232,6 +237,33 @@ fn drops(stats: &StatsView) -> String {
     format!(
         "\n{}",
         table(&["NETWORK", "FROM PORT", "DROPPED FOR", ">COPIES"], &rows)
+    )
+}
+
+/// What the MAC tables had to refuse or to move, of the ports where that is not nothing.
+fn learning(stats: &StatsView) -> String {
+    let rows: Vec<_> = stats
+        .ports
+        .iter()
+        .filter(|port| port.learn_refused > 0 || port.mac_moves > 0)
+        .map(|port| {
+            vec![
+                port.network.to_string(),
+                port.port.to_string(),
+                port.learn_refused.to_string(),
+                port.mac_moves.to_string(),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!(
+        "\n{}",
+        table(
+            &["NETWORK", "FROM PORT", ">NOT LEARNED", ">MOVED HERE"],
+            &rows
+        )
     )
 }
 

@@ -26,6 +26,10 @@ fn every_verb_is_taken() {
         "network list",
         "network show lab",
         "network set lab --mtu 9000 --vlan none",
+        "network create lab --type private --ageing 0",
+        "network set lab --ageing 1000000",
+        "port add lab vm1 --tap tap0 --mac-quota 1",
+        "port set lab vm1 --mac-quota none",
         "network delete lab",
         "port add lab vm1 --vhost-user /run/vm1.sock",
         "port add lab vm1 --vhost-user /run/vm1.sock --client --queues 4",
@@ -52,6 +56,9 @@ fn every_verb_is_taken() {
         "adapter add web --kind synthetic --mac 02:00:00:00:00:01 --vlan 7",
         "adapter set web synthetic7 --disconnect",
         "adapter remove web legacy3",
+        "config export",
+        "config export /tmp/vswitch.toml --json",
+        "config check vswitch.toml",
         "completion bash",
     ] {
         if let Err(error) = parse(line) {
@@ -110,6 +117,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     ("port set lab vm1 --mac-guard xx", "xx", "off, or"),
     ("port set lab vm1 --link on", "on", "up, down"),
+    (
+        "network create lab --type private --ageing 1000001",
+        "1000001",
+        "0 (never) to 1000000 seconds",
+    ),
+    ("port set lab vm1 --mac-quota 0", "0", "1 to 1048576"),
     (
         "adapter remove web synthetic8",
         "synthetic8",

@@ -60,12 +60,30 @@ pub(crate) trait Host: Send + Sync {
     /// Opens what is behind a port and attaches it. On failure nothing is left of it.
     fn open(&self, what: &Open<'_>) -> anyhow::Result<Box<dyn Backend>>;
 
-    /// Moves all addresses and routes from one interface to another, and makes a record of them; `None` if there were
-    /// none. On failure everything is as it was.
-    fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>>;
+    /// The addresses of an interface, but for those that Linux makes for each.
+    fn addresses(&self, interface: &IfName) -> anyhow::Result<Vec<String>>;
 
-    /// Moves what `record` names back to where it was. What is back already is no error.
-    fn give_back(&self, record: &str) -> anyhow::Result<()>;
+    /// What is to be known of an interface before its addresses are moved to another, so that it can be undone: a record
+    /// with no address in it yet.
+    fn begin_record(&self, from: &IfName, to: &IfName) -> anyhow::Result<String>;
+
+    /// Moves all addresses and routes from one interface to another; the record `before` with them in it. On failure
+    /// everything is as it was.
+    fn move_addresses(
+        &self,
+        from: &IfName,
+        to: &IfName,
+        before: Option<&str>,
+    ) -> anyhow::Result<String>;
+
+    /// Moves the addresses and routes that the host NIC has now to the uplink; if it is gone, as after a crash and a
+    /// reboot, the uplink gets those of `record`. What is there already is no error.
+    fn return_addresses(
+        &self,
+        host_nic: &IfName,
+        uplink: &IfName,
+        record: Option<&str>,
+    ) -> anyhow::Result<()>;
 
     /// Deletes a host NIC that a killed vswitchd left behind; one that is not there is no error.
     fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()>;

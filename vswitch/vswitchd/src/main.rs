@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use vswitch::control::Switch;
 
 use backend::Host;
@@ -59,7 +60,21 @@ fn start_log() -> anyhow::Result<()> {
     })
 }
 
+/// Lets this process have as many open files as it may: each port has some, and the usual limit, 1024, is one of old
+/// programs that call select(2).
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn run(settings: Settings) -> anyhow::Result<()> {
+    raise_open_files();
     let group = settings
         .group
         .as_deref()

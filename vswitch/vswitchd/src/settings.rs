@@ -17,7 +17,8 @@ Examples:
   vswitchd --config /etc/vswitch.toml       with lines as:  cores = \"2-3\"   group = \"vswitch\"
 
 Environment:
-  VSWITCH_LOG   what is logged to stderr, as: info (default), debug, vswitchd=debug,warn";
+  VSWITCH_RUN_DIR   stands in for --run-dir
+  VSWITCH_LOG       what is logged to stderr, as: info (default), debug, vswitchd=debug,warn";
 
 /// The command line.
 #[derive(Debug, Default, Parser)]
@@ -27,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Where the sockets are made [default: /run/vswitch]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "VSWITCH_RUN_DIR", hide_env = true)]
     run_dir: Option<PathBuf>,
     /// Cores with a worker each, as 1,3-5 [default: the last core]
     #[arg(long, value_name = "LIST")]
@@ -132,12 +133,11 @@ fn read_file(path: &Path) -> anyhow::Result<File> {
 
 /// The highest core this process may run on.
 fn last_core() -> anyhow::Result<usize> {
-    let set =
-        rustix::thread::sched_getaffinity(None).context("cannot read the cores of this process")?;
-    let last = (0..rustix::thread::CpuSet::MAX_CPU)
-        .rev()
-        .find(|&core| set.is_set(core));
-    last.context("this process may run on no core")
+    let cores = vswitch::control::allowed_cores();
+    cores
+        .last()
+        .copied()
+        .context("cannot read the cores of this process")
 }
 
 /// Cores as users write them: numbers and ranges, as `1,3-5`.

@@ -18,6 +18,9 @@ const MAX_HEADERS: usize = 114;
 /// The longest IP packet.
 const MAX_PACKET: usize = 65_535;
 
+/// Where the checksum is in the TCP header.
+const CHECKSUM: usize = 16;
+
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
 
@@ -73,19 +76,9 @@ impl<'a> Segment<'a> {
         self.tcp == IP + 20
     }
 
-    /// The sum that the TCP checksum is right with, but for what is behind the headers: it has to be 0 in the end.
+    /// What pseudo-header and TCP header sum to: together with the payload it is 0 if the TCP checksum is right.
     pub(super) fn sum(&self) -> Sum {
-        let len = self.headers.len() - self.tcp + self.payload;
-        let address = |at| array(self.headers, at).unwrap_or_default();
-        let mut sum = match self.is_v4() {
-            true => {
-                let address = |at| array(self.headers, at).unwrap_or_default();
-                pseudo_v4(address(IP + 12), address(IP + 16), PROTOCOL_TCP, len as u16)
-            }
-            false => pseudo_v6(address(IP + 8), address(IP + 24), PROTOCOL_TCP, len as u32),
-        };
-        sum.add_bytes(self.headers.get(self.tcp..).unwrap_or(&[]));
-        sum
+        sum(self.headers, self.tcp, self.payload)
     }
 
     fn identification(&self) -> u16 {
@@ -108,13 +101,16 @@ pub(super) struct Flow {
     size: usize,
     /// Bytes of all payload.
     total: usize,
+    /// The sum of all payload, by the segments' checksums.
+    payload: Sum,
     segments: u16,
     /// Nothing comes behind the last.
     closed: bool,
 }
 
 impl Flow {
-    pub(super) fn new(first: &Segment<'_>) -> Flow {
+    /// One segment, the headers of which sum to `sum`.
+    pub(super) fn new(first: &Segment<'_>, sum: Sum) -> Flow {
         let mut headers = [0; MAX_HEADERS];
         put_all(&mut headers, first.headers);
         Flow {
@@ -124,6 +120,7 @@ impl Flow {
             next: first.sequence.wrapping_add(first.payload as u32),
             size: first.payload,
             total: first.payload,
+            payload: payload_sum(Sum::new(), first, sum),
             segments: 1,
             closed: first.flags() & PSH != 0,
         }
@@ -172,17 +169,18 @@ impl Flow {
             && transport
     }
 
-    /// Takes `segment`, which is the next.
-    pub(super) fn add(&mut self, segment: &Segment<'_>) {
+    /// Takes `segment`, which is the next and the headers of which sum to `sum`.
+    pub(super) fn add(&mut self, segment: &Segment<'_>, sum: Sum) {
         self.next = self.next.wrapping_add(segment.payload as u32);
         self.total += segment.payload;
+        self.payload = payload_sum(self.payload, segment, sum);
         self.segments += 1;
         self.closed = segment.payload < self.size || segment.flags() & PSH != 0;
         let flags = segment.flags() & PSH | self.headers.get(self.tcp + 13).copied().unwrap_or(0);
         put(&mut self.headers, self.tcp + 13, [flags]);
     }
 
-    /// The headers of the large frame, from its start. Its TCP checksum is that of the first segment and means nothing.
+    /// The headers of the large frame, from its start. Its checksums are right if those of all segments were.
     pub(super) fn finish(&mut self) -> &[u8] {
         let length = self.header_len - IP + self.total;
         if self.tcp == IP + 20 {
@@ -195,8 +193,40 @@ impl Flow {
             let payload = (length - 40) as u16;
             put(&mut self.headers, IP + 4, payload.to_be_bytes());
         }
+        put(&mut self.headers, self.tcp + CHECKSUM, [0; 2]);
+        let headers = self.headers.get(..self.header_len).unwrap_or(&[]);
+        let mut sum = sum(headers, self.tcp, self.total);
+        sum.add_partial(self.payload.fold().to_be().into(), self.total);
+        put(
+            &mut self.headers,
+            self.tcp + CHECKSUM,
+            sum.checksum().to_be_bytes(),
+        );
         self.headers()
     }
+}
+
+/// What the pseudo-header of a segment with so many bytes of payload, and its TCP header at `tcp`, sum to.
+fn sum(headers: &[u8], tcp: usize, payload: usize) -> Sum {
+    let len = headers.len() - tcp + payload;
+    let mut sum = match tcp == IP + 20 {
+        true => {
+            let address = |at| array(headers, at).unwrap_or_default();
+            pseudo_v4(address(IP + 12), address(IP + 16), PROTOCOL_TCP, len as u16)
+        }
+        false => {
+            let address = |at| array(headers, at).unwrap_or_default();
+            pseudo_v6(address(IP + 8), address(IP + 24), PROTOCOL_TCP, len as u32)
+        }
+    };
+    sum.add_bytes(headers.get(tcp..).unwrap_or(&[]));
+    sum
+}
+
+/// Adds a segment's payload to the sum of what is in front of it: what its headers' sum lacks to 0.
+fn payload_sum(mut before: Sum, segment: &Segment<'_>, headers: Sum) -> Sum {
+    before.add_partial(headers.checksum().to_be().into(), segment.payload);
+    before
 }
 
 fn put_all(to: &mut [u8], from: &[u8]) {

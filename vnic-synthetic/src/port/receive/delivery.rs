@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 use guestmem::{Memory, Span};
-use offload::{Features, Gso};
+use offload::{Features, Gso, Sum};
 use vswitch::deliver::Outgoing;
 use vswitch::drops::DropReason;
 use vswitch::port::{MAX_ROOM, PlainFrame, PortFault, Room, RxMeta, RxRing};
@@ -14,7 +14,7 @@ use super::{Buffer, MAX_RANGES, RANGES_AT, RxChannel, announce};
 use crate::nvsp::{self, Channel};
 use crate::port::sections::Sections;
 use crate::rndis::offload::Receive;
-use crate::rndis::packet::{self, CHECKSUM_VALUE_AT, INFO_LEN, MAX_FRONT, Part, Received, verdict};
+use crate::rndis::packet::{self, INFO_LEN, MAX_FRONT, Part, Received, verdict};
 
 /// Smallest section in which large frames go whole: each may lie in two pieces of memory, and with their headers no frame
 /// takes more than half as many as there is room for.
@@ -257,19 +257,21 @@ impl<'a> Delivery<'a> {
         });
         let about = Received { part, ..about };
         let len = frame.len - skip as u32;
-        let (at, result) = match self.put_bytes(source, frame, skip, &about, Some(segment))? {
+        let sum = segment.sum();
+        let verify = (!frame.csum_valid).then_some((sum, segment.header_len()));
+        let (at, result) = match self.put_bytes(source, frame, skip, &about, verify)? {
             Ok(section) => (self.start(section), Ok(())),
             Err(reason) => return Some(Err(reason)),
         };
         if goes_on {
-            self.go_on(segment, at);
+            self.go_on(segment, sum, at);
         } else {
             self.end_flow();
             // For a segment that stays alone, the last item is not there.
             let info = about.front() - packet::HEADER - packet::ITEM_LEN;
             self.write(at + INFO_LEN as u32, &(info as u32).to_le_bytes());
             self.open = Some(Open {
-                flow: Flow::new(segment),
+                flow: Flow::new(segment, sum),
                 first: at,
                 about,
                 last: at,
@@ -280,7 +282,7 @@ impl<'a> Delivery<'a> {
     }
 
     /// The segment at `at` goes on with the flow that is open.
-    fn go_on(&mut self, segment: &Segment<'_>, at: u32) {
+    fn go_on(&mut self, segment: &Segment<'_>, sum: Sum, at: u32) {
         let Some(mut open) = self.open.take() else {
             return;
         };
@@ -289,11 +291,6 @@ impl<'a> Delivery<'a> {
                 let front = open.about.front();
                 let info = (front - packet::HEADER) as u32;
                 self.write(open.first + INFO_LEN as u32, &info.to_le_bytes());
-                let checksum = open.about.checksum | verdict::TCP_VALUE_INVALID;
-                self.write(
-                    open.first + CHECKSUM_VALUE_AT as u32,
-                    &checksum.to_le_bytes(),
-                );
                 front
             }
             _ => packet::HEADER + packet::ITEM_LEN,
@@ -306,12 +303,13 @@ impl<'a> Delivery<'a> {
         let value = part.value().to_le_bytes();
         self.write(open.last + front as u32 - value.len() as u32, &value);
         open.last = at;
-        open.flow.add(segment);
+        open.flow.add(segment, sum);
         self.open = Some(open);
     }
 
     /// Writes a frame from byte `skip` on, with what is in front, to a section that lies in one piece; it is taken then, and
-    /// has no range yet. With `verify`, only if the segment's checksum is right. `None`: another way has to be found.
+    /// has no range yet. With `verify`, what a segment's headers sum to and where they end, only if its checksum is right.
+    /// `None`: another way has to be found.
     #[inline]
     fn put_bytes(
         &mut self,
@@ -319,7 +317,7 @@ impl<'a> Delivery<'a> {
         frame: &PlainFrame<'_>,
         skip: usize,
         about: &Received,
-        verify: Option<&Segment<'_>>,
+        verify: Option<(Sum, usize)>,
     ) -> Option<Result<u16, DropReason>> {
         if self.fault.is_some() {
             return None;
@@ -347,11 +345,10 @@ impl<'a> Delivery<'a> {
         };
         let front = packet::front(len, about);
         let private = [&front, frame.head.get(skip..)?];
-        let written = match verify.filter(|_| !frame.csum_valid) {
+        let written = match verify {
             None => to.fill(&private, source, frame.body).map(|()| true),
-            Some(segment) => {
-                let mut sum = segment.sum();
-                sum.add_bytes(frame.head.get(segment.header_len()..)?);
+            Some((mut sum, headers)) => {
+                sum.add_bytes(frame.head.get(headers..)?);
                 let filled = to.fill_summed(&private, source, frame.body, &mut sum);
                 filled.map(|()| sum.checksum() == 0)
             }
@@ -380,21 +377,18 @@ impl RxRing for Delivery<'_> {
         Features::default()
     }
 
-    /// A large frame may stay whole. A partial checksum of any other is always filled in: a guest that forwards a frame
-    /// believes what it was told and passes on what is in it.
+    /// A large frame may stay whole. A partial checksum is always filled in: a guest may look at it whatever it was told (of
+    /// that, Linux tells nobody), or pass on what is in it.
     fn agreed(&mut self, frame: &Outgoing<'_>) -> Features {
         let request = frame.checked.request();
         let sound = request.csum.is_some() || request.csum_valid;
-        let mut checksum = verdicts(&self.receive, frame.head, frame.len, sound);
+        let checksum = verdicts(&self.receive, frame.head, frame.len, sound);
         let wanted = match request.gso {
             Gso::None => false,
             Gso::Tcp4 { .. } => self.receive.rsc4,
             Gso::Tcp6 { .. } => self.receive.rsc6,
         };
         let large = wanted && checksum & verdict::TCP != 0 && self.buffer.section >= LARGE_SECTION;
-        if large {
-            checksum |= verdict::TCP_VALUE_INVALID;
-        }
         self.writing.about = Received {
             checksum,
             tag: frame.tag.map(|tag| tag.tci),
@@ -402,7 +396,7 @@ impl RxRing for Delivery<'_> {
         };
         self.writing.large = large;
         Features {
-            csum: large,
+            csum: false,
             tso4: large,
             tso6: large,
             ecn: large,

@@ -27,6 +27,21 @@ pub struct Moved {
     pub routes: Vec<Saved>,
 }
 
+impl Moved {
+    /// Takes up what was moved later between the same interfaces. An address that is in both is as it was later.
+    pub fn add(&mut self, later: Moved) {
+        let is_old = |saved: &Saved| later.addresses.iter().all(|new| new.text != saved.text);
+        self.addresses.retain(is_old);
+        self.addresses.extend(later.addresses);
+        for route in later.routes {
+            if !self.routes.contains(&route) {
+                self.routes.push(route);
+            }
+        }
+        self.routes.sort_by_key(has_gateway);
+    }
+}
+
 /// One address or route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {

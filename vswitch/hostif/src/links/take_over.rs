@@ -41,19 +41,7 @@ impl Links {
     pub async fn take_over(&self, from: &IfName, to: &IfName) -> Result<Moved, LinksError> {
         let from_index = index(from)?;
         index(to)?;
-        let messages = self
-            .dump(self.handle.address().get().execute(), "addresses")
-            .await?;
-        let (mut v6, v4): (Vec<_>, Vec<_>) = messages
-            .into_iter()
-            .partition(|m| m.header.family == AddressFamily::Inet6);
-        // The kernel puts a new address behind the others of IPv4, and before those of IPv6.
-        v6.reverse();
-        let addresses = v4
-            .into_iter()
-            .chain(v6)
-            .filter_map(|m| save_address(m, from_index))
-            .collect();
+        let addresses = self.save_addresses(from_index).await?;
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
@@ -84,6 +72,31 @@ impl Links {
     /// See [`LinksError`]. What was done before a failure is undone.
     pub async fn give_back(&self, moved: &Moved) -> Result<(), LinksError> {
         self.run(steps(moved, &moved.to, &moved.from)?).await
+    }
+
+    /// The addresses of an interface that [`take_over`](Self::take_over) would move, with their prefix lengths.
+    ///
+    /// # Errors
+    /// See [`LinksError`].
+    pub async fn addresses(&self, name: &IfName) -> Result<Vec<String>, LinksError> {
+        let saved = self.save_addresses(index(name)?).await?;
+        Ok(saved.into_iter().map(|address| address.text).collect())
+    }
+
+    async fn save_addresses(&self, index: u32) -> Result<Vec<Saved>, LinksError> {
+        let messages = self
+            .dump(self.handle.address().get().execute(), "addresses")
+            .await?;
+        let (mut v6, v4): (Vec<_>, Vec<_>) = messages
+            .into_iter()
+            .partition(|m| m.header.family == AddressFamily::Inet6);
+        // The kernel puts a new address behind the others of IPv4, and before those of IPv6.
+        v6.reverse();
+        Ok(v4
+            .into_iter()
+            .chain(v6)
+            .filter_map(|m| save_address(m, index))
+            .collect())
     }
 
     async fn dump<T>(

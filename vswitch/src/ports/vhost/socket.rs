@@ -18,10 +18,13 @@ pub enum SocketError {
     #[error("socket path '{}' has {} bytes; 1 to {MAX_PATH} are allowed", .0.display(), .0.as_os_str().len())]
     Path(PathBuf),
     /// Somebody listens there.
-    #[error("socket '{}' is in use by another process", .0.display())]
+    #[error(
+        "socket '{}' is in use by another process; allowed: a path that nobody listens on, or mode client to connect there",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// There is a file that is no socket.
-    #[error("'{}' exists and is no socket", .0.display())]
+    #[error("'{}' exists and is no socket; allowed: another path, or remove it", .0.display())]
     NoSocket(PathBuf),
     /// The kernel refused.
     #[error("cannot {call} socket '{}'", .path.display())]

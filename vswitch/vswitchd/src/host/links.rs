@@ -4,10 +4,11 @@
 
 use anyhow::Context;
 use hostif::links::{Links, Moved};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use vswitch::api::{IfName, Mtu};
 
-use super::{name, quiet};
+use super::{name, quiet, read};
 
 fn connect() -> anyhow::Result<(Handle, Links)> {
     let runtime = Handle::try_current().context("not called by the API's runtime")?;
@@ -15,28 +16,99 @@ fn connect() -> anyhow::Result<(Handle, Links)> {
     Ok((runtime, links))
 }
 
-/// Moves all addresses and routes; a record of them, `None` if there were none.
-pub(super) fn move_addresses(
-    from: &hostif::IfName,
-    to: &hostif::IfName,
-) -> anyhow::Result<Option<String>> {
-    let (runtime, links) = connect()?;
-    let moved = runtime.block_on(links.take_over(from, to))?;
-    if moved.addresses.is_empty() && moved.routes.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(
-        serde_json::to_string(&moved).context("cannot write down what was moved")?,
-    ))
+/// What is kept of a move, to be undone.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    #[serde(flatten)]
+    moved: Moved,
+    /// The settings that the uplink had before. Records of earlier versions have none.
+    settings: Option<quiet::Settings>,
 }
 
-/// Moves back what a record names.
-pub(super) fn give_back(record: &str) -> anyhow::Result<()> {
-    let moved: Moved =
-        serde_json::from_str(record).context("the record of moved addresses cannot be read")?;
-    quiet::restore(&moved.from.as_str().parse()?);
+impl Record {
+    fn parse(record: &str) -> anyhow::Result<Record> {
+        serde_json::from_str(record).context("the record of moved addresses cannot be read")
+    }
+
+    fn write(&self) -> anyhow::Result<String> {
+        serde_json::to_string(self).context("cannot write down what was moved")
+    }
+}
+
+fn nothing_moved(from: &IfName, to: &IfName) -> anyhow::Result<Moved> {
+    Ok(Moved {
+        from: name(from)?,
+        to: name(to)?,
+        addresses: Vec::new(),
+        routes: Vec::new(),
+    })
+}
+
+/// A record of what `from` is like before anything is moved to `to`.
+pub(super) fn begin_record(from: &IfName, to: &IfName) -> anyhow::Result<String> {
+    let record = Record {
+        moved: nothing_moved(from, to)?,
+        settings: Some(quiet::read(from)),
+    };
+    record.write()
+}
+
+/// Moves all addresses and routes, and quietens the interface they were on; `before` with them in it.
+pub(super) fn move_addresses(
+    from: &IfName,
+    to: &IfName,
+    before: Option<&str>,
+) -> anyhow::Result<String> {
+    let mut record = match before {
+        Some(before) => Record::parse(before)?,
+        None => Record {
+            moved: nothing_moved(from, to)?,
+            settings: None,
+        },
+    };
     let (runtime, links) = connect()?;
-    Ok(runtime.block_on(links.give_back(&moved))?)
+    let moved = runtime.block_on(links.take_over(&name(from)?, &name(to)?))?;
+    // Not before: without IPv6 an interface loses its addresses.
+    quiet::quieten(from);
+    record.moved.add(moved);
+    record.write()
+}
+
+/// Gives the uplink its settings back, and the addresses and routes that the host NIC has; where that is gone, those of
+/// the record.
+pub(super) fn return_addresses(
+    host_nic: &IfName,
+    uplink: &IfName,
+    record: Option<&str>,
+) -> anyhow::Result<()> {
+    let record = record.map(Record::parse).transpose()?;
+    let (runtime, links) = connect()?;
+    // Before the addresses: without IPv6 an interface takes none.
+    let settings = record.as_ref().and_then(|record| record.settings.as_ref());
+    quiet::restore(uplink, settings);
+    let returned = if read(host_nic)?.is_some() {
+        let host_nic = name(host_nic)?;
+        let nothing =
+            read(uplink)?.is_none() && runtime.block_on(links.addresses(&host_nic))?.is_empty();
+        if nothing {
+            return Ok(());
+        }
+        runtime
+            .block_on(links.take_over(&host_nic, &name(uplink)?))
+            .map(drop)
+    } else {
+        match &record {
+            Some(record) => runtime.block_on(links.give_back(&record.moved)),
+            None => Ok(()),
+        }
+    };
+    Ok(returned.inspect_err(|_| quiet::quieten(uplink))?)
+}
+
+/// The addresses of an interface that would be moved.
+pub(super) fn addresses(interface: &IfName) -> anyhow::Result<Vec<String>> {
+    let (runtime, links) = connect()?;
+    Ok(runtime.block_on(links.addresses(&name(interface)?))?)
 }
 
 /// Sets the MTU of an interface.

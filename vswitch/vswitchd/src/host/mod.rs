@@ -70,15 +70,30 @@ impl Host for LinuxHost {
         }
     }
 
-    fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>> {
-        let moved = links::move_addresses(&name(from)?, &name(to)?)?;
-        // Not before: without IPv6 an interface loses its addresses.
-        quiet::quieten(from);
-        Ok(moved)
+    fn addresses(&self, interface: &IfName) -> anyhow::Result<Vec<String>> {
+        links::addresses(interface)
     }
 
-    fn give_back(&self, record: &str) -> anyhow::Result<()> {
-        links::give_back(record)
+    fn begin_record(&self, from: &IfName, to: &IfName) -> anyhow::Result<String> {
+        links::begin_record(from, to)
+    }
+
+    fn move_addresses(
+        &self,
+        from: &IfName,
+        to: &IfName,
+        before: Option<&str>,
+    ) -> anyhow::Result<String> {
+        links::move_addresses(from, to, before)
+    }
+
+    fn return_addresses(
+        &self,
+        host_nic: &IfName,
+        uplink: &IfName,
+        record: Option<&str>,
+    ) -> anyhow::Result<()> {
+        links::return_addresses(host_nic, uplink, record)
     }
 
     fn delete_host_nic(&self, host_nic: &IfName) -> anyhow::Result<()> {

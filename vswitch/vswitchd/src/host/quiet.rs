@@ -4,6 +4,7 @@
 //! packet for any of its addresses from any interface, and answers ARP there; and it makes itself an IPv6 address on
 //! every interface. Where frames are also seen by the stack (packet socket), they would arrive twice.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -18,6 +19,18 @@ const SETTINGS: [(&str, &str, &str); 3] = [
     ("ipv6", "disable_ipv6", "1"),
 ];
 
+/// Settings as they were, by their names.
+pub(super) type Settings = BTreeMap<String, String>;
+
+/// The settings of `interface` that [`quieten`] changes. What this kernel has not is left out.
+pub(super) fn read(interface: &IfName) -> Settings {
+    let setting = |(family, key, _): (&str, &str, &str)| {
+        let value = fs::read_to_string(path(interface.as_str(), family, key)).ok()?;
+        Some((key.to_owned(), value.trim().to_owned()))
+    };
+    SETTINGS.into_iter().filter_map(setting).collect()
+}
+
 /// Makes the stack leave `interface` alone. What the kernel does not let us set is logged.
 pub(super) fn quieten(interface: &IfName) {
     for (family, key, value) in SETTINGS {
@@ -25,14 +38,16 @@ pub(super) fn quieten(interface: &IfName) {
     }
 }
 
-/// Gives `interface` the settings of a new one.
-pub(super) fn restore(interface: &IfName) {
+/// Gives `interface` the settings that it had before; where they are not known, those of a new interface.
+pub(super) fn restore(interface: &IfName, before: Option<&Settings>) {
     for (family, key, _) in SETTINGS {
-        match fs::read_to_string(path("default", family, key)) {
-            Ok(value) => set(interface, family, key, value.trim()),
-            // This kernel has no such family.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => warn!(%interface, key, %error, "a setting of the uplink is not restored"),
+        let value = match before {
+            Some(before) => before.get(key).cloned(),
+            None => fs::read_to_string(path("default", family, key)).ok(),
+        };
+        // This kernel may have no such family.
+        if let Some(value) = value {
+            set(interface, family, key, value.trim());
         }
     }
 }
@@ -42,7 +57,7 @@ fn set(interface: &IfName, family: &str, key: &str, value: &str) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => {
-            warn!(%interface, key, value, %error, "the host's network stack may hear the uplink")
+            warn!(%interface, key, value, %error, "a setting of the uplink cannot be made")
         }
     }
 }

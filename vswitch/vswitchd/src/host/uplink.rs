@@ -8,7 +8,7 @@ use vswitch::control::PortHandle;
 use vswitch::port::PortControl;
 use vswitch::ports::uplink::{Uplink, Way};
 
-use super::{links, name, quiet};
+use super::{links, name};
 use crate::backend::{Backend, Fate, Open};
 
 /// Binds the interface: from now on its frames come to the port. On failure it has the MTU `before` again.
@@ -43,15 +43,12 @@ struct UplinkPort {
 }
 
 impl Backend for UplinkPort {
-    fn close(self: Box<Self>, fate: Fate) {
+    fn close(self: Box<Self>, _: Fate) {
         drop(self.port.detach());
         let UplinkPort {
             uplink, interface, ..
         } = *self;
         drop(uplink);
-        if fate == Fate::Delete {
-            quiet::restore(&interface);
-        }
         info!(%interface, "uplink released");
     }
 

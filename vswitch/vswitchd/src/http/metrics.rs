@@ -81,6 +81,16 @@ const PORTS: &[Metric<PortStats>] = &[
         "Bytes the switch itself copied.",
         |port| port.copied_bytes,
     ),
+    (
+        "vswitch_port_learn_refused_total",
+        "Times that a source address was not learned: quota, full table, or pinned to another port.",
+        |port| port.learn_refused,
+    ),
+    (
+        "vswitch_port_mac_moves_total",
+        "Times that a source address was behind another port until then.",
+        |port| port.mac_moves,
+    ),
 ];
 
 /// All metrics.

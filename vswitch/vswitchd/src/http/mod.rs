@@ -21,8 +21,8 @@ use crate::manager::Manager;
 
 pub(crate) use access::Access;
 
-/// Bytes a request's body may have; the longest that is asked for has some 2 KiB.
-const MAX_BODY: usize = 64 * 1024;
+/// Bytes a request's body may have; the longest that is asked for, a configuration, has some 300 for each port.
+const MAX_BODY: usize = 4 << 20;
 /// How long connections that are busy may go on when vswitchd ends.
 const GRACE: Duration = Duration::from_secs(2);
 

@@ -10,9 +10,9 @@ use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vswitch::api::{
-    AddFdbEntry, CreateNetwork, CreatePort, ErrorBody, ErrorCode, FdbEntryView, FdbView,
-    NetworkList, NetworkName, NetworkView, PatchNetwork, PatchPort, PortList, PortName, PortView,
-    Refusal, StationMac, StatsView, StatusView, VlanId,
+    AddFdbEntry, ConfigDocument, CreateNetwork, CreatePort, ErrorBody, ErrorCode, FdbEntryView,
+    FdbView, NetworkList, NetworkName, NetworkView, PatchNetwork, PatchPort, PortList, PortName,
+    PortView, Refusal, StationMac, StatsView, StatusView, VlanId,
 };
 
 use super::extract::{Asked, Body, Names};
@@ -44,6 +44,8 @@ pub(super) fn routes(shared: Shared) -> Router {
         .routes(routes!(show_fdb, add_fdb_entry, flush_fdb))
         .routes(routes!(delete_fdb_entry))
         .routes(routes!(stats))
+        .routes(routes!(export_config))
+        .routes(routes!(check_config))
         .merge(super::vms::routes())
         .split_for_parts();
     router
@@ -84,6 +86,20 @@ async fn show_metrics(State(shared): State<Shared>) -> Result<impl IntoResponse,
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = StatusView)))]
 async fn status(State(shared): State<Shared>) -> Answer<StatusView> {
     Ok(Json(shared.with(|manager| Ok(manager.status())).await?))
+}
+
+/// The whole configuration.
+#[utoipa::path(get, path = "/v1/config", responses((status = 200, body = ConfigDocument)))]
+async fn export_config(State(shared): State<Shared>) -> Answer<ConfigDocument> {
+    Ok(Json(shared.with(|manager| Ok(manager.export())).await?))
+}
+
+/// Checks a configuration by itself, and changes nothing.
+#[utoipa::path(post, path = "/v1/config/check", request_body = ConfigDocument,
+    responses((status = 204, description = "It is allowed."), (status = "4XX", body = ErrorBody)))]
+async fn check_config(Body(document): Body<ConfigDocument>) -> Done {
+    document.check()?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// All networks.

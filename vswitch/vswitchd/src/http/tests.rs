@@ -1,7 +1,9 @@
 //! The API from the outside: what it does, what it refuses, and that a refusal leaves nothing behind.
 
 mod atomic;
+mod config;
 mod fake_vmm;
+mod many;
 mod refused;
 mod restore;
 mod rig;
@@ -44,7 +46,7 @@ async fn networks() {
     let lan = rig.ok("POST", NETWORKS, EXTERNAL).await;
     assert_eq!(
         lan,
-        json!({"name":"lan","type":"external","uplink":"eth0","host_nic":"vsw-lan","vlan":null,"mtu":1500,"ports":2})
+        json!({"name":"lan","type":"external","uplink":"eth0","host_nic":"vsw-lan","vlan":null,"mtu":1500,"ageing":300,"ports":2})
     );
     let int = rig.ok("POST", NETWORKS, INTERNAL).await;
     assert_eq!(
@@ -89,6 +91,10 @@ async fn networks() {
 async fn networks_refused() {
     let rig = lab().await;
     rig.ok("POST", NETWORKS, EXTERNAL).await;
+    rig.change_world(|world| {
+        let addresses = vec!["192.0.2.2/24".into()];
+        world.interfaces.insert("eth2".into(), addresses);
+    });
     for &(method, path, body, status, why) in NETWORKS_REFUSED {
         rig.refused((method, path, body), status, why).await;
     }
@@ -103,7 +109,7 @@ async fn ports() {
     let port = rig.ok("GET", "/v1/networks/lab/ports/b", "").await;
     assert_eq!(
         port,
-        json!({"network":"lab","port":"b","kind":"tap","interface":"tap-b","vlan":"access:10","mac_guard":"off",
+        json!({"network":"lab","port":"b","kind":"tap","interface":"tap-b","vlan":"access:10","mac_guard":"off","mac_quota":131072,
                "mtu":1500,"link":"up","connected":true,"state":"up","detail":null})
     );
     let body = r#"{"vlan":"trunk:1-9","mac_guard":"02:00:00:00:00:01","mtu":9000,"link":"down"}"#;
@@ -129,10 +135,15 @@ async fn ports() {
         (&port["network"], &port["connected"]),
         (&json!("lab"), &json!(false))
     );
+    // The other end is shown so; what the operator set stays.
+    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"link":"up"}"#)
+        .await;
+    assert_eq!(rig.world().open["tap-b"].1, vswitch::api::Link::Down);
     let port = rig
         .ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"lab"}"#)
         .await;
     assert_eq!(port["connected"], true);
+    assert_eq!(rig.world().open["tap-b"].1, vswitch::api::Link::Up);
     rig.ok(
         "POST",
         NETWORKS,

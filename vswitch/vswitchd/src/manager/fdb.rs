@@ -49,16 +49,8 @@ impl Manager {
             .get_mut(name)
             .ok_or_else(|| no_network(name))?;
         let port = network.port(&entry.port)?;
+        entry.check(name, &port.config)?;
         let vid = entry.vlan.map_or(0, VlanId::get);
-        if port.config.vlan.mode().egress(vid).is_none() {
-            let vlan = entry
-                .vlan
-                .map_or("no VLAN".to_owned(), |vlan| format!("VLAN {vlan}"));
-            return Err(Refusal::invalid(format!(
-                "port '{}' of network '{name}' carries no frames of {vlan}; its setting is '{}'",
-                entry.port, port.config.vlan
-            )));
-        }
         let key = (entry.mac, vid);
         let change = self.store.change()?;
         change.add_static(name, key, &entry.port)?;

@@ -71,13 +71,9 @@ impl Manager {
             moved,
         } = change;
         let host = &self.plant.host;
-        let given_back = match (moved, uplink) {
-            (Some(record), _) => host.give_back(record),
-            // Killed after the move and before its record was kept: all that the host NIC has came from the uplink.
-            (None, Some(uplink)) if host.check_unused(host_nic).is_err() => {
-                host.move_addresses(host_nic, uplink).map(drop)
-            }
-            _ => Ok(()),
+        let given_back = match uplink {
+            Some(uplink) => host.return_addresses(host_nic, uplink, moved.as_deref()),
+            None => Ok(()),
         };
         match given_back.and_then(|()| host.delete_host_nic(host_nic)) {
             Ok(()) => {
@@ -104,11 +100,18 @@ impl Manager {
         let Some(host_nic) = network.config.kind.host_nic().filter(|_| all_open).cloned() else {
             return;
         };
-        let kept = self.plant.take_over(network).and_then(|moved| {
-            let Some(record) = moved else { return Ok(()) };
-            let change = self.store.change()?;
-            change.set_moved(&host_nic, &record)?;
-            Ok(change.commit()?)
+        let before = match self.store.moved(&host_nic) {
+            Ok(before) => before,
+            Err(reason) => return error!(network = %name, "{reason}"),
+        };
+        let moved = self.plant.take_over(network, before.as_deref());
+        let kept = moved.and_then(|moved| match moved {
+            Some(record) if Some(&record) != before.as_ref() => {
+                let change = self.store.change()?;
+                change.set_moved(&host_nic, &record)?;
+                Ok(change.commit()?)
+            }
+            _ => Ok(()),
         });
         if let Err(reason) = kept {
             error!(network = %name, "{reason}");
@@ -121,6 +124,11 @@ impl Manager {
         self.settle_vms();
         self.sampler.sample(&self.plant.switch.workers());
         self.plant.switch.sweep();
+        for network in self.networks.values_mut() {
+            if let Some(fdb) = self.plant.switch.fdb(network.id) {
+                network.warn_of(fdb.take_flaps());
+            }
+        }
         let mut changed = Vec::new();
         for (name, network) in &mut self.networks {
             let mut ports = std::mem::take(&mut network.ports);

@@ -3,7 +3,9 @@
 //! Calls block (sqlite, netlink, the workers' answers) and are made one at a time, off the threads that serve the API.
 
 mod adapters;
+mod export;
 mod fdb;
+mod flaps;
 mod host_mac;
 mod life;
 mod networks;
@@ -26,6 +28,7 @@ use vswitch::network::NetworkId;
 use crate::backend::{Backend, Host};
 use crate::store::{HostSide, StaticKey, Store};
 use crate::vm::Seats;
+use flaps::Flaps;
 use plant::Plant;
 use views::Sampler;
 use vms::Vm;
@@ -51,6 +54,7 @@ struct Network {
     host: HostSide,
     ports: BTreeMap<PortName, Port>,
     statics: BTreeMap<StaticKey, PortName>,
+    flaps: Flaps,
 }
 
 /// A port in service.

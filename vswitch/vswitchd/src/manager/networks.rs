@@ -1,9 +1,10 @@
 //! Networks: made, changed and deleted, each as a whole or not at all.
 
+use anyhow::ensure;
 use tracing::{error, info};
 use vswitch::api::{
-    CreateNetwork, HOST_PORT, NetworkConfig, NetworkName, NetworkView, PatchNetwork, PortBackend,
-    PortConfig, PortName, Refusal, UPLINK_PORT, VlanId, VlanSpec,
+    CreateNetwork, HOST_PORT, IfName, NetworkConfig, NetworkName, NetworkView, PatchNetwork,
+    PortConfig, Refusal, VlanSpec,
 };
 
 use super::{Manager, Network, failed, no_network};
@@ -23,7 +24,7 @@ impl Manager {
                 "there is a network '{name}' already; names are unique"
             )));
         }
-        let ports = own_ports(&config, vlan)?;
+        let ports = config.own_ports(vlan)?;
         for port in &ports {
             self.check_target(&port.backend.target())?;
         }
@@ -31,7 +32,8 @@ impl Manager {
         if let Some(note) = &note {
             self.store.note_host_change(note)?;
         }
-        let built = self.build_network(config, host, ports);
+        let before = note.as_ref().and_then(|note| note.moved.as_deref());
+        let built = self.build_network(config, host, ports, before);
         if let (Err(_), Some(note)) = (&built, &note) {
             self.store
                 .forget_host_change(&note.host_nic)
@@ -65,17 +67,36 @@ impl Manager {
         let mac = self.plant.choose_host_mac(&config.kind).map_err(refuse)?;
         let kept = HostSide { uplink_mtu, mac };
         let Some(host_nic) = config.kind.host_nic().cloned() else {
+            if let Some(uplink) = config.kind.uplink() {
+                self.check_no_addresses(uplink).map_err(refuse)?;
+            }
             return Ok((kept, None));
         };
         host.check_unused(&host_nic).map_err(refuse)?;
-        Ok((
-            kept,
-            Some(HostChange {
-                host_nic,
-                uplink: config.kind.uplink().cloned(),
-                moved: None,
-            }),
-        ))
+        let uplink = config.kind.uplink().cloned();
+        let moved = uplink
+            .as_ref()
+            .map(|uplink| host.begin_record(uplink, &host_nic))
+            .transpose()
+            .map_err(refuse)?;
+        let note = HostChange {
+            host_nic,
+            uplink,
+            moved,
+        };
+        Ok((kept, Some(note)))
+    }
+
+    /// Refuses an uplink with addresses where no host NIC can take them: nobody would reach them any more.
+    fn check_no_addresses(&self, uplink: &IfName) -> anyhow::Result<()> {
+        let addresses = self.plant.host.addresses(uplink)?;
+        ensure!(
+            addresses.is_empty(),
+            "'{uplink}' has addresses, {}, which need a host NIC to be reached; \
+             allowed: a network with a host NIC, which takes them, or an uplink without (ip addr del … dev {uplink})",
+            addresses.join(", ")
+        );
+        Ok(())
     }
 
     fn build_network(
@@ -83,6 +104,7 @@ impl Manager {
         config: NetworkConfig,
         host: HostSide,
         ports: Vec<PortConfig>,
+        before: Option<&str>,
     ) -> Result<Network, Refusal> {
         let change = self.store.change()?;
         change.add_network(&config, host)?;
@@ -90,13 +112,13 @@ impl Manager {
             change.add_port(&config.name, port)?;
         }
         let network = self.plant.build(config, host, ports)?;
-        let result = self.plant.take_over(&network).and_then(|moved| {
+        let result = self.plant.take_over(&network, before).and_then(|moved| {
             let kept = match (&moved, network.config.kind.host_nic()) {
                 (Some(record), Some(nic)) => change.set_moved(nic, record),
                 _ => Ok(()),
             };
             kept.and_then(|()| change.commit()).map_err(|refused| {
-                let back = moved.map_or(Ok(()), |record| self.plant.host.give_back(&record));
+                let back = self.plant.return_addresses(&network, moved.as_deref());
                 back.unwrap_or_else(|error| {
                     error!("the uplink did not get its addresses back: {error:#}")
                 });
@@ -134,21 +156,18 @@ impl Manager {
         };
         let change = self.store.change()?;
         change.delete_network(name)?;
-        if let Some(record) = &moved {
-            let what = format_args!(
-                "cannot delete network '{name}', as its uplink cannot get its addresses back"
-            );
-            self.plant
-                .host
-                .give_back(record)
-                .map_err(|error| failed(what, error))?;
-        }
+        self.plant
+            .return_addresses(network, moved.as_deref())
+            .map_err(|error| {
+                let what = format_args!(
+                    "cannot delete network '{name}', as its uplink cannot get its addresses back"
+                );
+                failed(what, error)
+            })?;
         change.commit().inspect_err(|_| {
-            if moved.is_some() {
-                self.plant
-                    .take_over(network)
-                    .map_or_else(|error| error!("{error}"), drop);
-            }
+            self.plant
+                .take_over(network, moved.as_deref())
+                .map_or_else(|error| error!("{error}"), drop);
         })?;
         if let Some(network) = self.networks.remove(name) {
             self.plant.dismantle(network, Fate::Delete);
@@ -177,6 +196,7 @@ impl Manager {
         let after_mtu = patch.mtu.unwrap_or(network.config.mtu);
         let change = self.store.change()?;
         network.config.mtu = after_mtu;
+        network.config.ageing = patch.ageing.unwrap_or(network.config.ageing);
         if let Some(vlan) = patch.vlan {
             network.set_host_vlan(vlan.map_or_else(VlanSpec::default, VlanSpec::access));
         }
@@ -207,12 +227,18 @@ impl Manager {
 }
 
 impl super::plant::Plant {
-    /// Moves the addresses of a network's uplink to its host NIC, where it has both. On failure they are where they were.
-    pub(super) fn take_over(&self, network: &Network) -> Result<Option<String>, Refusal> {
+    /// Moves the addresses of a network's uplink to its host NIC, where it has both; the record `before` with them in it.
+    /// On failure they are where they were.
+    pub(super) fn take_over(
+        &self,
+        network: &Network,
+        before: Option<&str>,
+    ) -> Result<Option<String>, Refusal> {
         let (Some(uplink), Some(nic)) = (network.uplink(), network.config.kind.host_nic()) else {
             return Ok(None);
         };
-        self.host.move_addresses(uplink, nic).map_err(|error| {
+        let moved = self.host.move_addresses(uplink, nic, before);
+        moved.map(Some).map_err(|error| {
             failed(
                 format_args!("cannot move the addresses of '{uplink}' to '{nic}'"),
                 error,
@@ -220,8 +246,19 @@ impl super::plant::Plant {
         })
     }
 
-    /// Settles every port of a network.
+    /// Moves the addresses of a network's host NIC to its uplink, where it has both.
+    fn return_addresses(&self, network: &Network, record: Option<&str>) -> anyhow::Result<()> {
+        match (network.config.kind.host_nic(), network.uplink()) {
+            (Some(nic), Some(uplink)) => self.host.return_addresses(nic, uplink, record),
+            _ => Ok(()),
+        }
+    }
+
+    /// Settles the MAC table and every port of a network.
     fn settle_all(&self, network: &mut Network) -> Result<(), Refusal> {
+        if let Some(fdb) = self.switch.fdb(network.id) {
+            fdb.set_ageing(network.config.ageing.get());
+        }
         let mut ports = std::mem::take(&mut network.ports);
         let result = ports
             .values_mut()
@@ -251,22 +288,4 @@ impl Network {
         host.into_iter()
             .for_each(|port| port.config.vlan = vlan.clone());
     }
-}
-
-/// The ports that come and go with a network.
-fn own_ports(config: &NetworkConfig, vlan: Option<VlanId>) -> Result<Vec<PortConfig>, Refusal> {
-    let mut ports = Vec::new();
-    if let Some(interface) = config.kind.host_nic().cloned() {
-        let name: PortName = HOST_PORT.parse()?;
-        let mut port = PortConfig::new(name, PortBackend::HostNic { interface });
-        port.vlan = vlan.map_or_else(VlanSpec::default, VlanSpec::access);
-        ports.push(port);
-    }
-    if let Some(interface) = config.kind.uplink().cloned() {
-        let name: PortName = UPLINK_PORT.parse()?;
-        let mut port = PortConfig::new(name, PortBackend::Uplink { interface });
-        port.vlan = VlanSpec::all();
-        ports.push(port);
-    }
-    Ok(ports)
 }

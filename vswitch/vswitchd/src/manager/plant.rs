@@ -1,13 +1,15 @@
 //! The switch and the host together: networks and ports brought into service, settled, and taken out of it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tracing::{info, warn};
-use vswitch::api::{Mtu, NetworkConfig, PortBackend, PortConfig, PortName, Refusal};
+use vswitch::api::{Mtu, NetworkConfig, PortConfig, PortName, Refusal};
 use vswitch::control::{NetworkSpec, Switch};
-use vswitch::fdb::{DEFAULT_CAPACITY, DEFAULT_QUOTA, Key};
+use vswitch::fdb::Key;
 use vswitch::network::PortPolicy;
 
+use super::flaps::Flaps;
 use super::{Attachment, Network, Port, failed};
 use crate::backend::{Fate, Host, Open};
 use crate::store::{HostSide, StaticKey};
@@ -29,7 +31,10 @@ impl Plant {
     ) -> Result<Network, Refusal> {
         let id = self
             .switch
-            .create_network(&NetworkSpec::default())
+            .create_network(&NetworkSpec {
+                ageing: Duration::from_secs(config.ageing.get().into()),
+                ..NetworkSpec::default()
+            })
             .map_err(|error| {
                 failed(format_args!("cannot make network '{}'", config.name), error)
             })?;
@@ -39,6 +44,7 @@ impl Plant {
             host,
             ports: BTreeMap::new(),
             statics: BTreeMap::new(),
+            flaps: Flaps::default(),
         })
     }
 
@@ -224,10 +230,6 @@ fn policy(config: &PortConfig, mtu: Mtu) -> PortPolicy {
         mac_guard: config.mac_guard.list().map(<[_]>::to_vec),
         mtu: mtu.get(),
         link_up: config.link == vswitch::api::Link::Up,
-        // All stations of the physical network are behind an uplink.
-        mac_quota: match config.backend {
-            PortBackend::Uplink { .. } => DEFAULT_CAPACITY as u32,
-            _ => DEFAULT_QUOTA,
-        },
+        mac_quota: config.effective_mac_quota().get(),
     }
 }

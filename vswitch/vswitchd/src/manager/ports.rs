@@ -198,12 +198,11 @@ impl Manager {
     }
 }
 
-/// Shows the guest of an adapter that it loses the network it was in; settling the port shows it the new one.
+/// Shows the other end of a port that it loses the network it was in; settling the port shows it the new one.
 fn pull_plug(port: &mut Port) {
-    let Attachment::Open(backend) = &mut port.attachment else {
-        return;
-    };
-    if port.config.backend.adapter().is_some() && backend.set_link(Link::Down).is_ok() {
+    if let Attachment::Open(backend) = &mut port.attachment
+        && backend.set_link(Link::Down).is_ok()
+    {
         port.link = Link::Down;
     }
 }

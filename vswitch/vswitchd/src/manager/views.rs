@@ -163,6 +163,7 @@ impl Network {
             host_nic: self.config.kind.host_nic().cloned(),
             vlan: host.and_then(|host| host.config.vlan.access_vlan()),
             mtu: self.config.mtu,
+            ageing: self.config.ageing,
             ports: self.ports.len(),
         }
     }
@@ -183,6 +184,7 @@ impl Network {
             backend: config.backend.clone(),
             vlan: config.vlan.clone(),
             mac_guard: config.mac_guard.clone(),
+            mac_quota: config.effective_mac_quota(),
             mtu: self.mtu_of(config),
             link: config.link,
             connected: config.connected,
@@ -209,6 +211,8 @@ fn stats(network: &NetworkName, port: &Port) -> PortStats {
         consumed_frames: counters.tx.consumed,
         dropped_frames: counters.tx.dropped(),
         copied_bytes: counters.tx.copied_bytes,
+        learn_refused: counters.tx.learn_refused,
+        mac_moves: counters.tx.mac_moves,
     }
 }
 

@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use vswitch::api::{
-    ErrorCode, IfName, Mtu, NetworkConfig, NetworkKind, NetworkName, NetworkType, PortConfig,
-    PortName, Refusal, StationMac,
+    ErrorCode, IfName, MacQuota, Mtu, NetworkConfig, NetworkKind, NetworkName, NetworkType,
+    PortConfig, PortName, Refusal, StationMac,
 };
 
 pub(crate) use vms::{SavedAdapter, SavedVm, StoredState};
 
 /// What each version of the schema adds. The version is kept in `PRAGMA user_version`.
-const SCHEMAS: [&str; 3] = [
+const SCHEMAS: [&str; 4] = [
     include_str!("schema1.sql"),
     include_str!("schema2.sql"),
     include_str!("schema3.sql"),
+    include_str!("schema4.sql"),
 ];
 const VERSION: i64 = SCHEMAS.len() as i64;
 
@@ -141,7 +142,7 @@ impl Store {
     /// All networks, with what is in them.
     pub(crate) fn load(&self) -> Result<Vec<SavedNetwork>, StoreError> {
         let mut query = self.connection.prepare(
-            "SELECT name, type, uplink, host_nic, mtu, uplink_mtu, host_mac FROM network ORDER BY name",
+            "SELECT name, type, uplink, host_nic, mtu, uplink_mtu, host_mac, ageing FROM network ORDER BY name",
         )?;
         let configs = query
             .query_map([], |row| {
@@ -169,7 +170,7 @@ impl Store {
 
     fn load_ports(&self, network: &NetworkName) -> Result<Vec<PortConfig>, StoreError> {
         let mut query = self.connection.prepare(
-            "SELECT name, backend, vlan, mac_guard, mtu, link, connected FROM port WHERE network = ? ORDER BY name",
+            "SELECT name, backend, vlan, mac_guard, mtu, link, connected, mac_quota FROM port WHERE network = ? ORDER BY name",
         )?;
         let rows = query.query_map([network.as_str()], read_port)?;
         Ok(rows.collect::<Result<_, _>>()?)
@@ -258,8 +259,8 @@ impl Change<'_> {
         host: HostSide,
     ) -> Result<(), StoreError> {
         self.0.execute(
-            "INSERT INTO network (name, type, uplink, host_nic, mtu, uplink_mtu, host_mac) \
-             VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO network (name, type, uplink, host_nic, mtu, uplink_mtu, host_mac, ageing) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 config.name.as_str(),
                 config.kind.network_type().to_string(),
@@ -268,6 +269,7 @@ impl Change<'_> {
                 config.mtu.get(),
                 host.uplink_mtu,
                 host.mac.map(|mac| mac.to_string()),
+                config.ageing.get(),
             ],
         )?;
         Ok(())
@@ -287,9 +289,10 @@ impl Change<'_> {
 
     /// Sets what may change about a network.
     pub(crate) fn set_network(&self, config: &NetworkConfig) -> Result<(), StoreError> {
-        let parameters = params![config.mtu.get(), config.name.as_str()];
-        self.0
-            .execute("UPDATE network SET mtu = ? WHERE name = ?", parameters)?;
+        self.0.execute(
+            "UPDATE network SET mtu = ?, ageing = ? WHERE name = ?",
+            params![config.mtu.get(), config.ageing.get(), config.name.as_str()],
+        )?;
         Ok(())
     }
 
@@ -309,8 +312,8 @@ impl Change<'_> {
         let backend = serde_json::to_string(&config.backend)
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         self.0.execute(
-            "INSERT INTO port (network, name, backend, target, vlan, mac_guard, mtu, link, connected) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO port (network, name, backend, target, vlan, mac_guard, mtu, link, connected, mac_quota) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 network.as_str(),
                 config.name.as_str(),
@@ -321,6 +324,7 @@ impl Change<'_> {
                 config.mtu.map(Mtu::get),
                 config.link.to_string(),
                 config.connected,
+                config.mac_quota.map(MacQuota::get),
             ],
         )?;
         Ok(())
@@ -346,13 +350,15 @@ impl Change<'_> {
         config: &PortConfig,
     ) -> Result<(), StoreError> {
         self.0.execute(
-            "UPDATE port SET vlan = ?, mac_guard = ?, mtu = ?, link = ?, connected = ? WHERE network = ? AND name = ?",
+            "UPDATE port SET vlan = ?, mac_guard = ?, mtu = ?, link = ?, connected = ?, mac_quota = ? \
+             WHERE network = ? AND name = ?",
             params![
                 config.vlan.to_string(),
                 config.mac_guard.to_string(),
                 config.mtu.map(Mtu::get),
                 config.link.to_string(),
                 config.connected,
+                config.mac_quota.map(MacQuota::get),
                 network.as_str(),
                 config.name.as_str(),
             ],
@@ -412,8 +418,11 @@ fn wrong(column: usize, error: impl std::error::Error + Send + Sync + 'static) -
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-fn mtu(column: usize, number: i64) -> rusqlite::Result<Mtu> {
-    Mtu::try_from(number).map_err(|error| wrong(column, error))
+fn number<T>(column: usize, number: i64) -> rusqlite::Result<T>
+where
+    T: TryFrom<i64, Error: std::error::Error + Send + Sync + 'static>,
+{
+    T::try_from(number).map_err(|error| wrong(column, error))
 }
 
 fn read_network(row: &Row<'_>) -> rusqlite::Result<NetworkConfig> {
@@ -434,21 +443,23 @@ fn read_network(row: &Row<'_>) -> rusqlite::Result<NetworkConfig> {
     Ok(NetworkConfig {
         name: parsed(row, 0)?,
         kind,
-        mtu: mtu(4, row.get(4)?)?,
+        mtu: number(4, row.get(4)?)?,
+        ageing: number(7, row.get(7)?)?,
     })
 }
 
 fn read_port(row: &Row<'_>) -> rusqlite::Result<PortConfig> {
     let backend =
         serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|error| wrong(1, error))?;
-    let own_mtu: Option<i64> = row.get(4)?;
+    let (own_mtu, quota): (Option<i64>, Option<i64>) = (row.get(4)?, row.get(7)?);
     Ok(PortConfig {
         name: parsed(row, 0)?,
         backend,
         vlan: parsed(row, 2)?,
         mac_guard: parsed(row, 3)?,
-        mtu: own_mtu.map(|number| mtu(4, number)).transpose()?,
+        mtu: own_mtu.map(|own| number(4, own)).transpose()?,
         link: parsed(row, 5)?,
         connected: row.get(6)?,
+        mac_quota: quota.map(|quota| number(7, quota)).transpose()?,
     })
 }

@@ -21,9 +21,10 @@ async fn everything_comes_back() {
         rig.ok(
             "PATCH",
             "/v1/networks/lab/ports/a",
-            r#"{"network":null,"mac_guard":"02:00:00:00:00:01","mtu":9000}"#,
+            r#"{"network":null,"mac_guard":"02:00:00:00:00:01","mtu":9000,"mac_quota":7}"#,
         )
         .await;
+        rig.ok("PATCH", "/v1/networks/lab", r#"{"ageing":0}"#).await;
         let (networks, ports) = (
             rig.ok("GET", NETWORKS, "").await,
             rig.ok("GET", "/v1/ports", "").await,
@@ -99,6 +100,49 @@ async fn a_missing_uplink_is_down_until_it_appears() {
     assert_eq!(rig.world().interfaces["eth0"], ["203.0.113.1/24"]);
 }
 
+#[tokio::test]
+async fn an_uplink_gets_what_the_host_nic_has_when_it_is_released() {
+    let rig = Rig::new();
+    rig.ok("POST", NETWORKS, EXTERNAL).await;
+    // The host's configuration gives the uplink another address while nobody takes care.
+    let rig = rig
+        .restart(false, |world| {
+            let uplink = world.interfaces.get_mut("eth0").unwrap();
+            uplink.push("198.51.100.1/24".into());
+        })
+        .await;
+    let all = ["192.0.2.1/24", "2001:db8::1/64", "198.51.100.1/24"];
+    assert_eq!(rig.world().interfaces["vsw-lan"], all);
+    // And an operator changes those of the host NIC.
+    rig.change_world(|world| {
+        let nic = world.interfaces.get_mut("vsw-lan").unwrap();
+        nic.retain(|address| address != "192.0.2.1/24");
+        nic.push("203.0.113.7/24".into());
+    });
+    rig.ok("DELETE", "/v1/networks/lan", "").await;
+    assert_eq!(
+        rig.world().interfaces["eth0"],
+        ["2001:db8::1/64", "198.51.100.1/24", "203.0.113.7/24"]
+    );
+}
+
+#[tokio::test]
+async fn a_crash_that_loses_the_host_nic_loses_no_address() {
+    let rig = Rig::new();
+    rig.ok("POST", NETWORKS, EXTERNAL).await;
+    let gain = |world: &mut super::rig::World| {
+        let uplink = world.interfaces.get_mut("eth0").unwrap();
+        uplink.push("198.51.100.1/24".into());
+    };
+    let rig = rig.restart(false, gain).await;
+    // Killed as it deletes the network: the note is all that is left of it.
+    rig.sql("DELETE FROM network");
+    let lose = |world: &mut super::rig::World| drop(world.interfaces.remove("vsw-lan"));
+    let rig = rig.restart(false, lose).await;
+    let all = ["192.0.2.1/24", "2001:db8::1/64", "198.51.100.1/24"];
+    assert_eq!(rig.world().interfaces["eth0"], all);
+}
+
 /// Restarts on a host that has booted anew: the host NICs are gone.
 async fn reboot(rig: Rig) -> Rig {
     rig.restart(true, |world| {
@@ -151,17 +195,43 @@ async fn a_change_cut_short_by_a_kill_is_undone() {
 }
 
 #[test]
+fn networks_and_ports_of_version_3_have_the_usual_mac_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    for schema in [
+        include_str!("../../store/schema1.sql"),
+        include_str!("../../store/schema2.sql"),
+        include_str!("../../store/schema3.sql"),
+    ] {
+        connection.execute_batch(schema).unwrap();
+    }
+    let rows = r#"
+        INSERT INTO network (name, type, mtu) VALUES ('lab', 'private', 1500);
+        INSERT INTO port VALUES ('lab', 'a', '{"kind":"tap","interface":"t"}', 't', 'none', 'off', NULL, 'up', 1);
+        PRAGMA user_version = 3;"#;
+    connection.execute_batch(rows).unwrap();
+    drop(connection);
+    let networks = Store::open(&path).unwrap().load().unwrap();
+    let [lab] = networks.as_slice() else {
+        panic!("{} networks", networks.len())
+    };
+    assert_eq!(lab.config.ageing.get(), 300);
+    assert_eq!((lab.ports.len(), lab.ports[0].mac_quota), (1, None));
+}
+
+#[test]
 fn a_database_of_a_newer_version_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     drop(Store::open(&path).unwrap());
     rusqlite::Connection::open(&path)
         .unwrap()
-        .pragma_update(None, "user_version", 4)
+        .pragma_update(None, "user_version", 5)
         .unwrap();
     let error = Store::open(&path).err().unwrap().to_string();
     assert!(
-        error.contains("has version 4, and this vswitchd knows versions up to 3"),
+        error.contains("has version 5, and this vswitchd knows versions up to 4"),
         "{error}"
     );
 }

@@ -109,30 +109,51 @@ impl Host for FakeHost {
         }))
     }
 
-    fn move_addresses(&self, from: &IfName, to: &IfName) -> anyhow::Result<Option<String>> {
-        let mut world = self.world();
-        if world.addresses_stuck {
-            bail!("the kernel refuses");
-        }
-        let moved = std::mem::take(world.interfaces.get_mut(from.as_str()).unwrap());
-        let record = serde_json::to_string(&(from, to, &moved))?;
-        let any = !moved.is_empty();
-        world.interfaces.get_mut(to.as_str()).unwrap().extend(moved);
-        Ok(any.then_some(record))
+    fn addresses(&self, interface: &IfName) -> anyhow::Result<Vec<String>> {
+        Ok(self.world().interfaces[interface.as_str()].clone())
     }
 
-    fn give_back(&self, record: &str) -> anyhow::Result<()> {
-        let (from, to, moved): (String, String, Vec<String>) = serde_json::from_str(record)?;
+    fn begin_record(&self, from: &IfName, to: &IfName) -> anyhow::Result<String> {
+        Ok(serde_json::to_string(&(from, to, [""; 0]))?)
+    }
+
+    fn move_addresses(
+        &self,
+        from: &IfName,
+        to: &IfName,
+        before: Option<&str>,
+    ) -> anyhow::Result<String> {
         let mut world = self.world();
         if world.addresses_stuck {
             bail!("the kernel refuses");
         }
-        world
-            .interfaces
-            .get_mut(&to)
-            .unwrap()
-            .retain(|address| !moved.contains(address));
-        let back = world.interfaces.get_mut(&from).unwrap();
+        let (_, _, mut record): (String, String, Vec<String>) = match before {
+            Some(before) => serde_json::from_str(before)?,
+            None => Default::default(),
+        };
+        let moved = std::mem::take(world.interfaces.get_mut(from.as_str()).unwrap());
+        record.retain(|address| !moved.contains(address));
+        record.extend(moved.clone());
+        world.interfaces.get_mut(to.as_str()).unwrap().extend(moved);
+        Ok(serde_json::to_string(&(from, to, record))?)
+    }
+
+    fn return_addresses(
+        &self,
+        host_nic: &IfName,
+        uplink: &IfName,
+        record: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let mut world = self.world();
+        if world.addresses_stuck {
+            bail!("the kernel refuses");
+        }
+        let moved = match (world.interfaces.get_mut(host_nic.as_str()), record) {
+            (Some(present), _) => std::mem::take(present),
+            (None, Some(record)) => serde_json::from_str::<(String, String, _)>(record)?.2,
+            (None, None) => Vec::new(),
+        };
+        let back = world.interfaces.get_mut(uplink.as_str()).unwrap();
         back.extend(moved);
         Ok(())
     }
