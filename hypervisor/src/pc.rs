@@ -59,8 +59,8 @@ pub struct Pc {
     pub memory: GuestMemory,
     /// The time now, in nanoseconds since 1970-01-01 UTC.
     pub unix_nanos: i64,
-    /// Network adapters on the PCI bus, up to [`MAX_ADAPTERS`].
-    pub adapters: Vec<Function>,
+    /// Network adapters on the PCI bus, by their places there (see [`Pc::adapter_address`]): up to [`MAX_ADAPTERS`].
+    pub adapters: Vec<Option<Function>>,
     /// The guest finds Hyper-V's interface (see [`Config::hyperv`]) and its virtual machine bus.
     pub hyperv: bool,
     /// What runs first.
@@ -109,7 +109,9 @@ impl Pc {
         devices.extend(fw_cfg.map(|device| Named::new("fw_cfg", device)));
         let mut bridge = HostBridge::new(boot.firmware().is_some())?;
         for (index, function) in (0..).zip(self.adapters) {
-            bridge.add(Self::adapter_address(index), function)?;
+            if let Some(function) = function {
+                bridge.add(Self::adapter_address(index), function)?;
+            }
         }
         devices.push(Named::new(PCI, bridge));
         let config = Config {
@@ -125,7 +127,10 @@ impl Pc {
     /// `for_firmware`: firmware starts the kernel.
     fn describe(&self, for_firmware: bool) -> firmware::Description {
         let contents = contents(&self.memory, self.vcpus);
-        let addresses = (0..self.adapters.len() as u8).map(Self::adapter_address);
+        let adapters = (0..).zip(&self.adapters);
+        let addresses = adapters.filter_map(|(index, function)| {
+            function.as_ref().and(Some(Self::adapter_address(index)))
+        });
         // INTA#, as firmware routes it.
         let line = |address: &Address| {
             let request = address.request(1).unwrap_or(0);

@@ -13,10 +13,11 @@ use std::io::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use hypervisor::chipset::i440fx::HostBridge;
 use hypervisor::chipset::serial::ComPort;
 use hypervisor::device::{Device, Effects, RestoreError, Space, State, Wiring};
 use hypervisor::memory::GuestMemory;
-use hypervisor::pc::{COM1, Pc, Start};
+use hypervisor::pc::{COM1, PCI, Pc, Start};
 use hypervisor::pci::{Bar, ConfigSpace, Function, Identity};
 use hypervisor::{Event, Machine};
 use iced_x86::code_asm::*;
@@ -104,7 +105,7 @@ fn rom(letter: u8, off: bool) -> Vec<u8> {
     image
 }
 
-fn pc(adapters: Vec<Function>, vcpus: u8, start: Start) -> Pc {
+fn pc(adapters: Vec<Option<Function>>, vcpus: u8, start: Start) -> Pc {
     Pc {
         name: "test".to_owned(),
         uuid: *b"0123456789abcdef",
@@ -136,6 +137,7 @@ impl Pcs {
 
     fn start_with(adapters: Vec<Function>, vcpus: u8, start: Start) -> Self {
         let (sender, output) = channel();
+        let adapters = adapters.into_iter().map(Some).collect();
         let (config, devices) = pc(adapters, vcpus, start)
             .assemble(Box::new(move |console, bytes| {
                 if console == 0 {
@@ -211,6 +213,24 @@ fn option_roms_boot_in_the_order_of_adapters_and_take_keys_from_the_console() {
     assert!(!pc.said.contains('$'));
     // The ROMs are mapped.
     assert_eq!(pc.machine.exits().memory_reads, 0);
+}
+
+#[test]
+fn an_adapter_is_in_its_own_slot_beside_an_empty_one() {
+    let image = rom(b'@', true);
+    let (config, devices) = pc(vec![None, Some(nic(&image))], 1, Start::Firmware(seabios()))
+        .assemble(Box::new(|_, _| {}))
+        .unwrap();
+    let machine = Machine::new(config, devices).unwrap();
+    let found = [0, 1].map(|slot| {
+        machine.with(PCI, |bridge: &mut HostBridge, effects| {
+            let address = Pc::adapter_address(slot);
+            bridge
+                .with_device(address, effects, |_: &mut Nic, _| ())
+                .is_some()
+        })
+    });
+    assert_eq!(found, [Some(false), Some(true)]);
 }
 
 const PAYLOAD: &[u8; 32] = b"what runs in protected mode, say";

@@ -11,7 +11,8 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::UdpSocket;
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::process::Command;
 
 use hypervisor::sandbox::{Thread, confine};
@@ -53,17 +54,52 @@ fn no_network_is_reached() {
 }
 
 #[test]
-fn only_the_control_thread_makes_sockets_and_threads() {
+fn only_the_control_thread_makes_threads() {
     for kind in KINDS {
-        let (socket, thread) = confined(kind, || {
-            let thread = std::thread::Builder::new().spawn(|| ()).is_ok();
-            let name = "/nonexistent/socket";
-            let socket = UnixStream::connect(name).unwrap_err().kind();
-            (socket, thread)
+        let thread = confined(kind, || std::thread::Builder::new().spawn(|| ()).is_ok());
+        assert_eq!(thread, kind == Thread::Control, "{kind:?}");
+    }
+}
+
+/// What listens on this host would let the user of this process in, who may be root.
+#[test]
+fn nobody_who_listens_on_this_host_is_reached() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api.sock");
+    let by_path = UnixListener::bind(&path).unwrap();
+    let name = format!("vswitch-sandbox-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let by_name = UnixListener::bind_addr(&address).unwrap();
+    let listeners = [by_path, by_name];
+    for listener in &listeners {
+        listener.set_nonblocking(true).unwrap();
+    }
+    // Both can be reached, as long as nothing is confined.
+    drop(UnixStream::connect(&path).unwrap());
+    drop(UnixStream::connect_addr(&address).unwrap());
+    for listener in &listeners {
+        listener.accept().unwrap();
+    }
+    for kind in KINDS {
+        let (path, address) = (path.clone(), address.clone());
+        // A socket from before the thread was confined is of no use either.
+        let domain = rustix::net::AddressFamily::UNIX;
+        let made = rustix::net::socket(domain, rustix::net::SocketType::STREAM, None).unwrap();
+        let refused = confined(kind, move || {
+            let to = rustix::net::SocketAddrUnix::new(&path).unwrap();
+            [
+                UnixStream::connect(&path).unwrap_err().kind(),
+                UnixStream::connect_addr(&address).unwrap_err().kind(),
+                UnixDatagram::unbound().unwrap_err().kind(),
+                UnixStream::pair().unwrap_err().kind(),
+                rustix::net::connect(&made, &to).unwrap_err().kind(),
+            ]
         });
-        let control = kind == Thread::Control;
-        assert_eq!(thread, control, "{kind:?}");
-        assert_eq!(socket != ErrorKind::PermissionDenied, control, "{kind:?}");
+        assert_eq!(refused, [ErrorKind::PermissionDenied; 5], "{kind:?}");
+        for listener in &listeners {
+            let reached = listener.accept().map(drop).map_err(|error| error.kind());
+            assert_eq!(reached, Err(ErrorKind::WouldBlock), "{kind:?}");
+        }
     }
 }
 

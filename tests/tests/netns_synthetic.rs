@@ -25,7 +25,7 @@ use vnic_synthetic::driver::{Carry, Frame, Guest, Setup};
 use vnic_synthetic::vmbus;
 use vswitch::api::AdapterName;
 use vswitch::attach::demand::{Demand, Flag, PageRange};
-use vswitch::attach::message::{Command, Region, RunState, Status};
+use vswitch::attach::message::{Command, FileRole, Region, RunState, Status};
 use vswitch::attach::{AttachError, Connection, FromVmm, ToVmm, VERSION};
 use vswitch_tests::{Lab, cmd, station::Address};
 
@@ -147,7 +147,11 @@ fn process() {
     let mut vm = Vm::default();
     let mut seen = Instant::now();
     while seen.elapsed() < PATIENCE {
-        if let Ok(connection) = Connection::dial(Path::new(&socket)) {
+        let connected = match &vm.door {
+            None => Connection::dial(Path::new(&socket)).ok(),
+            Some(door) => Connection::accept(door).unwrap(),
+        };
+        if let Some(connection) = connected {
             let hello = FromVmm::Hello {
                 version: VERSION,
                 name: name.clone(),
@@ -292,6 +296,8 @@ struct Machine {
 struct Vm {
     link: Rc<RefCell<Link>>,
     machine: Option<Machine>,
+    /// Where the next daemon comes in.
+    door: Option<OwnedFd>,
 }
 
 impl Vm {
@@ -311,8 +317,8 @@ impl Vm {
                 },
             }
         };
-        if let Some((message, _)) = next {
-            self.take(message);
+        if let Some((message, files)) = next {
+            self.take(message, files);
         }
         match &mut self.machine {
             Some(machine) if machine.state == RunState::Running => {
@@ -335,9 +341,11 @@ impl Vm {
         Some(())
     }
 
-    fn take(&mut self, message: ToVmm) {
+    fn take(&mut self, message: ToVmm, mut files: Vec<OwnedFd>) {
         match message {
             ToVmm::Configure(configure) => {
+                let at = configure.files.iter().position(|r| *r == FileRole::Attach);
+                self.door = Some(files.remove(at.unwrap()));
                 self.link.borrow_mut().adapter = configure.adapters.first().map(|a| a.name);
                 self.link.borrow_mut().interrupt = Some(event());
                 self.machine = Some(Machine::new(configure.memory));
@@ -357,6 +365,7 @@ impl Vm {
                 };
                 self.link.borrow().send(&reply, &[]);
             }
+            ToVmm::Leave {} => std::process::exit(0),
             ToVmm::Done { .. } => panic!("an answer to nothing"),
         }
     }

@@ -551,7 +551,9 @@ fn power_and_bus_master() {
     bench.receive_ring(1, 1540);
     let bytes = common::frame(OWN_MAC, common::OTHER, 64);
     let mut effects = Default::default();
+    assert!(bench.guest.registers.is_started());
     bench.guest.registers.set_power(u32::MAX, &mut effects);
+    assert!(!bench.guest.registers.is_started());
     assert!(effects.kick);
     assert_eq!(bench.guest.registers.power(), pci::CFDD_WRITABLE);
     bench.guest.set_csr(6, 0);
@@ -562,6 +564,7 @@ fn power_and_bus_master() {
         .guest
         .registers
         .set_power(pci::CFDD_SNOOZE, &mut effects);
+    assert!(bench.guest.registers.is_started());
     bench.turn();
     assert!(bench.deliver(&bytes).is_none());
     bench.receive_ring(1, 1540);

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use rustix::event::Timespec;
@@ -16,30 +15,36 @@ const LIMIT: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// How long a VM goes on that vswitchd does not know: while it starts it may not know it yet.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Open files by what they are for.
 pub(crate) type Files = BTreeMap<FileRole, OwnedFd>;
 
 /// The connection to vswitchd.
 pub(crate) struct Attached {
-    socket: PathBuf,
     name: String,
     connection: Option<Connection>,
-    /// Since when a vswitchd that is there does not want this VM.
-    unwanted: Option<Instant>,
+    /// Where the next vswitchd comes in.
+    door: Option<OwnedFd>,
+}
+
+/// What became of a wait for vswitchd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Return {
+    /// It is there, and has adopted this VM.
+    Adopted,
+    /// It is not there.
+    Nobody,
+    /// It is there, and wants this VM to end.
+    Unwanted,
 }
 
 impl Attached {
     /// Connects for the first time.
-    pub(crate) fn first(socket: PathBuf, name: String) -> anyhow::Result<Attached> {
-        let connection = Connection::dial(&socket)?;
+    pub(crate) fn first(socket: &Path, name: String) -> anyhow::Result<Attached> {
+        let connection = Connection::dial(socket)?;
         let mut attached = Attached {
-            socket,
             name,
             connection: Some(connection),
-            unwanted: None,
+            door: None,
         };
         attached.hello(false)?;
         Ok(attached)
@@ -61,7 +66,7 @@ impl Attached {
     }
 
     /// What machine is to be made, and the open files it is made from.
-    pub(crate) fn configuration(&self) -> anyhow::Result<(Configure, Files)> {
+    pub(crate) fn configuration(&mut self) -> anyhow::Result<(Configure, Files)> {
         let connection = self.connection.as_ref().context("no connection")?;
         let (message, fds) = connection
             .receive::<ToVmm>(LIMIT)
@@ -69,36 +74,39 @@ impl Attached {
         let ToVmm::Configure(configure) = message else {
             bail!("vswitchd did not say what machine to make");
         };
-        let files = configure.files.iter().copied().zip(fds).collect();
+        let mut files: Files = configure.files.iter().copied().zip(fds).collect();
+        self.door = files.remove(&FileRole::Attach);
         Ok((configure, files))
     }
 
-    /// Whether vswitchd has been there for long, and does not know this VM: it must not run beside another of its name.
-    pub(crate) fn is_orphan(&self) -> bool {
-        self.unwanted
-            .is_some_and(|since| since.elapsed() > PATIENCE)
-    }
-
-    /// Connects again, for a VM that runs. False if vswitchd is not there, or does not want it now.
-    pub(crate) fn again(&mut self) -> bool {
-        let Ok(connection) = Connection::dial(&self.socket) else {
-            self.unwanted = None;
-            return false;
+    /// Lets the next vswitchd in, if it has come, for a VM that runs.
+    pub(crate) fn again(&mut self) -> Return {
+        let waiting = self.door.as_ref().map(Connection::accept);
+        let Some(Ok(Some(connection))) = waiting else {
+            return Return::Nobody;
         };
         self.connection = Some(connection);
-        let adopted = self.hello(true).and_then(|()| {
-            let connection = self.connection.as_ref().context("no connection")?;
-            let (message, _) = connection.receive::<ToVmm>(LIMIT)?;
-            anyhow::ensure!(message == ToVmm::Adopt {}, "not adopted");
-            Ok(())
-        });
-        if adopted.is_ok() {
-            self.unwanted = None;
-        } else {
-            self.connection = None;
-            self.unwanted.get_or_insert_with(Instant::now);
+        // One that wants the VM to end does not wait for the hello.
+        let _ = self.hello(true);
+        match self.answer() {
+            Ok(ToVmm::Adopt {}) => return Return::Adopted,
+            Ok(ToVmm::Leave {}) => return Return::Unwanted,
+            Ok(_) => tracing::error!("vswitchd neither adopts the VM nor lets it go"),
+            // It has gone again.
+            Err(_) => {}
         }
-        adopted.is_ok()
+        self.connection = None;
+        Return::Nobody
+    }
+
+    fn answer(&self) -> anyhow::Result<ToVmm> {
+        let connection = self.connection.as_ref().context("no connection")?;
+        Ok(connection.receive::<ToVmm>(LIMIT)?.0)
+    }
+
+    /// What to wait for: messages, or without a connection the next vswitchd.
+    pub(crate) fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        self.fd().or_else(|| self.door.as_ref().map(AsFd::as_fd))
     }
 
     /// The socket, while there is a connection.

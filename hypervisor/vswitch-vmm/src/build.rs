@@ -11,7 +11,7 @@ use hypervisor::device::Effects;
 use hypervisor::memory::GuestMemory;
 use hypervisor::pc::{Pc, Start};
 use hypervisor::{Machine, Named};
-use vswitch::api::AdapterKind;
+use vswitch::api::{AdapterKind, AdapterName};
 use vswitch::attach::message::{Configure, FileRole};
 use vswitch::mac::Mac;
 
@@ -40,7 +40,7 @@ pub(crate) fn machine(
     for adapter in adapters.filter(|adapter| adapter.name.kind() == AdapterKind::Legacy) {
         let made = nic::adapter(adapter.name, Mac(adapter.mac), adapter.link, rom.as_deref())
             .with_context(|| format!("adapter {}", adapter.name))?;
-        functions.push(made.0);
+        put(&mut functions, adapter.name, made.0);
         shared.push(made.1);
     }
     let vcpus = u8::try_from(configure.cpus).context("number of processors")?;
@@ -65,6 +65,15 @@ pub(crate) fn machine(
     let tsc_hz = machine.tsc_hz();
     machine.with(VMBUS, |vmbus: &mut Vmbus, _| vmbus.set_clock(tsc_hz));
     Ok((machine, shared))
+}
+
+/// Puts an adapter into the slot that its name says: it keeps it, whichever others there are.
+fn put<T>(slots: &mut Vec<Option<T>>, name: AdapterName, adapter: T) {
+    let slot = usize::from(name.index());
+    slots.resize_with(slots.len().max(slot + 1), || None);
+    if let Some(place) = slots.get_mut(slot) {
+        *place = Some(adapter);
+    }
 }
 
 /// Hyper-V's interface, if the guest is to find it, with its synthetic adapters and services.
@@ -119,4 +128,18 @@ fn read(file: OwnedFd, what: &str) -> anyhow::Result<Vec<u8>> {
         "{what} is longer than {MAX_IMAGE} bytes"
     );
     Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_keeps_its_slot_when_another_goes() {
+        let mut slots = Vec::new();
+        for name in ["legacy1", "legacy3"] {
+            put(&mut slots, name.parse().unwrap(), name);
+        }
+        assert_eq!(slots, [None, Some("legacy1"), None, Some("legacy3")]);
+    }
 }

@@ -68,9 +68,7 @@ fn check() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     let socket = args.attach.context("no attach socket")?;
-    let socket = std::path::absolute(&socket)
-        .with_context(|| format!("cannot tell where {} is", socket.display()))?;
     let name = args.name.context("no name")?;
-    let attached = attached::Attached::first(socket, name)?;
+    let attached = attached::Attached::first(&socket, name)?;
     vm::run(attached)
 }

@@ -11,7 +11,6 @@ use hypervisor::pci::function::CONFIG_REGION;
 use hypervisor::pci::{Bar, ConfigSpace, Function, INTX, Identity};
 use rustix::event::{EventfdFlags, eventfd};
 use tracing::warn;
-use vnic_legacy::csr::mode;
 use vnic_legacy::page::SharedPage;
 use vnic_legacy::pci;
 use vnic_legacy::registers::{self, Registers, Timer};
@@ -22,8 +21,6 @@ use vswitch::mac::Mac;
 const COMMAND_MASTER: u8 = 1 << 2;
 /// Bytes from one register to the next.
 const REGISTER: u64 = 8;
-/// Offset of CSR6.
-const CSR6: u64 = 6 * REGISTER;
 
 /// What of an adapter vswitchd is given.
 pub(crate) struct Shared {
@@ -178,12 +175,8 @@ impl Nic {
     }
 
     /// Whether a driver has started to send or to receive.
-    pub(crate) fn has_driver(&mut self, effects: &mut Effects) -> bool {
-        let mut csr6 = [0; 4];
-        self.call(effects, |registers, now, wanted| {
-            registers.read(CSR6, &mut csr6, now, wanted);
-        });
-        u32::from_le_bytes(csr6) & (mode::SR | mode::ST) != 0
+    pub(crate) fn has_driver(&self) -> bool {
+        self.registers.is_started()
     }
 
     /// Exits at the registers since the adapter was made.

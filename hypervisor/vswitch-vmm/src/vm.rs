@@ -23,14 +23,12 @@ use vswitch::attach::message::{
 };
 use vswitch::attach::{FromVmm, ToVmm};
 
-use crate::attached::Attached;
+use crate::attached::{Attached, Return};
 use crate::build;
 use crate::console::{Consoles, Outbox};
 use crate::nic::{Accesses, Nic, Shared};
 use crate::vmbus::{VMBUS, Vmbus};
 
-/// How often vswitchd is looked for, where it is not there.
-const RETRY: Timespec = millis(200);
 /// How long vswitchd is waited for before a reset.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How often a guest is offered what it had no room for.
@@ -101,9 +99,9 @@ fn make(attached: &mut Attached) -> anyhow::Result<Made> {
             .restore(BufReader::new(File::from(saved)))
             .context("the saved state cannot be used")?;
         let legacy = |adapter: &&AdapterConfig| adapter.name.kind() == AdapterKind::Legacy;
-        for (index, adapter) in configure.adapters.iter().filter(legacy).enumerate() {
+        for adapter in configure.adapters.iter().filter(legacy) {
             // Its cable may have been pulled out, or plugged in, since it was saved.
-            with_nic(&machine, index, |nic, _| nic.set_link(adapter.link));
+            with_nic(&machine, adapter.name, |nic, _| nic.set_link(adapter.link));
         }
     }
     // Nothing is opened from now on. The threads of the machine are confined already.
@@ -114,8 +112,8 @@ fn make(attached: &mut Attached) -> anyhow::Result<Made> {
 impl Vm {
     /// Tells vswitchd what there is. Its adapters are served from now on, until it says otherwise.
     fn announce(&mut self) {
-        for adapter in 0..self.adapters.len() {
-            self.with_nic(adapter, |nic, effects| nic.set_served(true, effects));
+        for adapter in &self.adapters {
+            self.with_nic(adapter.name, |nic, effects| nic.set_served(true, effects));
         }
         let memory = self.machine.memory();
         let regions = memory.ranges().iter().map(|range| Region {
@@ -189,28 +187,25 @@ impl Vm {
         self.later.pop_front().or_else(|| self.attached.next())
     }
 
-    /// Looks for vswitchd. False if there is nothing to come back with.
+    /// Lets the next vswitchd in, if it is there. False if the VM is to end.
     fn return_home(&mut self) -> bool {
-        if self.state() == RunState::Ready || self.attached.is_orphan() {
+        if self.state() == RunState::Ready {
             return false;
         }
         // vswitchd has gone, and its workers with it.
-        for adapter in 0..self.adapters.len() {
-            self.with_nic(adapter, |nic, effects| nic.set_served(false, effects));
+        for adapter in &self.adapters {
+            self.with_nic(adapter.name, |nic, effects| nic.set_served(false, effects));
         }
         self.with_vmbus(|vmbus, effects| vmbus.set_served(false, effects));
-        if self.attached.again() {
+        let outcome = self.attached.again();
+        if outcome == Return::Adopted {
             self.announce();
         }
-        true
+        outcome != Return::Unwanted
     }
 
     fn wait(&mut self, typed: bool) {
-        let limit = match (typed, self.attached.fd()) {
-            (true, _) => Some(&OFFER),
-            (false, None) => Some(&RETRY),
-            (false, Some(_)) => None,
-        };
+        let limit = typed.then_some(&OFFER);
         let mut which = Vec::new();
         let mut fds = vec![PollFd::new(self.machine.event_fd(), PollFlags::IN)];
         let vmbus = self.vmbus.iter();
@@ -220,7 +215,7 @@ impl Vm {
             which.push(name);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         });
-        if let Some(fd) = self.attached.fd() {
+        if let Some(fd) = self.attached.awaited() {
             fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
         }
         match poll(&mut fds, limit) {
@@ -289,7 +284,7 @@ impl Vm {
                 self.with_vmbus(|vmbus, effects| vmbus.done(id, ok, effects));
                 return;
             }
-            ToVmm::Configure(_) | ToVmm::Adopt {} => {
+            ToVmm::Configure(_) | ToVmm::Adopt {} | ToVmm::Leave {} => {
                 tracing::error!("vswitchd says what it may not say to a machine that is made");
                 return;
             }
@@ -335,11 +330,12 @@ impl Vm {
                 file.flush().context("cannot write the saved state")?;
             }
             Command::Link { adapter, up } => {
-                self.with_nic(self.index(adapter)?, |nic, _| nic.set_link(up));
+                self.with_nic(adapter, |nic, _| nic.set_link(up))
+                    .with_context(|| format!("no adapter {adapter}"))?;
             }
             Command::Served { adapter, served } => {
-                let index = self.index(adapter)?;
-                self.with_nic(index, |nic, effects| nic.set_served(served, effects));
+                self.with_nic(adapter, |nic, effects| nic.set_served(served, effects))
+                    .with_context(|| format!("no adapter {adapter}"))?;
             }
             Command::SubChannels { adapter, count } => {
                 self.vmbus(|vmbus, effects| vmbus.offer_sub_channels(adapter, count, effects))?;
@@ -400,8 +396,8 @@ impl Vm {
     }
 
     fn status(&self) -> Status {
-        let bound = |index| self.with_nic(index, Nic::has_driver).unwrap_or_default();
-        let adapters = self.adapters.iter().enumerate();
+        let bound = |name| self.with_nic(name, |nic, _| nic.has_driver());
+        let adapters = self.adapters.iter().map(|adapter| adapter.name);
         let synthetic = self.with_vmbus(|vmbus, _| vmbus.drivers());
         let services = self.with_vmbus(|vmbus, _| vmbus.services_in_use());
         let facts = self.with_vmbus(|vmbus, effects| vmbus.facts(effects));
@@ -409,7 +405,7 @@ impl Vm {
             state: self.state(),
             exits: self.exits(),
             drivers: adapters
-                .filter_map(|(index, adapter)| bound(index).then_some(adapter.name))
+                .filter(|name| bound(*name) == Some(true))
                 .chain(synthetic.unwrap_or_default())
                 .collect(),
             services: services.unwrap_or_default(),
@@ -419,9 +415,9 @@ impl Vm {
 
     /// Exits by kind, those at the registers of legacy adapters by register (of all adapters). Each counts once.
     fn exits(&self) -> BTreeMap<String, u64> {
-        let adapters = 0..self.adapters.len();
+        let adapters = self.adapters.iter();
         let nics: Vec<Accesses> = adapters
-            .filter_map(|index| self.with_nic(index, |nic, _| nic.accesses()))
+            .filter_map(|adapter| self.with_nic(adapter.name, |nic, _| nic.accesses()))
             .collect();
         let by_port: u64 = nics.iter().map(|nic| nic.by_port).sum();
         let by_memory: u64 = nics.iter().map(|nic| nic.by_memory).sum();
@@ -450,14 +446,6 @@ impl Vm {
         counts
     }
 
-    fn index(&self, name: AdapterName) -> anyhow::Result<usize> {
-        let index = self
-            .adapters
-            .iter()
-            .position(|adapter| adapter.name == name);
-        index.with_context(|| format!("no adapter {name}"))
-    }
-
     /// Calls the virtual machine bus, if there is one.
     fn with_vmbus<T>(&self, call: impl FnOnce(&mut Vmbus, &mut Effects) -> T) -> Option<T> {
         self.machine.with(VMBUS, call)
@@ -473,7 +461,7 @@ impl Vm {
 
     fn with_nic<T>(
         &self,
-        adapter: usize,
+        adapter: AdapterName,
         call: impl FnOnce(&mut Nic, &mut Effects) -> T,
     ) -> Option<T> {
         with_nic(&self.machine, adapter, call)
@@ -482,10 +470,10 @@ impl Vm {
 
 fn with_nic<T>(
     machine: &Machine,
-    adapter: usize,
+    adapter: AdapterName,
     call: impl FnOnce(&mut Nic, &mut Effects) -> T,
 ) -> Option<T> {
-    let address = Pc::adapter_address(u8::try_from(adapter).ok()?);
+    let address = Pc::adapter_address(adapter.index());
     machine
         .with(pc::PCI, |bridge: &mut HostBridge, effects| {
             bridge.with_device(address, effects, call)

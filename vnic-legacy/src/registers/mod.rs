@@ -215,6 +215,11 @@ impl Registers {
         self.page.seen() == self.generation
     }
 
+    /// Whether a driver has started to send or to receive. An adapter that sleeps does neither.
+    pub fn is_started(&self) -> bool {
+        self.power & pci::CFDD_SLEEP == 0 && self.get(6) & (mode::SR | mode::ST) != 0
+    }
+
     /// The level of the interrupt line: whether a status bit is set and enabled.
     pub fn line(&self) -> bool {
         status::interrupts(self.page.status(), self.get(7))

@@ -91,6 +91,8 @@ pub enum FileRole {
     Firmware,
     /// The option ROM of legacy adapters.
     LegacyRom,
+    /// The listening socket on which the next vswitchd comes in.
+    Attach,
 }
 
 /// An adapter as it is configured.
@@ -196,6 +198,8 @@ pub enum ToVmm {
     Configure(Configure),
     /// The VM that runs goes on under this vswitchd.
     Adopt {},
+    /// A machine that runs is not known: it ends.
+    Leave {},
     /// A command; it is answered by a reply with the same number.
     Command {
         /// The number.
@@ -219,7 +223,7 @@ impl Checked for ToVmm {
                 configure.check()?;
                 configure.files.len()
             }
-            ToVmm::Adopt {} | ToVmm::Done { .. } => 0,
+            ToVmm::Adopt {} | ToVmm::Leave {} | ToVmm::Done { .. } => 0,
             ToVmm::Command { command, .. } => command.check()?,
         };
         exactly(fds, due)

@@ -13,9 +13,10 @@
 //!                                          ◄──  Command { id, … }
 //! Reply { id, … }, Event                   ──►
 //! ```
-//! When vswitchd goes away the process keeps the VM running and connects again; it then says `Hello { running: true }`,
-//! is answered `Adopt`, and sends `Ready` as above.
-//!
+//! When vswitchd goes away the process keeps the VM running. It has given up the right to connect to anything: the next
+//! vswitchd connects to it, on a listening socket of its own that came with `Configure`. The process then says
+//! `Hello { running: true }`, is answered `Adopt`, and sends `Ready` as above. A vswitchd that has no use for it says
+//! `Leave` instead, and it ends.
 //!
 //! The channels of a synthetic adapter are opened and closed by its guest, over the bus that the process has. What the
 //! bus demands for them goes to vswitchd as it comes, and the guest is answered once vswitchd has done it:
@@ -39,7 +40,7 @@ pub use message::{FromVmm, ToVmm};
 pub use socket::{AttachError, Connection, Listener};
 
 /// The version of the protocol. Both ends come from one build: any other is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of a message, at most. The longest is a demand with 8190 page numbers of 13 digits.
 pub const MAX_MESSAGE: usize = 128 * 1024;
 /// File descriptors with a message, at most: guest RAM, three for each of 4 legacy adapters, one for each of 8 synthetic

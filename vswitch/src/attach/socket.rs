@@ -83,6 +83,18 @@ impl Connection {
         Ok(Connection { socket })
     }
 
+    /// Accepts a connection on `listener`; `None` if nobody waits.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn accept(listener: impl AsFd) -> Result<Option<Connection>, AttachError> {
+        match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => Ok(Some(Connection { socket })),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+            Err(errno) => Err(system("accept a connection")(errno)),
+        }
+    }
+
     /// Two ends of a connection.
     ///
     /// # Errors
@@ -218,6 +230,25 @@ fn receive_packet(
     Ok(Some((result.bytes, fds)))
 }
 
+/// Listens on `path`, which nobody but the owner may connect to. A file that is there is replaced: the folder is the
+/// caller's own.
+///
+/// # Errors
+/// The path is too long, or the kernel refuses.
+pub fn listen_on(path: &Path) -> Result<OwnedFd, AttachError> {
+    let what = system("listen on the attach socket");
+    let socket = new_socket().map_err(&what)?;
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(what(errno)),
+    }
+    // The mode of a socket's file is that of the socket, less the umask (unix(7)).
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).map_err(&what)?;
+    bind(&socket, &SocketAddrUnix::new(path).map_err(&what)?).map_err(&what)?;
+    listen(&socket, BACKLOG).map_err(&what)?;
+    Ok(socket)
+}
+
 /// The socket that processes of VMs connect to. Its file goes when this is dropped.
 #[derive(Debug)]
 pub struct Listener {
@@ -232,25 +263,14 @@ impl AsFd for Listener {
 }
 
 impl Listener {
-    /// Listens on `path`, which nobody but the owner may connect to. A file that a killed vswitchd left there is
-    /// replaced: whoever calls this holds the lock of the state directory, and the run directory is its own.
+    /// Listens on `path` as [`listen_on`] does. A file that a killed vswitchd left there is replaced: whoever calls this
+    /// holds the lock of the state directory, and the run directory is its own.
     ///
     /// # Errors
-    /// The path is too long, or the kernel refuses.
+    /// As [`listen_on`].
     pub fn bind(path: &Path) -> Result<Listener, AttachError> {
-        let what = system("listen on the attach socket");
-        let socket = new_socket().map_err(&what)?;
-        match rustix::fs::unlink(path) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(what(errno)),
-        }
-        // The mode of a socket's file is that of the socket, less the umask (unix(7)).
-        rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
-            .map_err(&what)?;
-        bind(&socket, &SocketAddrUnix::new(path).map_err(&what)?).map_err(&what)?;
-        listen(&socket, BACKLOG).map_err(&what)?;
         Ok(Listener {
-            socket,
+            socket: listen_on(path)?,
             path: path.to_owned(),
         })
     }
@@ -260,11 +280,7 @@ impl Listener {
     /// # Errors
     /// The kernel refuses.
     pub fn accept(&self) -> Result<Option<Connection>, AttachError> {
-        match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(socket) => Ok(Some(Connection { socket })),
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
-            Err(errno) => Err(system("accept a connection")(errno)),
-        }
+        Connection::accept(&self.socket)
     }
 }
 

@@ -183,7 +183,7 @@ pub(crate) enum AdapterVerb {
 const ADD_EXAMPLES: &str = "\
 Examples:
   vswitchctl adapter add web --kind synthetic --net lab
-  vswitchctl adapter add web legacy1 --net lab --mac 02:00:00:00:00:01 --vlan 10";
+  vswitchctl adapter add web legacy1 --net lab --mac 52:00:00:00:00:01 --vlan 10";
 
 /// An address, or the word `pool`.
 #[derive(Clone, Copy, Debug)]

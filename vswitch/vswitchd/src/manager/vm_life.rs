@@ -46,19 +46,20 @@ impl Manager {
         let mut ran = saved.resume;
         if let StoredState::Running { pid, started } = saved.state {
             let places = self.places_of(&vm);
-            let adopted = self
-                .vm_host
-                .door
-                .expect(&name, || Live::adopt(&name, (pid, started), places));
+            let attach = self.vm_host.files.attach(&name);
+            let adopted = Live::adopt(&name, (pid, started), places, attach);
             vm.live =
                 adopted.map_err(|error| failed(format_args!("cannot adopt VM '{name}'"), error))?;
             if vm.live.is_none() {
                 warn!(vm = %name, "its process ended while vswitchd did not run");
                 vm.detail = Some("its process ended while vswitchd did not run".to_owned());
                 self.note(&name, StoredState::Off, true)?;
-                self.vm_host.files.close_consoles(&name);
+                self.vm_host.files.close_sockets(&name);
                 ran = true;
             }
+        }
+        if vm.live.is_none() {
+            self.vm_host.files.send_away(&name);
         }
         let wanted = match start.when {
             StartWhen::Nothing => false,
@@ -112,20 +113,20 @@ impl Manager {
             .any(|name| name.kind() == AdapterKind::Legacy);
         let opened = files
             .open(&vm.config, legacy, vm.saved)
-            .inspect_err(|_| files.close_consoles(name));
+            .inspect_err(|_| files.close_sockets(name));
         let birth = Birth {
             configure: self.configure(vm),
             files: opened.map_err(refuse)?,
+            attach: files.attach(name),
         };
         let (places, saved) = (self.places_of(vm), vm.saved);
         let (door, launcher) = (&self.vm_host.door, &*self.vm_host.launcher);
         let started = door.expect(name, || {
-            Live::start(name, launcher, door.path(), places, birth).map(Some)
+            Live::start(name, launcher, door.path(), places, birth)
         });
         let live = started
-            .inspect_err(|_| files.close_consoles(name))
-            .map_err(refuse)?
-            .ok_or_else(|| no_vm(name))?;
+            .inspect_err(|_| files.close_sockets(name))
+            .map_err(refuse)?;
         let (pid, started) = live.id();
         // A saved state is good until the machine runs.
         if !saved
@@ -195,7 +196,7 @@ impl Manager {
             vm.crash = vm.live.take().and_then(|live| live.crash());
             vm.detail = Some(end);
             let (saved, resume) = (vm.saved, self.stopping);
-            self.vm_host.files.close_consoles(&name);
+            self.vm_host.files.close_sockets(&name);
             if !saved {
                 self.note(&name, StoredState::Off, resume)
                     .unwrap_or_else(|error| error!(vm = %name, %error, "its end was not noted"));

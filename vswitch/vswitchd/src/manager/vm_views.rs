@@ -1,8 +1,8 @@
 //! What the API shows of VMs.
 
 use vswitch::api::{
-    AdapterKind, AdapterView, ConsoleView, CrashView, DriverState, Refusal, Service, ServiceView,
-    VmConfig, VmGlance, VmList, VmName, VmView,
+    AdapterKind, AdapterView, Boot, ConsoleView, CrashView, DriverState, Refusal, Service,
+    ServiceView, VmConfig, VmGlance, VmList, VmName, VmView,
 };
 use vswitch::attach::message::Status;
 
@@ -146,7 +146,16 @@ impl Manager {
             });
             twins.chain(swapped)
         };
-        vm.adapters.values().flat_map(of).collect()
+        let mut warnings: Vec<_> = vm.adapters.values().flat_map(of).collect();
+        let mut kinds = vm.adapters.keys().map(|name| name.kind());
+        if vm.config.boot == Boot::Network && !kinds.any(|kind| kind == AdapterKind::Legacy) {
+            warnings.push(
+                "it boots from the network, and has no legacy adapter, which is the only kind that can: \
+                 add one, or set boot=kernel:PATH"
+                    .to_owned(),
+            );
+        }
+        warnings
     }
 }
 

@@ -156,14 +156,24 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// The first address of `first` to `last` after all that were ever given of them; `None` if all were.
+    /// An address of `first` to `last` that was never given: the one after all that were, else the lowest, as of a range
+    /// that was widened downwards; `None` if all were given.
     pub(crate) fn next_mac(&self, first: u64, last: u64) -> Result<Option<u64>, StoreError> {
         let query = "SELECT max(mac) FROM mac_given WHERE mac BETWEEN ? AND ?";
         let given: Option<i64> =
             self.0
                 .query_row(query, params![first as i64, last as i64], |row| row.get(0))?;
         let next = given.map_or(first, |mac| mac as u64 + 1);
-        Ok((next <= last).then_some(next))
+        if next <= last {
+            return Ok(Some(next));
+        }
+        let query = "SELECT min(mac) FROM (SELECT ?1 AS mac UNION ALL \
+                     SELECT mac + 1 FROM mac_given WHERE mac BETWEEN ?1 AND ?2 - 1) AS free \
+                     WHERE NOT EXISTS (SELECT 1 FROM mac_given WHERE mac_given.mac = free.mac)";
+        let lowest: Option<i64> =
+            self.0
+                .query_row(query, params![first as i64, last as i64], |row| row.get(0))?;
+        Ok(lowest.map(|mac| mac as u64))
     }
 
     /// Notes that an address has been given, or shall never be.
@@ -220,4 +230,65 @@ fn read_adapter(row: &Row<'_>) -> rusqlite::Result<SavedAdapter> {
             .map(|vlan| VlanId::try_from(vlan).map_err(|error| wrong(3, error)))
             .transpose()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::Store;
+    use super::*;
+
+    fn store(dir: &tempfile::TempDir) -> Store {
+        Store::open(&dir.path().join("state.db")).unwrap()
+    }
+
+    fn take(change: &Change<'_>, first: u64, last: u64) -> Option<u64> {
+        let mac = change.next_mac(first, last).unwrap()?;
+        change.give_mac(mac).unwrap();
+        Some(mac)
+    }
+
+    #[test]
+    fn ten_thousand_adapters_have_addresses_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store(&dir);
+        let (first, last) = (0x5200_0000_0000, 0x5200_0000_ffff);
+        let mut seen = BTreeSet::new();
+        for _ in 0..10 {
+            let change = store.change().unwrap();
+            for _ in 0..1000 {
+                assert!(seen.insert(take(&change, first, last).unwrap()));
+            }
+            change.commit().unwrap();
+        }
+        assert!(seen.iter().all(|mac| (first..=last).contains(mac)));
+    }
+
+    #[test]
+    fn every_address_of_a_range_is_given_once_however_the_range_is_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store(&dir);
+        let change = store.change().unwrap();
+        let mut seen = BTreeSet::new();
+        // Ranges within 64 addresses, by a linear congruential generator, each used for a while.
+        let mut random = 1_u64;
+        for _ in 0..200 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let (a, b) = ((random >> 33) % 64 + 1, (random >> 48) % 64 + 1);
+            let (first, last) = (a.min(b), a.max(b));
+            for _ in 0..(random >> 60) {
+                let before = (first..=last).filter(|mac| !seen.contains(mac)).count();
+                match take(&change, first, last) {
+                    Some(mac) => {
+                        assert!((first..=last).contains(&mac) && seen.insert(mac), "{mac}");
+                    }
+                    None => assert_eq!(before, 0, "{first} to {last}"),
+                }
+            }
+        }
+        assert!(seen.len() > 32, "{}", seen.len());
+    }
 }

@@ -58,14 +58,12 @@ impl Door {
     pub(crate) fn expect(
         &self,
         name: &VmName,
-        start: impl FnOnce() -> anyhow::Result<Option<Arc<Live>>>,
-    ) -> anyhow::Result<Option<Arc<Live>>> {
+        start: impl FnOnce() -> anyhow::Result<Arc<Live>>,
+    ) -> anyhow::Result<Arc<Live>> {
         let mut expected = lock(&self.expected);
         let live = start()?;
         expected.retain(|_, live| live.strong_count() > 0);
-        if let Some(live) = &live {
-            expected.insert(name.clone(), Arc::downgrade(live));
-        }
+        expected.insert(name.clone(), Arc::downgrade(&live));
         Ok(live)
     }
 }
@@ -111,7 +109,21 @@ fn admit(listener: &Listener, expected: &Expected, stop: &std::os::fd::OwnedFd) 
 }
 
 fn welcome(connection: Connection, expected: &Expected) -> anyhow::Result<()> {
-    let (message, _) = connection.receive::<FromVmm>(HELLO_LIMIT)?;
+    let (name, running) = hello(&connection, HELLO_LIMIT)?;
+    let live = lock(expected).get(&name).and_then(Weak::upgrade);
+    let live = live.with_context(|| format!("VM '{name}' is not waited for"))?;
+    let pid = connection.peer_pid()?;
+    ensure!(
+        pid == live.id().0,
+        "process {pid} says it is VM '{name}', which is process {}",
+        live.id().0
+    );
+    live.connected(connection, running)
+}
+
+/// The first message of a process: its VM, and whether that runs already.
+pub(super) fn hello(connection: &Connection, limit: Timespec) -> anyhow::Result<(VmName, bool)> {
+    let (message, _) = connection.receive::<FromVmm>(limit)?;
     let FromVmm::Hello {
         version,
         name,
@@ -124,14 +136,5 @@ fn welcome(connection: Connection, expected: &Expected) -> anyhow::Result<()> {
         version == VERSION,
         "it speaks version {version}; allowed: {VERSION}"
     );
-    let name: VmName = name.parse()?;
-    let live = lock(expected).get(&name).and_then(Weak::upgrade);
-    let live = live.with_context(|| format!("VM '{name}' is not waited for"))?;
-    let pid = connection.peer_pid()?;
-    ensure!(
-        pid == live.id().0,
-        "process {pid} says it is VM '{name}', which is process {}",
-        live.id().0
-    );
-    live.connected(connection, running)
+    Ok((name.parse()?, running))
 }

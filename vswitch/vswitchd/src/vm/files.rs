@@ -11,6 +11,8 @@ use nix::unistd::Gid;
 use rustix::fs::OFlags;
 use vswitch::api::{Boot, VmConfig, VmName};
 use vswitch::attach::message::FileRole;
+use vswitch::attach::socket::listen_on;
+use vswitch::attach::{Connection, ToVmm};
 
 use crate::socket::make_dir;
 
@@ -58,6 +60,20 @@ impl Files {
     /// The socket of COM1 or COM2.
     pub(crate) fn console(&self, name: &VmName, com: u8) -> PathBuf {
         self.run_dir.join(format!("{name}.com{com}.sock"))
+    }
+
+    /// The socket on which the process of a VM lets the next vswitchd in. Unlike those in the run directory it is there
+    /// after whatever ended vswitchd.
+    pub(crate) fn attach(&self, name: &VmName) -> PathBuf {
+        self.state_dir.join(format!("{name}.attach"))
+    }
+
+    /// Sends a process away that the store does not know: vswitchd was killed while it was being started.
+    pub(crate) fn send_away(&self, name: &VmName) {
+        // Hardly ever is there one.
+        if let Ok(connection) = Connection::dial(&self.attach(name)) {
+            let _ = connection.send(&ToVmm::Leave {}, &[], super::live::SEND_LIMIT);
+        }
     }
 
     /// What COM1 has said.
@@ -109,6 +125,9 @@ impl Files {
         }
         files.push((FileRole::Com1, self.listen(name, 1)?));
         files.push((FileRole::Com2, self.listen(name, 2)?));
+        let path = self.attach(name);
+        let attach = listen_on(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        files.push((FileRole::Attach, attach));
         let log = self.log(name);
         let opened = OpenOptions::new()
             .read(true)
@@ -145,15 +164,19 @@ impl Files {
     }
 
     /// Takes the sockets of a VM away, whose process has ended.
-    pub(crate) fn close_consoles(&self, name: &VmName) {
-        for com in [1, 2] {
-            let _ = std::fs::remove_file(self.console(name, com));
+    pub(crate) fn close_sockets(&self, name: &VmName) {
+        for path in [
+            self.console(name, 1),
+            self.console(name, 2),
+            self.attach(name),
+        ] {
+            let _ = std::fs::remove_file(path);
         }
     }
 
     /// Deletes everything a VM leaves behind.
     pub(crate) fn delete(&self, name: &VmName) {
-        self.close_consoles(name);
+        self.close_sockets(name);
         for path in [self.log(name), self.saved(name), self.unfinished(name)] {
             let _ = std::fs::remove_file(path);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,6 +60,8 @@ pub(crate) struct Birth {
     pub(crate) configure: Configure,
     /// Open files.
     pub(crate) files: Vec<(FileRole, OwnedFd)>,
+    /// The socket it listens on, which is one of them.
+    pub(crate) attach: PathBuf,
 }
 
 /// The process of a VM. It is there until it has ended, whatever happens to the connection.
@@ -82,6 +84,8 @@ pub(crate) struct Live {
 pub(super) struct Inner {
     pub(super) state: VmState,
     pub(super) connection: Option<Arc<Connection>>,
+    /// The socket on which it can be reached when the connection is lost.
+    pub(super) attach: PathBuf,
     /// What it is to be given when it connects.
     pub(super) birth: Option<Birth>,
     next_id: u64,
@@ -121,7 +125,8 @@ impl Live {
             .spawn()
             .with_context(|| format!("cannot start the process of VM '{name}'"))?;
         let pid = child.id() as i32;
-        let live = Live::new(name, pid, places, Some(birth)).inspect_err(|_| {
+        let attach = birth.attach.clone();
+        let live = Live::new(name, pid, places, attach, Some(birth)).inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
         })?;
@@ -134,11 +139,12 @@ impl Live {
         name: &VmName,
         (pid, started): (i32, i64),
         places: Places,
+        attach: PathBuf,
     ) -> anyhow::Result<Option<Arc<Live>>> {
         if start_time(pid) != Some(started) {
             return Ok(None);
         }
-        let live = Live::new(name, pid, places, None)?;
+        let live = Live::new(name, pid, places, attach, None)?;
         // It may have ended, and its number been given to another, before it was opened.
         if live.started != started {
             return Ok(None);
@@ -151,6 +157,7 @@ impl Live {
         name: &VmName,
         pid: i32,
         places: Places,
+        attach: PathBuf,
         birth: Option<Birth>,
     ) -> anyhow::Result<Arc<Live>> {
         let raw = Pid::from_raw(pid).context("no process")?;
@@ -172,6 +179,7 @@ impl Live {
             inner: Mutex::new(Inner {
                 state: VmState::Starting,
                 connection: None,
+                attach,
                 birth,
                 // 0 is for commands whose answer nobody waits for.
                 next_id: 1,
@@ -354,7 +362,10 @@ impl Live {
     /// Cuts the connection, as the end of vswitchd does.
     #[cfg(test)]
     pub(crate) fn sever(&self) {
-        if let Some(connection) = &self.lock().connection {
+        let mut inner = self.lock();
+        // Another vswitchd has it now.
+        inner.attach = PathBuf::new();
+        if let Some(connection) = &inner.connection {
             rustix::net::shutdown(connection, rustix::net::Shutdown::Both).unwrap();
         }
     }

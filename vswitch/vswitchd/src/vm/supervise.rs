@@ -16,13 +16,14 @@ use vswitch::attach::demand::Demand;
 use vswitch::attach::message::{Command, Ended, Region, RunState};
 use vswitch::attach::{AttachError, Connection, FromVmm, ToVmm};
 
+use super::door::hello;
 use super::live::{Live, Place, SEND_LIMIT};
 use super::seat::{Kind, Legacy, Rings, Seat};
 use super::synthetic::Synthetic;
 
 /// The number of the command that starts a machine.
 const START: u64 = u64::MAX;
-/// How long a process may go on after it closed its connection, and may take to connect.
+/// How long a process may go on after it closed its connection, and may take to connect or to answer.
 const GRACE: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,
@@ -30,6 +31,11 @@ const GRACE: Timespec = Timespec {
 
 /// Watches until the process has ended.
 pub(super) fn run(live: &Arc<Live>, child: Option<Child>) {
+    let mut late = "its process did not connect to vswitchd in time".to_owned();
+    // One that was adopted waits for this vswitchd.
+    if child.is_none() {
+        late = reach(live).err().unwrap_or(late);
+    }
     loop {
         let connection = live.lock().connection.clone();
         match wait(live, connection.as_deref()) {
@@ -40,9 +46,10 @@ pub(super) fn run(live: &Arc<Live>, child: Option<Child>) {
                 };
                 if let Err(error) = take_messages(live, &connection) {
                     disconnect(live, &error);
+                    late = reach(live).err().unwrap_or(late);
                 }
             }
-            Woken::Late => live.kill("its process did not connect to vswitchd in time"),
+            Woken::Late => live.kill(&late),
             Woken::Other => live.each_seat(Seat::attend),
         }
     }
@@ -103,6 +110,19 @@ fn disconnect(live: &Live, error: &anyhow::Error) {
         warn!(vm = %live.name, "its process breaks the protocol: {error:#}");
         live.kill(&format!("its process breaks the protocol: {error:#}"));
     }
+}
+
+/// Connects to a process whose connection is lost. One that is about to end cannot be reached: why not is told only if it
+/// does not end.
+fn reach(live: &Live) -> Result<(), String> {
+    let reached = || {
+        let attach = live.lock().attach.clone();
+        let connection = Connection::dial(&attach)?;
+        let (name, running) = hello(&connection, GRACE)?;
+        ensure!(name == live.name, "it says it is VM '{name}'");
+        live.connected(connection, running)
+    };
+    reached().map_err(|error| format!("its process cannot be reached: {error:#}"))
 }
 
 fn take_messages(live: &Arc<Live>, connection: &Connection) -> anyhow::Result<()> {

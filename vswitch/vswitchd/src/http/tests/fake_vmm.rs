@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vswitch::api::{AdapterKind, AdapterName, Service};
 use vswitch::attach::demand::{Demand, Flag, PageRange};
-use vswitch::attach::message::{Command, CrashReport, FileRole, Region, RunState, Status};
+use vswitch::attach::message::{Command, CrashReport, Ended, FileRole, Region, RunState, Status};
 use vswitch::attach::{AttachError, Connection, FromVmm, ToVmm, VERSION};
 
 /// Other tests start this one in a process of its own, with a name: a VM that does nothing but answer.
@@ -22,8 +22,10 @@ fn fake_vmm() {
     let mut fake = Fake::default();
     // Nobody is left behind by a test that fails.
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let first = Connection::dial(Path::new(&socket)).unwrap();
+    fake.serve(&first, &name);
     while std::time::Instant::now() < deadline {
-        if let Ok(connection) = Connection::dial(Path::new(&socket)) {
+        if let Some(connection) = Connection::accept(fake.door.as_ref().unwrap()).unwrap() {
             fake.serve(&connection, &name);
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -32,6 +34,8 @@ fn fake_vmm() {
 
 #[derive(Default)]
 struct Fake {
+    /// Where the next vswitchd comes in.
+    door: Option<OwnedFd>,
     state: Option<RunState>,
     cmdline: String,
     services: Vec<Service>,
@@ -68,6 +72,8 @@ impl Fake {
     fn take(&mut self, connection: &Connection, message: ToVmm, mut fds: Vec<OwnedFd>) {
         match message {
             ToVmm::Configure(configure) => {
+                let at = configure.files.iter().position(|r| *r == FileRole::Attach);
+                self.door = Some(fds.remove(at.unwrap()));
                 self.state = Some(RunState::Ready);
                 self.services = configure.services;
                 assert!(configure.hyperv || self.services.is_empty());
@@ -95,6 +101,7 @@ impl Fake {
             }
             ToVmm::Command { id, command } => {
                 let asks = command == Command::Status;
+                let pressed = command == Command::PowerButton;
                 let error = self.obey(connection, command, fds).err();
                 let reply = FromVmm::Reply {
                     id,
@@ -102,7 +109,13 @@ impl Fake {
                     status: asks.then(|| self.status()),
                 };
                 connection.send(&reply, &[], LIMIT).unwrap();
+                if pressed && self.cmdline.contains("obeys") {
+                    let ended = FromVmm::Ended(Ended::PoweredOff {});
+                    connection.send(&ended, &[], LIMIT).unwrap();
+                    std::process::exit(0);
+                }
             }
+            ToVmm::Leave {} => std::process::exit(0),
             ToVmm::Done { ok, .. } => self.done[usize::from(!ok)] += 1,
         }
     }
@@ -123,6 +136,13 @@ impl Fake {
             Command::Pause => self.state = Some(RunState::Paused),
             Command::Save => {
                 let mut file = std::fs::File::from(fds.remove(0));
+                if self.cmdline.contains("full") {
+                    std::io::Write::write_all(&mut file, b"half").unwrap();
+                    return Err("no space left on device".to_owned());
+                }
+                if self.cmdline.contains("vanish") {
+                    std::process::exit(3);
+                }
                 std::io::Write::write_all(&mut file, b"all of it").unwrap();
             }
             Command::Link { adapter, up } => {
@@ -148,6 +168,9 @@ impl Fake {
                 self.kept.remove(&adapter);
                 demand(connection, adapter, Demand::Close { channel: 0 });
                 demand(connection, adapter, Demand::Remove { gpadl: 1 });
+            }
+            Command::PowerButton if self.cmdline.contains("deaf") => {
+                return Err("there is no button".to_owned());
             }
             Command::Reset => {
                 let crash = FromVmm::Crashed(CrashReport {

@@ -418,6 +418,28 @@ async fn after_sigkill_a_running_vm_is_adopted() {
 }
 
 #[tokio::test]
+async fn after_sigkill_a_vm_that_the_store_does_not_know_is_sent_away() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "web", "").await;
+    let pid = act(&rig, "web", "start").await["pid"].as_i64().unwrap();
+    // As if vswitchd had been killed before it could note the process.
+    rig.sql("UPDATE vm SET state = 'off', pid = NULL, started = NULL");
+    let rig = rig.restart(false, |_| {}).await;
+    let stat = format!("/proc/{pid}/stat");
+    // It is a zombie at last, as its parent, this process, does not wait for it.
+    let gone = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+    for _ in 0..200 {
+        if gone() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert!(gone(), "process {pid} goes on");
+    act(&rig, "web", "start").await;
+    act(&rig, "web", "turn-off").await;
+}
+
+#[tokio::test]
 async fn what_ran_runs_again_after_an_orderly_end() {
     let (rig, boot) = rig().await;
     for (vm, more) in [
@@ -453,4 +475,106 @@ async fn what_ran_runs_again_after_an_orderly_end() {
     for vm in ["saved", "off", "always"] {
         act(&rig, vm, "turn-off").await;
     }
+}
+
+async fn start_due(rig: &Rig) {
+    let due = rig.shared.blocking(|manager| {
+        crate::vm::verbs::start_due(manager);
+        Ok(())
+    });
+    due.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_automatic_start_waits_its_delay() {
+    let (rig, boot) = rig().await;
+    create(&rig, &boot, "soon", r#","auto_start":"always,delay=2""#).await;
+    let rig = rig.restart(true, |_| {}).await;
+    start_due(&rig).await;
+    until(&rig, "soon", "off").await;
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    start_due(&rig).await;
+    until(&rig, "soon", "running").await;
+    act(&rig, "soon", "turn-off").await;
+    // It was due once.
+    start_due(&rig).await;
+    until(&rig, "soon", "off").await;
+}
+
+#[tokio::test]
+async fn an_automatic_stop_shuts_down_or_else_turns_off_or_saves_what_is_paused() {
+    let (rig, boot) = rig().await;
+    for vm in ["obeys", "deaf", "stands"] {
+        let more = format!(r#","cmdline":"{vm}","auto_stop":"shutdown""#);
+        create(&rig, &boot, vm, &more).await;
+        act(&rig, vm, "start").await;
+    }
+    act(&rig, "stands", "pause").await;
+    let stopped = rig.shared.blocking(|manager| {
+        crate::vm::verbs::stop_all(manager);
+        Ok(())
+    });
+    stopped.await.unwrap();
+    for (vm, state, detail) in [
+        ("obeys", "off", "the guest switched itself off"),
+        ("deaf", "off", "it was turned off, as vswitchd ended"),
+        ("stands", "saved", "its state was saved"),
+    ] {
+        let view = rig.ok("GET", &format!("{VMS}/{vm}"), "").await;
+        let found = (&view["state"], &view["detail"]);
+        assert_eq!(found, (&json!(state), &json!(detail)), "{vm}");
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_cannot_be_saved_goes_on_and_leaves_nothing_half_written() {
+    let (rig, boot) = rig().await;
+    create(
+        &rig,
+        &boot,
+        "full",
+        r#","cmdline":"full","legacy":[{"network":"lab"}]"#,
+    )
+    .await;
+    create(&rig, &boot, "vanish", r#","cmdline":"vanish""#).await;
+    let save = async |vm: &str, why: &str| {
+        let path = format!("{VMS}/{vm}/action");
+        rig.refused(("POST", &path, r#"{"verb":"save"}"#), 500, why)
+            .await;
+        for file in ["saved", "saving"] {
+            assert!(!rig.path(&format!("vm/{vm}.{file}")).exists(), "{file}");
+        }
+    };
+    let pid = act(&rig, "full", "start").await["pid"].clone();
+    save("full", "no space left on device").await;
+    let view = until(&rig, "full", "running").await;
+    assert_eq!(view["pid"], pid);
+    let port = rig
+        .ok("GET", "/v1/networks/lab/ports/full.legacy0", "")
+        .await;
+    assert_eq!(port["state"], "up");
+    // One that was paused stays so.
+    act(&rig, "full", "pause").await;
+    save("full", "no space left on device").await;
+    until(&rig, "full", "paused").await;
+    act(&rig, "full", "turn-off").await;
+    act(&rig, "vanish", "start").await;
+    save("vanish", "its process ended with status 3").await;
+    until(&rig, "vanish", "off").await;
+}
+
+#[tokio::test]
+async fn what_can_never_boot_from_the_network_is_warned_of() {
+    let (rig, boot) = rig().await;
+    let body = r#"{"name":"web","synthetic":[{"network":"lab"}]}"#;
+    let view = rig.ok("POST", VMS, body).await;
+    let warning = view["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("has no legacy adapter"), "{warning}");
+    let adapters = format!("{VMS}/web/adapters");
+    let view = rig.ok("POST", &adapters, r#"{"network":"lab"}"#).await;
+    assert_eq!(view["warnings"], json!([]));
+    rig.ok("DELETE", &format!("{adapters}/legacy0"), "").await;
+    let body = format!(r#"{{"boot":"{boot}"}}"#);
+    let view = rig.ok("PATCH", &format!("{VMS}/web"), &body).await;
+    assert_eq!(view["warnings"], json!([]));
 }
