@@ -290,7 +290,8 @@ impl Lab {
         ];
         for network in members(&networks, "networks") {
             let fdb = self.ctl(&format!("fdb show {}", text(network, "name")))?;
-            let fixed = members(&fdb, "entries").filter(|entry| entry["static"] == true);
+            let fixed = members(&fdb, "entries")
+                .filter(|entry| entry.get("static").is_some_and(|fixed| fixed == true));
             snapshot.extend(fixed.map(Value::to_string));
         }
         Ok(snapshot)

@@ -1,4 +1,5 @@
 //! How vswitchd starts: what it is told, what it refuses, and what it asks of the system.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test support")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
