@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
+use serde_json::Value;
 use vswitch_tests::{
     Capture, Lab, Station, cmd,
     lab::UPLINK,
@@ -182,8 +183,12 @@ fn a_port_can_leave_under_traffic_and_others_go_on() -> Result<()> {
 /// The addresses that network `lab` has learned behind `port`.
 fn learned(lab: &Lab, port: &str) -> Result<usize> {
     let fdb = lab.ctl("fdb show lab")?;
-    let entries = fdb["entries"].as_array().into_iter().flatten();
-    Ok(entries.filter(|entry| entry["port"] == port).count())
+    let entries = fdb.get("entries").and_then(Value::as_array);
+    let ports = entries
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.get("port"));
+    Ok(ports.filter(|name| *name == port).count())
 }
 
 #[test]
