@@ -135,15 +135,10 @@ async fn ports() {
         (&port["network"], &port["connected"]),
         (&json!("lab"), &json!(false))
     );
-    // The other end is shown so; what the operator set stays.
-    rig.ok("PATCH", "/v1/networks/lab/ports/b", r#"{"link":"up"}"#)
-        .await;
-    assert_eq!(rig.world().open["tap-b"].1, vswitch::api::Link::Down);
     let port = rig
         .ok("PATCH", "/v1/networks/lab/ports/b", r#"{"network":"lab"}"#)
         .await;
     assert_eq!(port["connected"], true);
-    assert_eq!(rig.world().open["tap-b"].1, vswitch::api::Link::Up);
     rig.ok(
         "POST",
         NETWORKS,
@@ -181,6 +176,16 @@ async fn ports() {
     rig.ok("DELETE", "/v1/networks/other/ports/b", "").await;
     rig.ok("DELETE", "/v1/networks/other", "").await;
     assert!(!rig.world().open.contains_key("tap-b"));
+}
+
+#[tokio::test]
+async fn a_disconnected_port_shows_its_other_end_no_link() {
+    let rig = lab().await;
+    let port = "/v1/networks/lab/ports/b";
+    rig.ok("PATCH", port, r#"{"network":null}"#).await;
+    assert_eq!(rig.world().open["tap-b"].1, vswitch::api::Link::Down);
+    rig.ok("PATCH", port, r#"{"network":"lab"}"#).await;
+    assert_eq!(rig.world().open["tap-b"].1, vswitch::api::Link::Up);
 }
 
 #[tokio::test]
