@@ -112,6 +112,7 @@ fn the_host_nic_as_a_trunk_carries_tags_both_ways() -> Result<()> {
     trunk.run("ip link add link eth0 name eth0.20 type vlan id 20")?;
     trunk.run("ip link set eth0.20 up; ip addr add 10.64.0.21/24 dev eth0.20")?;
     trunk.run("ip addr add 10.64.0.31/24 dev eth0")?;
+    let from = trunk.mac()?;
     for network in ["inner", "office"] {
         lab.host
             .ip(&format!("link set vsw-{network} mtu 9000 master br0 up"))?;
@@ -148,8 +149,8 @@ fn the_host_nic_as_a_trunk_carries_tags_both_ways() -> Result<()> {
             ten.bytes(at(1), v6, Tcp, 200_000)?;
         }
         let cable = cable.finish()?;
-        // The uplink is a trunk of all VLANs.
-        let on_cable = |vlan| cable.count(&format!("vlan.id=={vlan}"));
+        // The uplink is a trunk of all VLANs: what the stations say to all of their own is there too.
+        let on_cable = |vlan| cable.count(&format!("vlan.id=={vlan} && eth.src=={from}"));
         let external = network == "office";
         ensure!(
             (on_cable(10)? > 0) == external && (on_cable(30)? > 0) == external,
