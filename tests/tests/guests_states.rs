@@ -93,6 +93,14 @@ fn every_verb_under_ping() -> Result<()> {
 
     scene.lab.ctl("vm pause guest")?;
     scene.silent("while it is paused")?;
+    let stats = scene.lab.daemon.stats()?;
+    let drops = &stats.port("office", "uplink")?.drops;
+    ensure!(
+        drops
+            .iter()
+            .any(|(reason, count)| reason == "paused" && *count > 0),
+        "what it was sent was not dropped as paused: {drops:?}"
+    );
     scene.refuses("paused")?;
     scene.lab.ctl("vm resume guest")?;
     scene.answers("after it was resumed")?;

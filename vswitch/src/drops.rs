@@ -52,6 +52,7 @@ drop_reasons! {
     RxTooSmall = "rx_too_small", "The destination's buffers can never hold a frame of this length.";
     RxFilter = "rx_filter", "The destination's adapter does not listen to this address.";
     RxNotReady = "rx_not_ready", "Nobody is attached to the destination port, or it has not started.";
+    Paused = "paused", "The destination port is that of a VM that is paused.";
     LinkDown = "link_down", "The link of the source or the destination port is down.";
     Disconnected = "disconnected", "The source port is connected to no network.";
     SourceFault = "source_fault", "The sender's memory went away while the frame was read.";

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::counters::{CounterBlock, PortCounters};
+use crate::drops::DropReason;
 use crate::port::{PortFault, RxSide};
 
 /// Identifies a port for the life of the switch; never reused.
@@ -17,6 +18,19 @@ pub struct PortId(pub u64);
 pub(crate) struct RxState {
     /// The receive side; `None` while nobody is attached.
     pub(crate) side: Option<Box<dyn RxSide>>,
+    /// Nobody is attached because the VM is paused.
+    pub(crate) paused: bool,
+}
+
+impl RxState {
+    /// What frames are dropped for while nobody is attached.
+    pub(crate) fn absence(&self) -> DropReason {
+        if self.paused {
+            DropReason::Paused
+        } else {
+            DropReason::RxNotReady
+        }
+    }
 }
 
 /// A port as all workers see it. It outlives attachments.

@@ -250,6 +250,7 @@ impl Turn {
             let mut report = Report::default();
             let Some(port) = view.port(to) else { continue };
             let mut lease = port.slot.lease();
+            let absence = lease.absence();
             match &mut lease.side {
                 Some(side) => {
                     let job = Job {
@@ -266,7 +267,7 @@ impl Turn {
                         port.slot.set_fault(fault);
                     }
                 }
-                None => report.dropped(DropReason::RxNotReady, frames.count_ones()),
+                None => report.dropped(absence, frames.count_ones()),
             }
             port.slot.rx_counts.add(&report.destination);
             drop(lease);

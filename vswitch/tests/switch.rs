@@ -103,6 +103,26 @@ fn learns_floods_and_keeps_networks_apart() {
 }
 
 #[test]
+fn what_is_for_a_paused_vm_is_dropped_by_that_name() {
+    let switch = Switch::start(&[0]).unwrap();
+    let network = switch.create_network(&NetworkSpec::default()).unwrap();
+    let (a, at_a) = port(&switch, network, VlanMode::None);
+    let (b, _at_b) = port(&switch, network, VlanMode::None);
+    drop(b.detach());
+    for (paused, reason) in [(true, DropReason::Paused), (false, DropReason::RxNotReady)] {
+        b.set_paused(paused);
+        at_a.send(&frame(Mac::BROADCAST, mac(1), b"is anybody there?"));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while b.counters().rx.drops.get(reason) == 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(b.counters().rx.drops.get(reason), 1, "{reason:?}");
+        assert_eq!(a.counters().tx.drops.get(reason), 1, "{reason:?}");
+    }
+    balanced(&[&a, &b]);
+}
+
+#[test]
 fn vlans_tag_and_separate() {
     let switch = Switch::start(&[0]).unwrap();
     let network = switch.create_network(&NetworkSpec::default()).unwrap();

@@ -1,4 +1,4 @@
-//! The workspace's own commands: `cargo xtask setup`, `test`, `fuzz`, `demo`, `bench`.
+//! The workspace's own commands: `cargo xtask setup`, `test`, `fuzz`, `rom`, `demo`, `bench`.
 
 mod bench;
 mod cargo;
@@ -68,6 +68,14 @@ enum Verb {
         #[arg(long, default_value_t = fuzz::SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
         seconds: u32,
     },
+    /// Make the ROM that legacy adapters boot from the network with: iPXE of Debian's package
+    #[command(
+        after_help = "Example:\n  cargo xtask rom /usr/share/vswitch/legacy.rom    where vswitchd looks for it; anywhere else for --boot-rom"
+    )]
+    Rom {
+        /// Where to
+        file: std::path::PathBuf,
+    },
     /// Run the switch on this machine, in namespaces of its own, and show who reached whom
     #[command(
         after_help = "Example:\n  cargo xtask demo    needs root; touches none of the machine's own interfaces and leaves nothing behind"
@@ -97,6 +105,7 @@ fn main() -> ExitCode {
         // Says itself how it went: its last line is promised.
         Verb::Test { only, .. } => Ok(groups::run(&only)),
         Verb::Fuzz { targets, seconds } => fuzz_targets(&targets, seconds),
+        Verb::Rom { file } => setup::rom(&file).map(|()| true),
         Verb::Demo => demo::run(),
         Verb::Bench { options } => bench::run(&options),
     };

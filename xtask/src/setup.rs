@@ -1,6 +1,6 @@
 //! What must be on the machine, and getting it.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 use vswitch_tests::{cmd, guest::image, paths, vm};
@@ -179,6 +179,21 @@ pub(crate) fn vm_image() -> Result<()> {
         image.initrd.display(),
         image.rom.display()
     );
+    Ok(())
+}
+
+/// Makes the boot ROM of legacy adapters.
+pub(crate) fn rom(file: &Path) -> Result<()> {
+    let rom = vm::image::boot_rom(&paths::guests())?;
+    if let Some(folder) = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    fs::copy(&rom, file).with_context(|| format!("cannot write {}", file.display()))?;
+    say!("boot ROM of legacy adapters: {}", file.display());
     Ok(())
 }
 

@@ -63,10 +63,20 @@ pub fn ensure(cache: &Path) -> Result<VmImage> {
         kernel: kernel.join("vmlinux"),
         initrd: keep(cache, "vm-initrd", &initrd()?.finish())?,
         equipped_initrd: keep(cache, "vm-initrd", &equipped_initrd(cache)?)?,
-        rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::LEGACY)?)?,
+        rom: boot_rom(cache)?,
         ipxe: keep(cache, "ipxe", &[&*ipxe.setup, &*ipxe.payload].concat())?,
         qemu_rom: keep(cache, "ipxe", &rom::build(&ipxe, NicId::QEMU)?)?,
     })
+}
+
+/// The boot ROM for the legacy adapter alone, below `cache`: iPXE from Debian's package.
+///
+/// # Errors
+/// As [`ensure()`].
+pub fn boot_rom(cache: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(cache)?;
+    let ipxe = ipxe::unpacked(cache)?;
+    keep(cache, "ipxe", &rom::build(&ipxe, NicId::LEGACY)?)
 }
 
 /// Whether all that [`ensure()`] makes is below `cache`, as far as that can be said without making it.

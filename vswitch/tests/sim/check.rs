@@ -94,6 +94,8 @@ impl World {
                     self.ports[to].guest.features,
                     mtu,
                 )
+            } else if config.paused {
+                Err(DropReason::Paused)
             } else {
                 Err(DropReason::RxNotReady)
             };

@@ -162,6 +162,7 @@ impl World {
             policy,
             network: Some(network),
             attached: true,
+            paused: false,
         });
     }
 
@@ -326,6 +327,8 @@ impl World {
             let sides = port.handle.detach().expect("sides that were attached");
             let change = self.rng.chance(50);
             port.guest.take_back(sides, change);
+            config.paused = self.rng.chance(50);
+            port.handle.set_paused(config.paused);
         } else {
             assert!(
                 port.handle

@@ -86,6 +86,8 @@ pub struct Config {
     pub policy: PortPolicy,
     pub network: Option<usize>,
     pub attached: bool,
+    /// Whether nobody is attached because the VM is paused.
+    pub paused: bool,
 }
 
 /// Where each station of each network and VLAN was heard last: port and second.

@@ -148,12 +148,19 @@ impl Manager {
         };
         let mut warnings: Vec<_> = vm.adapters.values().flat_map(of).collect();
         let mut kinds = vm.adapters.keys().map(|name| name.kind());
-        if vm.config.boot == Boot::Network && !kinds.any(|kind| kind == AdapterKind::Legacy) {
-            warnings.push(
+        let rom = self.vm_host.files.boot_rom(&vm.config);
+        match (vm.config.boot == Boot::Network, kinds.any(|kind| kind == AdapterKind::Legacy)) {
+            (true, false) => warnings.push(
                 "it boots from the network, and has no legacy adapter, which is the only kind that can: \
                  add one, or set boot=kernel:PATH"
                     .to_owned(),
-            );
+            ),
+            (true, true) if !rom.is_file() => warnings.push(format!(
+                "it boots from the network by a legacy adapter, whose ROM '{}' is not there: allowed is one named by \
+                 --boot-rom, or by the setting legacy_rom of vswitchd",
+                rom.display()
+            )),
+            _ => {}
         }
         warnings
     }

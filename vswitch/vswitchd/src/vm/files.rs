@@ -57,6 +57,14 @@ impl Files {
         Ok(files)
     }
 
+    /// The option ROM that a VM boots legacy adapters with.
+    pub(crate) fn boot_rom<'a>(&'a self, config: &'a VmConfig) -> &'a Path {
+        config
+            .boot_rom
+            .as_deref()
+            .map_or(&self.legacy_rom, Path::new)
+    }
+
     /// The socket of COM1 or COM2.
     pub(crate) fn console(&self, name: &VmName, com: u8) -> PathBuf {
         self.run_dir.join(format!("{name}.com{com}.sock"))
@@ -114,8 +122,7 @@ impl Files {
                     .context("no BIOS: install package seabios, or set firmware = PATH")?;
                 files.push((FileRole::Firmware, firmware));
                 if adapters {
-                    let own = config.boot_rom.as_deref().map(Path::new);
-                    let rom = open_regular(own.unwrap_or(&self.legacy_rom)).context(
+                    let rom = open_regular(self.boot_rom(config)).context(
                         "no option ROM to boot legacy adapters with; allowed: one named by --boot-rom, \
                          or by the setting legacy_rom of vswitchd",
                     )?;

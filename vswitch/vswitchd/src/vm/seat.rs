@@ -137,6 +137,7 @@ impl Seat {
         state.detach();
         state.rings = None;
         state.refused = None;
+        state.say_paused();
     }
 
     /// The processors of the VM are stopped, or go on. While they are stopped its memory does not change.
@@ -235,6 +236,7 @@ impl State {
 
     /// Attaches or detaches, as the port and the rings are there.
     fn settle(&mut self) {
+        self.say_paused();
         let wanted = self.port.as_ref().filter(|_| !self.paused);
         let (Some(port), Some(rings)) = (wanted.cloned(), &self.rings) else {
             return self.detach();
@@ -258,6 +260,12 @@ impl State {
                 error!("the rings of an adapter cannot be served: {reason:#}");
                 self.refused = Some(format!("{reason:#}"));
             }
+        }
+    }
+
+    fn say_paused(&self) {
+        if let Some(port) = &self.port {
+            port.set_paused(self.paused && self.rings.is_some());
         }
     }
 

@@ -371,7 +371,7 @@ fn start(dir: &Path, host: &FakeHost) -> Shared {
     let vm_host = VmHost {
         launcher: Box::new(FakeLauncher(host.clone())),
         door: Door::open(dir.join("attach.sock")).unwrap(),
-        files: Files::new(dir, dir, group, None, None).unwrap(),
+        files: Files::new(dir, dir, group, None, Some(dir.join("legacy.rom"))).unwrap(),
         macs: Some("52:00:00:00:00:00-52:00:00:00:00:07".parse().unwrap()),
     };
     Shared::new(Manager::new(

@@ -572,7 +572,14 @@ async fn what_can_never_boot_from_the_network_is_warned_of() {
     assert!(warning.contains("has no legacy adapter"), "{warning}");
     let adapters = format!("{VMS}/web/adapters");
     let view = rig.ok("POST", &adapters, r#"{"network":"lab"}"#).await;
+    let warning = view["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("legacy.rom' is not there"), "{warning}");
+    let kernel = boot.trim_start_matches("kernel:");
+    let body = format!(r#"{{"boot_rom":"{kernel}"}}"#);
+    let view = rig.ok("PATCH", &format!("{VMS}/web"), &body).await;
     assert_eq!(view["warnings"], json!([]));
+    rig.ok("PATCH", &format!("{VMS}/web"), r#"{"boot_rom":null}"#)
+        .await;
     rig.ok("DELETE", &format!("{adapters}/legacy0"), "").await;
     let body = format!(r#"{{"boot":"{boot}"}}"#);
     let view = rig.ok("PATCH", &format!("{VMS}/web"), &body).await;
