@@ -129,7 +129,7 @@ impl Board {
             vcpus: 1 + (how >> 1 & 3),
             memory: GuestMemory::new(MEMORY).expect("memory"),
             unix_nanos: 1_795_264_496_000_000_000,
-            adapters: (0..4).map(|_| nic()).collect(),
+            adapters: (0..4).map(|_| Some(nic())).collect(),
             hyperv: false,
             start,
             debug: how & 8 != 0,
