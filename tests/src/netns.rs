@@ -42,20 +42,15 @@ impl Netns {
             .context("network namespaces are needed (package iproute2)")?;
         let netns = Self { name };
         netns.ip("link set lo up")?;
-        netns.inside(|| -> Result<()> {
-            // Optimistic or not, an address in its duplicate detection answers nobody for a second or two.
-            for (key, value) in [
-                ("ipv6/conf/all/accept_dad", "0"),
-                ("ipv6/conf/default/accept_dad", "0"),
-                ("ipv6/conf/default/router_solicitations", "0"),
-                ("ipv4/ping_group_range", "0 0"),
-            ] {
-                let path = format!("/proc/sys/net/{key}");
-                std::fs::write(&path, value)
-                    .with_context(|| format!("writing {value} to {path}"))?;
-            }
-            Ok(())
-        })??;
+        // Optimistic or not, an address in its duplicate detection answers nobody for a second or two.
+        for (key, value) in [
+            ("ipv6/conf/all/accept_dad", "0"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/default/router_solicitations", "0"),
+            ("ipv4/ping_group_range", "0 0"),
+        ] {
+            netns.sysctl(key, value)?;
+        }
         Ok(netns)
     }
 
@@ -63,6 +58,16 @@ impl Netns {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Gives a setting of its network, such as `ipv4/ip_forward`, a value.
+    ///
+    /// # Errors
+    /// Naming the setting, where the kernel refuses it.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/net/{key}");
+        self.inside(|| std::fs::write(&path, value))?
+            .with_context(|| format!("writing {value} to {path}"))
     }
 
     /// Runs `ip -n NAME ARGS`, with `args` split at white space.

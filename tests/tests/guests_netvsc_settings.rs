@@ -281,6 +281,9 @@ fn coalescing(guest: &mut Guest) -> Result<()> {
 }
 
 fn mtu_changes(guest: &mut Guest) -> Result<()> {
+    // What is on its way to the guest when its MTU shrinks comes in frames too long for it, and nobody tells their sender:
+    // this has it try shorter ones after some time without an answer.
+    guest.lab.host.sysctl("ipv4/tcp_mtu_probing", "1")?;
     let fetch = guest.fetch();
     for (mtu, payload) in [(9000, 8972), (1500, 1472)].repeat(repeat(1) as usize) {
         guest

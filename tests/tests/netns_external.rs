@@ -217,8 +217,8 @@ fn what_the_host_nic_has_at_the_end_comes_back_and_so_do_the_settings() -> Resul
         ])
     };
     for (key, value) in [("rp_filter", "2"), ("arp_ignore", "1")] {
-        let set = format!("echo {value} > /proc/sys/net/ipv4/conf/{UPLINK}/{key}");
-        lab.host.run(&["sh", "-c", &set])?;
+        lab.host
+            .sysctl(&format!("ipv4/conf/{UPLINK}/{key}"), value)?;
     }
     let before = settings(&lab)?;
     lab.ctl(&format!(
