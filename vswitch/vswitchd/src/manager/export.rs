@@ -153,7 +153,8 @@ fn export_port(config: &PortConfig) -> Option<CreatePort> {
 
 /// A port as the document makes it before its settings are applied.
 fn made(config: &PortConfig) -> PortConfig {
-    if export_port(config).is_some() {
+    let backend = &config.backend;
+    if !backend.belongs_to_network() && backend.adapter().is_none() {
         return PortConfig {
             connected: true,
             ..config.clone()
