@@ -67,6 +67,7 @@ pub struct CreateVm {
     pub auto_start: Option<AutoStart>,
     /// What becomes of it when vswitchd ends; `save` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "shutdown,timeout=120")]
     pub auto_stop: Option<AutoStop>,
     /// A note for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -292,6 +293,7 @@ pub struct PatchVm {
     pub auto_start: Option<AutoStart>,
     /// What becomes of it when vswitchd ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "shutdown,timeout=120")]
     pub auto_stop: Option<AutoStop>,
     /// A note for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]

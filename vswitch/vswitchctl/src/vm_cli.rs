@@ -122,7 +122,8 @@ pub(crate) struct Settings {
     /// When vswitchd starts it: nothing, if-running, always, with ,delay=SECONDS [default: if-running]
     #[arg(long, value_name = "WHEN")]
     pub(crate) auto_start: Option<AutoStart>,
-    /// What becomes of it when vswitchd ends: save, shutdown, turn-off [default: save]
+    /// What becomes of it when vswitchd ends: save, turn-off, or shutdown, which turns it off after a minute, or
+    /// after ,timeout=SECONDS [default: save]
     #[arg(long, value_name = "ACTION")]
     pub(crate) auto_stop: Option<AutoStop>,
     /// A note for people

@@ -504,20 +504,32 @@ async fn an_automatic_start_waits_its_delay() {
 #[tokio::test]
 async fn an_automatic_stop_shuts_down_or_else_turns_off_or_saves_what_is_paused() {
     let (rig, boot) = rig().await;
-    for vm in ["obeys", "deaf", "stands"] {
-        let more = format!(r#","cmdline":"{vm}","auto_stop":"shutdown""#);
+    for (vm, action) in [
+        ("obeys", "shutdown"),
+        ("deaf", "shutdown"),
+        ("idle", "shutdown,timeout=2"),
+        ("stands", "shutdown"),
+    ] {
+        let more = format!(r#","cmdline":"{vm}","auto_stop":"{action}""#);
         create(&rig, &boot, vm, &more).await;
         act(&rig, vm, "start").await;
     }
     act(&rig, "stands", "pause").await;
+    let view = rig.ok("GET", &format!("{VMS}/idle"), "").await;
+    assert_eq!(view["auto_stop"], "shutdown,timeout=2");
+    let begin = std::time::Instant::now();
     let stopped = rig.shared.blocking(|manager| {
         crate::vm::verbs::stop_all(manager);
         Ok(())
     });
     stopped.await.unwrap();
+    // What takes no notice of its button had its two seconds, and not the minute that others have.
+    let took = begin.elapsed();
+    assert!((2..30).contains(&took.as_secs()), "{took:?}");
     for (vm, state, detail) in [
         ("obeys", "off", "the guest switched itself off"),
         ("deaf", "off", "it was turned off, as vswitchd ended"),
+        ("idle", "off", "it was turned off, as vswitchd ended"),
         ("stands", "saved", "its state was saved"),
     ] {
         let view = rig.ok("GET", &format!("{VMS}/{vm}"), "").await;
