@@ -27,7 +27,7 @@ pub const MAX_CPUS: u32 = 64;
 pub struct CreateVm {
     /// Its name, unique on the host.
     pub name: VmName,
-    /// Its RAM; `512M` unless given.
+    /// Its RAM; `512M` unless given. 64 GiB at most, or 1 TiB with profile `modern`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemorySize>,
     /// Its processors; 1 unless given. 4 at most, or 64 with profile `modern`.
@@ -142,6 +142,12 @@ impl VmConfig {
             };
             return refuse(format!(
                 "number of processors '{cpus}' is not allowed; allowed: 1 to {most}{more}"
+            ));
+        }
+        if self.profile == Profile::Classic && self.memory > MemorySize::CLASSIC {
+            let memory = self.memory;
+            return refuse(format!(
+                "memory size '{memory}' is not allowed; allowed: 8M to 64G, and to 1024G with profile modern"
             ));
         }
         if self.boot == Boot::Network && (self.initrd.is_some() || !self.cmdline.is_empty()) {

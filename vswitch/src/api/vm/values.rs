@@ -31,10 +31,10 @@ as_text!(AutoStart);
 as_text!(AutoStop);
 as_text!(Boot);
 
-const MEMORY_ALLOWED: &str = "8M to 64G, a multiple of 2M, as 512M, 2G, or a number of bytes";
+const MEMORY_ALLOWED: &str = "8M to 1024G, a multiple of 2M, as 512M, 2G, or a number of bytes";
 const MIB: u64 = 1 << 20;
 
-/// The RAM of a VM: a multiple of 2 MiB, written as `64M`, `2G`, or in bytes.
+/// The RAM of a VM: a multiple of 2 MiB, which its profile may limit further, written as `64M`, `2G`, or in bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -45,6 +45,8 @@ pub struct MemorySize(u64);
 impl MemorySize {
     /// 512 MiB.
     pub const DEFAULT: MemorySize = MemorySize(512 * MIB);
+    /// 64 GiB, the most that a VM of profile `classic` has.
+    pub const CLASSIC: MemorySize = MemorySize(64 << 30);
 
     /// Bytes.
     pub fn bytes(self) -> u64 {
@@ -65,7 +67,7 @@ impl FromStr for MemorySize {
             .filter(|digits| digits.bytes().all(|c| c.is_ascii_digit()))
             .and_then(|digits| digits.parse::<u64>().ok())
             .and_then(|number| number.checked_mul(unit))
-            .filter(|bytes| (8 * MIB..=MIB << 16).contains(bytes) && bytes.is_multiple_of(2 * MIB))
+            .filter(|bytes| (8 * MIB..=MIB << 20).contains(bytes) && bytes.is_multiple_of(2 * MIB))
             .map(MemorySize)
             .ok_or_else(|| InvalidValue::new("memory size", text, MEMORY_ALLOWED))
     }
@@ -258,10 +260,10 @@ impl fmt::Display for AutoStop {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// Those of Hyper-V of the day: 4 processors.
+    /// Those of Hyper-V of the day: 4 processors, 64 GiB of RAM.
     #[default]
     Classic,
-    /// 64 processors.
+    /// 64 processors, 1 TiB of RAM.
     Modern,
 }
 

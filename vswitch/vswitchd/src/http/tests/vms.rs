@@ -597,3 +597,33 @@ async fn what_can_never_boot_from_the_network_is_warned_of() {
     let view = rig.ok("PATCH", &format!("{VMS}/web"), &body).await;
     assert_eq!(view["warnings"], json!([]));
 }
+
+#[tokio::test]
+async fn a_modern_vm_has_more_and_becomes_classic_only_with_less() {
+    let (rig, boot) = rig().await;
+    let more = r#","profile":"modern","cpus":64,"memory":"65G""#;
+    let view = create(&rig, &boot, "large", more).await;
+    assert_eq!(
+        (&view["cpus"], &view["memory"]),
+        (&json!(64), &json!("66560M"))
+    );
+    let path = format!("{VMS}/large");
+    let patch = |body: &'static str| ("PATCH", path.as_str(), body);
+    for (body, why) in [
+        (r#"{"profile":"classic"}"#, "'64' is not allowed"),
+        (
+            r#"{"profile":"classic","cpus":4}"#,
+            "'66560M' is not allowed",
+        ),
+        (
+            r#"{"profile":"classic","memory":"64G"}"#,
+            "'64' is not allowed",
+        ),
+        (r#"{"cpus":65}"#, "'65' is not allowed; allowed: 1 to 64"),
+    ] {
+        rig.refused(patch(body), 400, why).await;
+    }
+    let body = r#"{"profile":"classic","cpus":4,"memory":"64G"}"#;
+    let view = rig.ok("PATCH", &path, body).await;
+    assert_eq!(view["profile"], "classic");
+}
