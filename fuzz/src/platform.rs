@@ -1,5 +1,6 @@
 //! Any accesses to all devices of a PC: ports and memory of every width, configuration space, time that passes, keys typed,
-//! resets, states saved and restored, and forged ones.
+//! resets, states saved and restored, and forged ones. One of its adapters is a DEC 21140, whose registers a driver writes,
+//! and whose rings a port of the switch uses: nothing that either does may harm the other, nor any device beside them.
 //!
 //! Input: a byte of how the PC is made, then operations. An operation is a byte, and what it needs. A PC of each kind is made
 //! once; what an input finds is the state that it had then, and memory that is zero.
@@ -19,6 +20,8 @@ use hypervisor::pc::{Pc, Start};
 use hypervisor::pci::{Bar, ConfigSpace, Function, INTX, Identity};
 
 use crate::input::Input;
+
+mod adapter;
 
 /// The ports of the chipset and of where the guest usually puts its functions.
 const PORTS: [u16; 24] = [
@@ -110,6 +113,7 @@ struct Board {
     first: Vec<State>,
     /// Which devices were accessed.
     accessed: Vec<bool>,
+    adapter: adapter::Adapter,
 }
 
 impl Board {
@@ -123,13 +127,15 @@ impl Board {
                 command_line: String::new(),
             },
         };
+        let (function, adapter) = adapter::make();
+        let functions = (0..adapter::INDEX).map(|_| nic()).chain([function]);
         let pc = Pc {
             name: "fuzz".to_owned(),
             uuid: [7; 16],
             vcpus: 1 + (how >> 1 & 3),
             memory: GuestMemory::new(MEMORY).expect("memory"),
             unix_nanos: 1_795_264_496_000_000_000,
-            adapters: (0..4).map(|_| Some(nic())).collect(),
+            adapters: functions.map(Some).collect(),
             hyperv: false,
             start,
             debug: how & 8 != 0,
@@ -143,6 +149,7 @@ impl Board {
             timers: BTreeMap::new(),
             memory: config.memory,
             first: Vec::new(),
+            adapter,
         };
         board.reset();
         board.first = board.save();
@@ -151,11 +158,13 @@ impl Board {
 
     /// Makes it what it was at first.
     fn begin(&mut self) {
+        self.detach();
         self.now = 0;
         self.memory.clear().expect("memory");
         let first = std::mem::take(&mut self.first);
         self.restore(&first);
         self.first = first;
+        self.attach();
     }
 
     /// Calls a device and carries out what it asks for.
@@ -291,6 +300,14 @@ impl Board {
         }
     }
 
+    fn save_and_restore(&mut self) {
+        let states = self.save();
+        self.restore(&states);
+        let again = self.save();
+        self.restore(&again);
+        assert_eq!(self.save(), again);
+    }
+
     fn with<T: Device>(&mut self, name: &str, call: impl FnOnce(&mut T, &mut Effects)) {
         let index = { self.devices.iter() }.position(|named| named.name == name);
         self.call(index.expect("the device"), |device, effects| {
@@ -309,8 +326,9 @@ impl Board {
             data[..bytes.len()].copy_from_slice(bytes);
         }
         match how & 0x0f {
-            0 | 1 => self.access(Space::Port, input.u16().into(), data, write),
-            2..=5 => self.access(Space::Port, input.choose(&PORTS).into(), data, write),
+            0 => self.access(Space::Port, input.u16().into(), data, write),
+            1 | 5 => self.adapter(input),
+            2..=4 => self.access(Space::Port, input.choose(&PORTS).into(), data, write),
             6 => {
                 let address = 0xfebf_f000 | u64::from(input.u16() & 0xfff);
                 self.access(Space::Memory, address, data, write);
@@ -332,16 +350,16 @@ impl Board {
                 port.input(&data.repeat(16), effects);
             }),
             13 => self.with("pci", HostBridge::press_power_button),
-            14 if write => self.forge(input),
             14 => {
-                let states = self.save();
-                self.restore(&states);
-                let again = self.save();
-                self.restore(&again);
-                assert_eq!(self.save(), again);
+                self.detach();
+                match write {
+                    true => self.forge(input),
+                    false => self.save_and_restore(),
+                }
+                self.attach();
             }
             _ if how == 0xff => self.reset(),
-            _ => self.pass(u64::from(input.u8()) << 24),
+            _ => self.pass(u64::from(input.u8()) << 20),
         }
     }
 }
@@ -374,6 +392,18 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    /// What the switch took and delivered on that of the adapter.
+    #[test]
+    fn the_adapters_seed_carries_frames() {
+        let seed = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds/platform/tulip");
+        run(&std::fs::read(seed).expect("the seed"));
+        let carried = BOARDS.with_borrow(|boards| {
+            let adapters = boards.values().map(|board| board.adapter.carried);
+            adapters.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+        });
+        assert_eq!(carried, (4, 6), "sent, received");
+    }
 
     /// The fuzzer begins with something to say to each device.
     #[test]

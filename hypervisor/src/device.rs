@@ -32,6 +32,16 @@ pub enum RestoreError {
         /// What it may be.
         allowed: &'static str,
     },
+    /// The machine has other parts than the one that was saved.
+    #[error("{what}: it was saved with {saved}, and this machine has {here}")]
+    Other {
+        /// Which part.
+        what: String,
+        /// What the saved machine had.
+        saved: String,
+        /// What is there now.
+        here: String,
+    },
 }
 
 /// A device of the platform: a function of register accesses.

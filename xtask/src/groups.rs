@@ -31,8 +31,8 @@ pub(crate) enum Group {
     Qemu,
     /// Guests under our own monitor
     Guests,
-    /// What is known not to work yet, or was never seen to; only if named
-    Open,
+    /// Guests for minutes each; only if named
+    Long,
 }
 
 impl Group {
@@ -45,7 +45,7 @@ impl Group {
             Self::Netns => "netns",
             Self::Qemu => "qemu",
             Self::Guests => "guests",
-            Self::Open => "open",
+            Self::Long => "long",
         }
     }
 
@@ -64,8 +64,8 @@ impl Group {
             Self::Guests => {
                 "test programs named guests_*                       needs root, KVM and packages"
             }
-            Self::Open => {
-                "open_*: not known to work yet; only if named       needs root, KVM and packages"
+            Self::Long => {
+                "long_*: for minutes each, only if named            needs root, KVM and packages"
             }
         }
     }
@@ -77,7 +77,7 @@ impl Group {
             Self::Netns => Some("netns_"),
             Self::Qemu => Some("qemu_"),
             Self::Guests => Some("guests_"),
-            Self::Open => Some("open_"),
+            Self::Long => Some("long_"),
             Self::Lint | Self::Unit | Self::Fuzz => None,
         }
     }
@@ -94,7 +94,7 @@ impl Group {
             Self::Netns => privileged("netns_"),
             Self::Qemu => privileged("qemu_"),
             Self::Guests => with_kvm("guests_"),
-            Self::Open => with_kvm("open_"),
+            Self::Long => with_kvm("long_"),
         }
     }
 }
@@ -114,11 +114,11 @@ pub(crate) fn list() {
     }
 }
 
-/// Runs the groups in `only`, or all but [`Group::Open`] where it is empty, prints the sum as the last line, and returns whether
+/// Runs the groups in `only`, or all but [`Group::Long`] where it is empty, prints the sum as the last line, and returns whether
 /// all passed.
 pub(crate) fn run(only: &[Group]) -> bool {
     let wanted = Group::value_variants().iter().filter(|group| match only {
-        [] => **group != Group::Open,
+        [] => **group != Group::Long,
         only => only.contains(group),
     });
     let mut sum = Tally::default();

@@ -42,7 +42,7 @@ enum Verb {
     },
     /// Set up what is missing, build, and run the tests; the last line is `N passed, N failed`
     #[command(
-        after_help = "Examples:\n  cargo xtask test                     everything; needs root\n  \
+        after_help = "Examples:\n  cargo xtask test                     all groups but `long`; needs root\n  \
                             cargo xtask test --only lint,unit    what needs no privileges\n  \
                             cargo xtask test --list              the groups and what they need"
     )]

@@ -32,7 +32,7 @@ fn config(slot: u32, register: u32, value: u32) -> Vec<u8> {
 
 /// What firmware and kernels do to the devices of a PC, a device or two each.
 pub(crate) fn platform() -> Vec<(&'static str, u8, Vec<u8>)> {
-    // Time that passes: 255 units of 16 ms.
+    // Time that passes: 255 units of 1 ms.
     let pass = [0x0f, 0, 255].to_vec();
     let clock = [
         (0x05, 0xc0),
@@ -42,7 +42,13 @@ pub(crate) fn platform() -> Vec<(&'static str, u8, Vec<u8>)> {
         (0x0b, 0x72),
     ];
     let clock = clock.map(|(index, value)| [out8(0x70, index), out8(0x71, value)].concat());
-    let clock = [clock.concat(), pass.repeat(9), out8(0x70, 0x0c), in8(0x71)].concat();
+    let clock = [
+        clock.concat(),
+        pass.repeat(144),
+        out8(0x70, 0x0c),
+        in8(0x71),
+    ]
+    .concat();
     let serial = [
         (3, 0x80),
         (0, 1),
@@ -94,6 +100,34 @@ pub(crate) fn platform() -> Vec<(&'static str, u8, Vec<u8>)> {
         config(0, 0x58, 0x3333_3333),
         config(1, 0x60, 0x0b0b_0a0a),
     ];
+    // The 21140 as its driver starts it: lists, descriptors to receive and to send, the timer; frames both ways, an
+    // interrupt, a new port, a saved state, a reset.
+    let driver = |what: &[u8]| [&[0x01, 0], what].concat();
+    let list = |send: u8, index: u8, size: u16| {
+        let [low, high] = size.to_le_bytes();
+        driver(&[0, index, 0x40 | send, low, high, 1 + index])
+    };
+    let tulip = [
+        driver(&[9, 0, 0]),
+        driver(&[10, 11, 2, 0, 1, 0]),
+        (0..8).flat_map(|index| list(0, index, 1540)).collect(),
+        (0..4).flat_map(|index| list(1, index, 60)).collect(),
+        driver(&[12, 0]),
+        driver(&[4]),
+        driver(&[7, 3, 100, 0]),
+        driver(&[11, 5]),
+        driver(&[10, 5, 0xff, 0xff, 0xff, 0xff]),
+        vec![0x0f, 0, 10],
+        driver(&[14]),
+        vec![0x0e, 0],
+        // The new port looks at the registers first.
+        driver(&[4]),
+        driver(&[7, 1, 60, 0]),
+        driver(&[13, 0]),
+        driver(&[10, 0, 1, 0, 0, 0]),
+        driver(&[4]),
+        vec![0xff, 0, 0],
+    ];
     let power = [
         port(0x602, true, &[0x20, 1]),
         // The power button.
@@ -118,6 +152,7 @@ pub(crate) fn platform() -> Vec<(&'static str, u8, Vec<u8>)> {
         ("firmware", 0, firmware.concat()),
         ("debug", 0x0e, out8(0x402, b'x')),
         ("adapter", 2, adapter.concat()),
+        ("tulip", 2, tulip.concat()),
         ("power", 1, power.concat()),
         ("states", 4, states.concat()),
         ("any", 1, noise(1000)),

@@ -479,21 +479,34 @@ mod tests {
 
     #[test]
     fn every_processor_and_level_line_is_told() {
-        let madt = madt(&description());
-        let mut at = 44;
-        let mut seen = Vec::new();
-        while at < madt.len() {
-            let entry = &madt[at..at + usize::from(madt[at + 1])];
-            seen.push((entry[0], entry[3]));
-            at += entry.len();
+        for cpus in [1, 3, 64] {
+            let madt = madt(&Description {
+                cpus,
+                ..description()
+            });
+            let mut at = 44;
+            let mut seen = Vec::new();
+            while at < madt.len() {
+                let entry = &madt[at..at + usize::from(madt[at + 1])];
+                seen.push((entry[0], entry[3]));
+                if entry[0] == 0 {
+                    assert_eq!(
+                        (entry[2], entry[4]),
+                        (entry[3], 1),
+                        "enabled, and its own number"
+                    );
+                }
+                at += entry.len();
+            }
+            assert_eq!((at, word(&madt, 4)), (madt.len(), madt.len()));
+            assert_eq!(sum(&madt), 0);
+            let processors: Vec<(u8, u8)> = (0..cpus).map(|id| (0, id)).collect();
+            let overrides = [(2, 0), (2, 9), (2, 10), (2, 11)];
+            assert_eq!(
+                seen,
+                [&processors[..], &[(1, 0)], &overrides, &[(4, 0)]].concat()
+            );
         }
-        assert_eq!(at, madt.len());
-        let processors = [(0, 0), (0, 1), (0, 2)];
-        let overrides = [(2, 0), (2, 9), (2, 10), (2, 11)];
-        assert_eq!(
-            seen,
-            [&processors[..], &[(1, 0)], &overrides, &[(4, 0)]].concat()
-        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use linux_loader::loader::{BzImage, Elf, KernelLoader as _, KernelLoaderResult};
 use vm_memory::{ByteValued as _, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use super::real_mode::fits_command_line;
 use crate::Error;
 use crate::kvm::Vcpu;
 use crate::memory::{EXTENDED, GuestMemory, HIGH_MEMORY, PCI_HOLE};
@@ -62,6 +63,10 @@ impl Linux {
         }
         let view = view(memory)?;
         let (kernel, entry) = load_kernel(&view, &mut self.kernel)?;
+        // An ELF file does not say how much it takes.
+        if let Some(header) = &kernel.setup_header {
+            fits_command_line(&self.command_line, header.cmdline_size as usize)?;
+        }
         let mut line = self.command_line.clone().into_bytes();
         line.push(0);
         memory.write("command line", COMMAND_LINE, &line)?;
@@ -296,3 +301,6 @@ fn page_tables() -> Vec<u8> {
         .flat_map(u64::to_le_bytes)
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,6 +47,7 @@ mod field {
     pub(super) const CMD_LINE_PTR: usize = 0x228;
     pub(super) const INITRD_ADDR_MAX: usize = 0x22c;
     pub(super) const XLOADFLAGS: usize = 0x236;
+    pub(super) const CMDLINE_SIZE: usize = 0x238;
 }
 const HEADER_LEN: usize = 0x238;
 const SECTOR: usize = 512;
@@ -57,6 +58,10 @@ const CAN_USE_HEAP: u8 = 1 << 7;
 const XLF_KERNEL_64: u16 = 1 << 0;
 /// `type_of_loader`: one without a number.
 const LOADER_UNDEFINED: u8 = 0xff;
+/// The first version that takes a command line from anywhere.
+const OLDEST: u16 = 0x202;
+/// Longest command line of a kernel that does not say (before version 2.06).
+const SHORT_COMMAND_LINE: usize = 255;
 /// Where an initrd ends at the latest, for a kernel that does not say (before version 2.03).
 const INITRD_END: u32 = 0x3800_0000;
 
@@ -109,12 +114,24 @@ pub(crate) fn hand_over(
         let why = "it is no bzImage, or its first part is longer than 52 KiB or cut off";
         return Err(refusal("kernel", why));
     }
+    let version = get(&setup, field::VERSION).map_or(0, u16::from_le_bytes);
+    if version < OLDEST {
+        let [minor, major] = version.to_le_bytes();
+        let why =
+            format!("its boot protocol has version {major}.{minor:02}; allowed: 2.02 and later");
+        return Err(refusal("kernel", why));
+    }
+    let longest = match version {
+        ..0x206 => SHORT_COMMAND_LINE,
+        _ => get(&setup, field::CMDLINE_SIZE).map_or(0, u32::from_le_bytes) as usize,
+    };
+    fits_command_line(command_line, longest)?;
     let kernel = setup.split_off(setup_len);
     let initrd = match initrd {
         Some(file) => read("initrd", file, low)?,
         None => Vec::new(),
     };
-    let last = match get(&setup, field::VERSION).map_or(0, u16::from_le_bytes) {
+    let last = match version {
         ..0x203 => INITRD_END,
         _ => get(&setup, field::INITRD_ADDR_MAX).map_or(0, u32::from_le_bytes),
     };
@@ -144,6 +161,18 @@ pub(crate) fn hand_over(
     }
     fw_cfg.add_file(ROM_FILE, rom)?;
     Ok(())
+}
+
+/// Whether a kernel that takes `longest` bytes of command line takes this one as a whole.
+pub(crate) fn fits_command_line(command_line: &str, longest: usize) -> Result<(), Error> {
+    if command_line.len() <= longest {
+        return Ok(());
+    }
+    let why = format!(
+        "it takes a command line of {longest} bytes, and this one has {}",
+        command_line.len()
+    );
+    Err(refusal("kernel", why))
 }
 
 /// Tells the kernel where its initrd and its command line are.
@@ -251,3 +280,6 @@ fn put(to: &mut [u8], at: usize, bytes: &[u8]) {
         place.copy_from_slice(bytes);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,8 @@ pub enum BusError {
 #[serde(deny_unknown_fields)]
 struct SavedFunction {
     address: Address,
+    /// Which option ROM it has, as [`Function::rom_digest`] says.
+    rom: Option<String>,
     config: Vec<u8>,
     device: State,
 }
@@ -301,6 +303,7 @@ impl Bus {
         let functions = self.functions.iter();
         let saved = functions.map(|(address, function)| SavedFunction {
             address: *address,
+            rom: function.rom_digest().map(str::to_owned),
             config: function.config().bytes().to_vec(),
             device: function.save_device(),
         });
@@ -308,23 +311,15 @@ impl Bus {
         serde_json::to_value(saved).unwrap_or_default()
     }
 
-    /// Takes over a saved state of the same functions.
+    /// Takes over a saved state of the same functions, with the same option ROMs: firmware may be in the middle of one,
+    /// and has placed it by its size.
     ///
     /// # Errors
-    /// The state is not one of these functions. Some of them may have taken theirs over.
+    /// The state is not one of these functions, which is found before any has changed, or one function refuses its own.
+    /// Those before it have then taken theirs over.
     pub fn restore(&mut self, state: &State, effects: &mut Effects) -> Result<(), RestoreError> {
         let saved: Vec<SavedFunction> = Vec::deserialize(state)?;
-        let here = self.functions.iter().map(|&(address, _)| address);
-        if !saved.iter().map(|saved| saved.address).eq(here) {
-            return Err(RestoreError::Value {
-                what: "PCI functions",
-                value: format!(
-                    "{:?}",
-                    saved.iter().map(|saved| saved.address).collect::<Vec<_>>()
-                ),
-                allowed: "those of this machine",
-            });
-        }
+        self.check(&saved)?;
         for (index, saved) in saved.iter().enumerate() {
             self.call(index, effects, |function, effects| {
                 function.config_mut().restore(&saved.config);
@@ -334,6 +329,45 @@ impl Bus {
         }
         Ok(())
     }
+
+    /// Whether functions were saved that are those here.
+    fn check(&self, saved: &[SavedFunction]) -> Result<(), RestoreError> {
+        let here: Vec<Address> = self.functions.iter().map(|&(address, _)| address).collect();
+        let there: Vec<Address> = saved.iter().map(|saved| saved.address).collect();
+        if there != here {
+            return Err(RestoreError::Other {
+                what: "PCI functions".to_owned(),
+                saved: list(&there),
+                here: list(&here),
+            });
+        }
+        for ((address, function), saved) in self.functions.iter().zip(saved) {
+            if saved.rom.as_deref() != function.rom_digest() {
+                let image = |digest: Option<&str>| match digest {
+                    Some(digest) => format!("that of SHA-256 {digest}"),
+                    None => "none".to_owned(),
+                };
+                return Err(RestoreError::Other {
+                    what: format!("option ROM of PCI function {address}"),
+                    saved: image(saved.rom.as_deref()),
+                    here: image(function.rom_digest()),
+                });
+            }
+            if !function.config().is_same_function(&saved.config) {
+                return Err(RestoreError::Other {
+                    what: format!("PCI function {address}"),
+                    saved: "another kind of function".to_owned(),
+                    here: "its own".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list(addresses: &[Address]) -> String {
+    let texts: Vec<String> = addresses.iter().map(Address::to_string).collect();
+    texts.join(", ")
 }
 
 /// The interrupt line of the function's pin.

@@ -198,6 +198,14 @@ impl ConfigSpace {
         self.write(0, bytes);
     }
 
+    /// Whether saved bytes have what a guest cannot write as it is here.
+    pub(super) fn is_same_function(&self, saved: &[u8]) -> bool {
+        let here = self.initial.iter().zip(&self.writable);
+        let same =
+            |(&saved, (&here, &writable)): (&u8, (&u8, &u8))| (saved ^ here) & !writable == 0;
+        saved.len() == SIZE && saved.iter().zip(here).all(same)
+    }
+
     /// The base addresses.
     pub fn bars(&self) -> &[Bar] {
         &self.bars

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use guestmem::Memory;
+use sha2::{Digest as _, Sha256};
 
 use super::INTX;
 use super::config::{Bar, ConfigSpace};
@@ -54,6 +55,8 @@ pub struct Function {
     device: Option<Box<dyn Device>>,
     /// The image with ones up to the size of its base address.
     rom: Option<Arc<Memory>>,
+    /// SHA-256 of the image, in hexadecimal.
+    rom_digest: Option<String>,
     doorbells: Vec<BarDoorbell>,
     interrupt: Option<Arc<OwnedFd>>,
     fixed_line: Option<u8>,
@@ -68,6 +71,7 @@ impl Function {
             config,
             device: None,
             rom: None,
+            rom_digest: None,
             doorbells: Vec::new(),
             interrupt: None,
             fixed_line: None,
@@ -104,6 +108,7 @@ impl Function {
         }
         self.config.add_bar(Bar::rom(ROM_REGION, size as u32));
         self.rom = Some(Arc::new(memory));
+        self.rom_digest = Some(format!("{:x}", Sha256::digest(image)));
         Ok(self)
     }
 
@@ -144,6 +149,11 @@ impl Function {
     /// The configuration space.
     pub fn config(&self) -> &ConfigSpace {
         &self.config
+    }
+
+    /// Which option ROM it has: the SHA-256 of its image, in hexadecimal.
+    pub(super) fn rom_digest(&self) -> Option<&str> {
+        self.rom_digest.as_deref()
     }
 
     pub(super) fn config_mut(&mut self) -> &mut ConfigSpace {

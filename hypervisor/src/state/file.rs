@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 8 bytes    "vswstate"
-//! u32        version, 1
+//! u32        version, 2
 //! u32        length of the document
 //! …          the document: JSON
 //! then, for each run of pages that are not all zeros, by address:
@@ -28,7 +28,7 @@ use crate::kvm::Chips;
 use crate::memory::GuestMemory;
 
 const MAGIC: &[u8; 8] = b"vswstate";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A document of 64 processors and full devices has about 1 MiB.
 const MAX_DOCUMENT: u32 = 64 << 20;
 const PAGE: u64 = 4096;

@@ -111,13 +111,16 @@ impl Registers {
         self.mii.reset();
         self.power = 0;
         self.bus_master = false;
-        self.clear(effects);
+        self.clear(0, effects);
     }
 
-    /// What hardware and software reset have in common.
-    fn clear(&mut self, effects: &mut Effects) {
+    /// What hardware and software reset have in common. `port`: what stays of CSR6.
+    fn clear(&mut self, port: u32, effects: &mut Effects) {
         for (csr, register) in self.csr.iter_mut().zip(&REGISTERS) {
             *csr = register.reset & register.writable;
+        }
+        if let Some(csr6) = self.csr.get_mut(6) {
+            *csr6 |= port;
         }
         self.pins = Pins::default();
         self.timer = GeneralTimer::default();
@@ -436,7 +439,8 @@ impl Registers {
 
     fn write_bus_mode(&mut self, write: Write, effects: &mut Effects) {
         if write.value & write.mask & bus_mode::SWR != 0 {
-            self.clear(effects);
+            // CSR0 SWR excepts the port select: drivers set it, and reset then.
+            self.clear(self.get(6) & mode::PS, effects);
         } else if write.mask & bus_mode::SWR != 0 {
             self.resetting = false;
         }

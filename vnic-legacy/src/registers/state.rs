@@ -91,7 +91,7 @@ impl Registers {
         effects: &mut Effects,
     ) -> Result<(), RestoreError> {
         let filter = state.check()?;
-        self.clear(effects);
+        self.clear(0, effects);
         self.csr = state.csr;
         self.srom = state.srom.clone();
         self.mii = state.mii;

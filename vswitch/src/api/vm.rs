@@ -27,7 +27,7 @@ pub const MAX_CPUS: u32 = 64;
 pub struct CreateVm {
     /// Its name, unique on the host.
     pub name: VmName,
-    /// Its RAM; `512M` unless given.
+    /// Its RAM; `512M` unless given. 64 GiB at most, or 1 TiB with profile `modern`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemorySize>,
     /// Its processors; 1 unless given. 4 at most, or 64 with profile `modern`.
@@ -67,6 +67,7 @@ pub struct CreateVm {
     pub auto_start: Option<AutoStart>,
     /// What becomes of it when vswitchd ends; `save` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "shutdown,timeout=120")]
     pub auto_stop: Option<AutoStop>,
     /// A note for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,6 +142,12 @@ impl VmConfig {
             };
             return refuse(format!(
                 "number of processors '{cpus}' is not allowed; allowed: 1 to {most}{more}"
+            ));
+        }
+        if self.profile == Profile::Classic && self.memory > MemorySize::CLASSIC {
+            let memory = self.memory;
+            return refuse(format!(
+                "memory size '{memory}' is not allowed; allowed: 8M to 64G, and to 1024G with profile modern"
             ));
         }
         if self.boot == Boot::Network && (self.initrd.is_some() || !self.cmdline.is_empty()) {
@@ -292,6 +299,7 @@ pub struct PatchVm {
     pub auto_start: Option<AutoStart>,
     /// What becomes of it when vswitchd ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "shutdown,timeout=120")]
     pub auto_stop: Option<AutoStop>,
     /// A note for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]

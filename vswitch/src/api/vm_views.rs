@@ -104,6 +104,7 @@ pub struct VmView {
     #[schema(value_type = String)]
     pub auto_start: AutoStart,
     /// What becomes of it when vswitchd ends.
+    #[schema(value_type = String)]
     pub auto_stop: AutoStop,
     /// A note for people.
     pub notes: String,

@@ -89,7 +89,7 @@ pub(crate) struct VmSet {
 /// What a VM is made with, and what can be changed of it. Defaults are those of a new VM.
 #[derive(Debug, Args)]
 pub(crate) struct Settings {
-    /// RAM: 8M to 64G, a multiple of 2M [default: 512M]
+    /// RAM: 8M to 64G, or to 1024G with --profile modern; a multiple of 2M [default: 512M]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<MemorySize>,
     /// Processors: 1 to 4, or to 64 with --profile modern [default: 1]
@@ -98,7 +98,7 @@ pub(crate) struct Settings {
     /// Which limits hold: classic (those of Hyper-V of the day) or modern [default: classic]
     #[arg(long, value_name = "PROFILE")]
     pub(crate) profile: Option<Profile>,
-    /// network, or kernel:PATH [default: network]
+    /// network, which tries legacy0 first, then legacy1 and so on; or kernel:PATH [default: network]
     #[arg(long, value_name = "SOURCE")]
     pub(crate) boot: Option<Boot>,
     /// The kernel's initial RAM disk, or none [default: none]
@@ -122,7 +122,8 @@ pub(crate) struct Settings {
     /// When vswitchd starts it: nothing, if-running, always, with ,delay=SECONDS [default: if-running]
     #[arg(long, value_name = "WHEN")]
     pub(crate) auto_start: Option<AutoStart>,
-    /// What becomes of it when vswitchd ends: save, shutdown, turn-off [default: save]
+    /// What becomes of it when vswitchd ends: save, turn-off, or shutdown, which turns it off after a minute, or
+    /// after ,timeout=SECONDS [default: save]
     #[arg(long, value_name = "ACTION")]
     pub(crate) auto_stop: Option<AutoStop>,
     /// A note for people

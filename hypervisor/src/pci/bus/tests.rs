@@ -274,7 +274,79 @@ fn a_saved_bus_comes_back_and_another_one_does_not() {
     assert_eq!(format!("{:?}", bus2.wiring(&ROUTES).regions), wiring);
     assert_eq!(bus2.lines(&ROUTES), 1 << 11);
     let error = bus(3).restore(&state, &mut effects).unwrap_err();
-    assert!(error.to_string().contains("PCI functions"), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "PCI functions: it was saved with 00:02.0, 00:03.0, and this machine has 00:02.0, 00:03.0, 00:04.0"
+    );
+}
+
+/// A bus with one function, which has an option ROM of `len` bytes that ends in `last`.
+fn bus_with_rom(rom: Option<(usize, u8)>) -> Bus {
+    let mut bus = Bus::default();
+    let function = match rom {
+        Some((len, last)) => {
+            let mut image = vec![0; len];
+            image[..2].copy_from_slice(&[0x55, 0xaa]);
+            image[len - 1] = last;
+            function().with_rom(&image).unwrap()
+        }
+        None => function(),
+    };
+    bus.add(at(2), function).unwrap();
+    bus
+}
+
+#[test]
+fn a_state_saved_with_another_rom_is_refused_and_changes_nothing() {
+    let mut effects = Effects::default();
+    let roms = [None, Some((4096, 1)), Some((4096, 2)), Some((8192, 1))];
+    for saved in roms {
+        let mut first = bus_with_rom(saved);
+        write32(&mut first, 2, 0x10, 0xe000);
+        let state = first.save();
+        for here in roms {
+            let mut second = bus_with_rom(here);
+            let before = second.save();
+            let restored = second.restore(&state, &mut effects);
+            if saved == here {
+                restored.unwrap();
+                assert_eq!(second.save(), state);
+                continue;
+            }
+            let error = restored.unwrap_err().to_string();
+            assert!(
+                error.starts_with("option ROM of PCI function 00:02.0: "),
+                "{error}"
+            );
+            assert_eq!(
+                error.contains("saved with none"),
+                saved.is_none(),
+                "{error}"
+            );
+            assert_eq!(
+                error.contains("machine has none"),
+                here.is_none(),
+                "{error}"
+            );
+            assert_eq!(second.save(), before);
+        }
+    }
+}
+
+#[test]
+fn a_state_of_another_kind_of_function_is_refused() {
+    let mut bus = bus_with_rom(None);
+    let mut state = bus.save();
+    let vendor = state.pointer_mut("/0/config/0").unwrap();
+    *vendor = 0x77.into();
+    let error = bus.restore(&state, &mut Effects::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("PCI function 00:02.0"),
+        "{error}"
+    );
+    let mut short = bus.save();
+    *short.pointer_mut("/0/config").unwrap() = serde_json::json!([]);
+    assert!(bus.restore(&short, &mut Effects::default()).is_err());
 }
 
 #[test]

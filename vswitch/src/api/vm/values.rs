@@ -28,12 +28,13 @@ impl VmName {
 
 as_text!(MemorySize);
 as_text!(AutoStart);
+as_text!(AutoStop);
 as_text!(Boot);
 
-const MEMORY_ALLOWED: &str = "8M to 64G, a multiple of 2M, as 512M, 2G, or a number of bytes";
+const MEMORY_ALLOWED: &str = "8M to 1024G, a multiple of 2M, as 512M, 2G, or a number of bytes";
 const MIB: u64 = 1 << 20;
 
-/// The RAM of a VM: a multiple of 2 MiB, written as `64M`, `2G`, or in bytes.
+/// The RAM of a VM: a multiple of 2 MiB, which its profile may limit further, written as `64M`, `2G`, or in bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -44,6 +45,8 @@ pub struct MemorySize(u64);
 impl MemorySize {
     /// 512 MiB.
     pub const DEFAULT: MemorySize = MemorySize(512 * MIB);
+    /// 64 GiB, the most that a VM of profile `classic` has.
+    pub const CLASSIC: MemorySize = MemorySize(64 << 30);
 
     /// Bytes.
     pub fn bytes(self) -> u64 {
@@ -64,7 +67,7 @@ impl FromStr for MemorySize {
             .filter(|digits| digits.bytes().all(|c| c.is_ascii_digit()))
             .and_then(|digits| digits.parse::<u64>().ok())
             .and_then(|number| number.checked_mul(unit))
-            .filter(|bytes| (8 * MIB..=MIB << 16).contains(bytes) && bytes.is_multiple_of(2 * MIB))
+            .filter(|bytes| (8 * MIB..=MIB << 20).contains(bytes) && bytes.is_multiple_of(2 * MIB))
             .map(MemorySize)
             .ok_or_else(|| InvalidValue::new("memory size", text, MEMORY_ALLOWED))
     }
@@ -191,32 +194,76 @@ impl fmt::Display for AutoStart {
     }
 }
 
-/// What becomes of a running VM when vswitchd ends in order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "kebab-case")]
+/// What becomes of a running VM when vswitchd ends in order, written `save`, `turn-off`, or `shutdown`, the last also with
+/// `,timeout=SECONDS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum AutoStop {
     /// Its state is saved.
     #[default]
     Save,
-    /// Its power button is pressed; it is turned off if it does not react in time.
-    Shutdown,
+    /// Its power button is pressed; it is turned off if it is not off in time.
+    Shutdown {
+        /// Seconds it has: 1 to 600.
+        timeout: u32,
+    },
     /// It is turned off.
     TurnOff,
 }
 
-words! {
-    AutoStop, "automatic stop",
-    Save => "save", Shutdown => "shutdown", TurnOff => "turn-off"
+impl AutoStop {
+    /// Seconds that a guest has to shut down where nothing else is said.
+    pub const DEFAULT_TIMEOUT: u32 = 60;
+    const MAX_TIMEOUT: u32 = 600;
+}
+
+impl FromStr for AutoStop {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<AutoStop, InvalidValue> {
+        let error = || {
+            let allowed = "save, shutdown, turn-off; shutdown also with ,timeout=SECONDS, 1 to 600";
+            InvalidValue::new("automatic stop", text, allowed)
+        };
+        let (action, timeout) = match text.split_once(",timeout=") {
+            None => (text, Self::DEFAULT_TIMEOUT),
+            Some(("shutdown", seconds)) if seconds.bytes().all(|c| c.is_ascii_digit()) => {
+                ("shutdown", seconds.parse().map_err(|_| error())?)
+            }
+            Some(_) => return Err(error()),
+        };
+        match action {
+            "save" => Ok(AutoStop::Save),
+            "shutdown" if (1..=Self::MAX_TIMEOUT).contains(&timeout) => {
+                Ok(AutoStop::Shutdown { timeout })
+            }
+            "turn-off" => Ok(AutoStop::TurnOff),
+            _ => Err(error()),
+        }
+    }
+}
+
+impl fmt::Display for AutoStop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AutoStop::Save => f.pad("save"),
+            AutoStop::Shutdown { timeout } if *timeout == Self::DEFAULT_TIMEOUT => {
+                f.pad("shutdown")
+            }
+            AutoStop::Shutdown { timeout } => f.pad(&format!("shutdown,timeout={timeout}")),
+            AutoStop::TurnOff => f.pad("turn-off"),
+        }
+    }
 }
 
 /// Which limits hold for a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// Those of Hyper-V of the day: 4 processors.
+    /// Those of Hyper-V of the day: 4 processors, 64 GiB of RAM.
     #[default]
     Classic,
-    /// 64 processors.
+    /// 64 processors, 1 TiB of RAM.
     Modern,
 }
 

@@ -213,7 +213,9 @@ impl Manager {
             let live = vm.live.clone()?;
             let action = match live.state() {
                 // What does not run cannot react to a button.
-                VmState::Paused if vm.config.auto_stop == AutoStop::Shutdown => AutoStop::Save,
+                VmState::Paused if matches!(vm.config.auto_stop, AutoStop::Shutdown { .. }) => {
+                    AutoStop::Save
+                }
                 VmState::Starting => AutoStop::TurnOff,
                 _ => vm.config.auto_stop,
             };

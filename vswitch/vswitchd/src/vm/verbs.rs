@@ -16,8 +16,6 @@ use crate::manager::Manager;
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// How long a machine may take to be written.
 const SAVE_LIMIT: Duration = Duration::from_secs(600);
-/// How long a guest may take to shut down when vswitchd ends.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Tells a VM to do something, and waits until it has. `timeout` is for [`VmVerb::Shutdown`].
 pub(crate) fn act(
@@ -202,7 +200,7 @@ pub(crate) fn stop_all(manager: &Mutex<Manager>) {
 fn stop(manager: &Mutex<Manager>, live: &Arc<Live>, action: AutoStop) {
     let ended = match action {
         AutoStop::Save => operate(manager, live, VmVerb::Save),
-        AutoStop::Shutdown => shut_down(live, SHUTDOWN_LIMIT),
+        AutoStop::Shutdown { timeout } => shut_down(live, Duration::from_secs(timeout.into())),
         AutoStop::TurnOff => Ok(()),
     };
     if let Err(refusal) = ended {

@@ -504,20 +504,32 @@ async fn an_automatic_start_waits_its_delay() {
 #[tokio::test]
 async fn an_automatic_stop_shuts_down_or_else_turns_off_or_saves_what_is_paused() {
     let (rig, boot) = rig().await;
-    for vm in ["obeys", "deaf", "stands"] {
-        let more = format!(r#","cmdline":"{vm}","auto_stop":"shutdown""#);
+    for (vm, action) in [
+        ("obeys", "shutdown"),
+        ("deaf", "shutdown"),
+        ("idle", "shutdown,timeout=2"),
+        ("stands", "shutdown"),
+    ] {
+        let more = format!(r#","cmdline":"{vm}","auto_stop":"{action}""#);
         create(&rig, &boot, vm, &more).await;
         act(&rig, vm, "start").await;
     }
     act(&rig, "stands", "pause").await;
+    let view = rig.ok("GET", &format!("{VMS}/idle"), "").await;
+    assert_eq!(view["auto_stop"], "shutdown,timeout=2");
+    let begin = std::time::Instant::now();
     let stopped = rig.shared.blocking(|manager| {
         crate::vm::verbs::stop_all(manager);
         Ok(())
     });
     stopped.await.unwrap();
+    // What takes no notice of its button had its two seconds, and not the minute that others have.
+    let took = begin.elapsed();
+    assert!((2..30).contains(&took.as_secs()), "{took:?}");
     for (vm, state, detail) in [
         ("obeys", "off", "the guest switched itself off"),
         ("deaf", "off", "it was turned off, as vswitchd ended"),
+        ("idle", "off", "it was turned off, as vswitchd ended"),
         ("stands", "saved", "its state was saved"),
     ] {
         let view = rig.ok("GET", &format!("{VMS}/{vm}"), "").await;
@@ -584,4 +596,34 @@ async fn what_can_never_boot_from_the_network_is_warned_of() {
     let body = format!(r#"{{"boot":"{boot}"}}"#);
     let view = rig.ok("PATCH", &format!("{VMS}/web"), &body).await;
     assert_eq!(view["warnings"], json!([]));
+}
+
+#[tokio::test]
+async fn a_modern_vm_has_more_and_becomes_classic_only_with_less() {
+    let (rig, boot) = rig().await;
+    let more = r#","profile":"modern","cpus":64,"memory":"65G""#;
+    let view = create(&rig, &boot, "large", more).await;
+    assert_eq!(
+        (&view["cpus"], &view["memory"]),
+        (&json!(64), &json!("66560M"))
+    );
+    let path = format!("{VMS}/large");
+    let patch = |body: &'static str| ("PATCH", path.as_str(), body);
+    for (body, why) in [
+        (r#"{"profile":"classic"}"#, "'64' is not allowed"),
+        (
+            r#"{"profile":"classic","cpus":4}"#,
+            "'66560M' is not allowed",
+        ),
+        (
+            r#"{"profile":"classic","memory":"64G"}"#,
+            "'64' is not allowed",
+        ),
+        (r#"{"cpus":65}"#, "'65' is not allowed; allowed: 1 to 64"),
+    ] {
+        rig.refused(patch(body), 400, why).await;
+    }
+    let body = r#"{"profile":"classic","cpus":4,"memory":"64G"}"#;
+    let view = rig.ok("PATCH", &path, body).await;
+    assert_eq!(view["profile"], "classic");
 }

@@ -1,5 +1,5 @@
 //! All pairs with Linux's `hv_netvsc` on a synthetic adapter; see [`vswitch_tests::matrix`] for what is tried and what is
-//! not. Open: not yet seen to pass.
+//! not.
 
 use anyhow::Result;
 use vswitch_tests::matrix::{Matrix, Tagging};

@@ -1,4 +1,4 @@
-//! As many adapters as a machine can have. Not yet seen to pass.
+//! As many adapters as a machine can have.
 
 use anyhow::{Context, Result, ensure};
 use vswitch_tests::{Lab, station::Address, vm::ours::BOOT_LIMIT};

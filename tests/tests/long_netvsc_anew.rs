@@ -1,5 +1,5 @@
 //! A synthetic adapter that Linux's `hv_netvsc` gives up and takes again, again and again: nothing may be left behind.
-//! Open: not yet seen to its end. In a slow guest each round takes ten seconds or so.
+//! In a slow guest each round takes ten seconds or so.
 
 use std::{fs, time::Duration};
 
