@@ -142,13 +142,21 @@ impl Lab {
     /// # Errors
     /// When the cable cannot be made.
     pub fn lan(&self) -> Result<Arc<Netns>> {
-        let lan = self.plain_lan()?;
+        self.lan_at(UPLINK)
+    }
+
+    /// As [`Lab::lan`], with an uplink of another name.
+    ///
+    /// # Errors
+    /// As [`Lab::lan`].
+    pub fn lan_at(&self, uplink: &str) -> Result<Arc<Netns>> {
+        let lan = self.plain_lan_at(uplink)?;
         lan.run(&[
             "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "off",
         ])?;
         // A virtual cable would pass on the checksums and segments that the switch leaves to it.
         self.host
-            .run(&["ethtool", "-K", UPLINK, "tx", "off", "tso", "off"])?;
+            .run(&["ethtool", "-K", uplink, "tx", "off", "tso", "off"])?;
         Ok(lan)
     }
 
@@ -157,9 +165,13 @@ impl Lab {
     /// # Errors
     /// As [`Lab::lan`].
     pub fn plain_lan(&self) -> Result<Arc<Netns>> {
+        self.plain_lan_at(UPLINK)
+    }
+
+    fn plain_lan_at(&self, uplink: &str) -> Result<Arc<Netns>> {
         let lan = Arc::new(Netns::new("lan")?);
-        self.host.cable(UPLINK, &lan, "eth0")?;
-        self.host.ip(&format!("link set {UPLINK} mtu 9000"))?;
+        self.host.cable(uplink, &lan, "eth0")?;
+        self.host.ip(&format!("link set {uplink} mtu 9000"))?;
         lan.ip("link set eth0 mtu 9000")?;
         Ok(lan)
     }

@@ -1,8 +1,10 @@
 //! Service tags (802.1ad) from a vhost-user guest to the LAN.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 use vswitch_tests::{
-    Capture, Lab, Station,
+    Capture, Lab, Netns, Station,
     lab::UPLINK,
     station::{
         Address,
@@ -32,15 +34,31 @@ fn tag_twice(station: &mut Station) -> Result<()> {
 #[test]
 fn service_tags_pass_between_a_guest_and_the_lan_by_a_packet_socket() -> Result<()> {
     let lab = Lab::start()?;
-    let lan_netns = lab.lan_without_xdp()?;
+    let lan = lab.lan_without_xdp()?;
+    service_tags_pass(&lab, &lan)
+}
+
+#[test]
+fn service_tags_pass_between_a_guest_and_the_lan_by_af_xdp() -> Result<()> {
+    let lab = Lab::start()?;
+    let lan = lab.lan()?;
+    service_tags_pass(&lab, &lan)?;
+    ensure!(
+        lab.host.ip(&format!("link show {UPLINK}"))?.contains("xdp"),
+        "this was not AF_XDP"
+    );
+    Ok(())
+}
+
+fn service_tags_pass(lab: &Lab, lan_netns: &Arc<Netns>) -> Result<()> {
     lab.ctl(&format!(
         "network create office --type external --uplink {UPLINK}"
     ))?;
-    let mut lan = Station::inside("lan", &lan_netns, "eth0", Some(9), LAN)?;
+    let mut lan = Station::inside("lan", lan_netns, "eth0", Some(9), LAN)?;
     let mut guest = lab.guest_station("office", "guest", Some(9), GUEST)?;
     tag_twice(&mut lan)?;
     tag_twice(&mut guest)?;
-    let cable = Capture::start(&lan_netns, "eth0", "in", "")?;
+    let cable = Capture::start(lan_netns, "eth0", "in", "")?;
     for v6 in [false, true] {
         guest.ping(LAN, v6, 1400)?;
         guest.bytes(LAN, v6, Tcp, 200_000)?;

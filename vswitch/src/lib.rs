@@ -24,4 +24,9 @@ pub mod ports;
 pub mod slot;
 pub mod turn;
 pub mod vlan;
+mod wakeup;
 pub mod worker;
+
+mod atomic {
+    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}

@@ -325,7 +325,8 @@ impl Plan {
     }
 }
 
-/// Where `table` has the source and the destination, whose lines are fetched, but for those of the train before.
+/// Where `table` has the source and the destination, whose lines are fetched, but for those of the train before. A group is
+/// nowhere, and nothing is fetched for it.
 #[inline(always)]
 fn spots(table: &Reader<'_>, addresses: &Addresses, before: Option<&Train>) -> [Spot; 2] {
     let known = before.map(|train| (train.addresses, train.spots));
@@ -337,6 +338,7 @@ fn spots(table: &Reader<'_>, addresses: &Addresses, before: Option<&Train>) -> [
         Some((before, [_, destination])) if before.destination == addresses.destination => {
             destination
         }
+        _ if addresses.destination.is_group() => source,
         _ => table.spot(addresses.destination),
     };
     [source, destination]

@@ -13,6 +13,7 @@ use crate::patience::Patience;
 use crate::port::TxSide;
 use crate::slot::{PortId, PortSlot};
 use crate::turn::{Membership, Turn};
+use crate::wakeup::{Bell, Event};
 
 /// Longest sleep: state that nobody signals (the clock) is looked at this often.
 const SLEEP: Timespec = Timespec {
@@ -49,12 +50,21 @@ pub struct Reply {
     pub memberships: Vec<Membership>,
 }
 
+impl Event for OwnedFd {
+    fn set(&self) {
+        let _ = rustix::io::write(self, &1u64.to_ne_bytes());
+    }
+
+    fn clear(&self) {
+        let _ = rustix::io::read(self, &mut [0u8; 8]);
+    }
+}
+
 /// What a worker and its control side share.
 pub struct WorkerShared {
     /// The core it is pinned to; `None` if it is not pinned.
     pub core: Option<usize>,
-    pending: AtomicBool,
-    wake: OwnedFd,
+    bell: Bell<OwnedFd>,
     ports: AtomicU64,
     busy_cycles: AtomicU64,
     cycles: AtomicU64,
@@ -82,8 +92,7 @@ impl WorkerShared {
     pub fn new(core: Option<usize>) -> rustix::io::Result<WorkerShared> {
         Ok(WorkerShared {
             core,
-            pending: AtomicBool::new(false),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            bell: Bell::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
             ports: AtomicU64::new(0),
             busy_cycles: AtomicU64::new(0),
             cycles: AtomicU64::new(0),
@@ -94,8 +103,7 @@ impl WorkerShared {
 
     /// Tells the worker that a command is waiting.
     pub fn ring(&self) {
-        self.pending.store(true, Ordering::Release);
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.bell.ring();
     }
 
     /// The totals as of the worker's last look at the clock.
@@ -158,10 +166,7 @@ impl Worker {
         let mut patience = Patience::new(born);
         self.tick(born);
         while !self.stop {
-            // A look is cheap; taking it would make every turn wait for what it has written.
-            if self.shared.pending.load(Ordering::Relaxed)
-                && self.shared.pending.swap(false, Ordering::Acquire)
-            {
+            if self.shared.bell.answer() {
                 self.obey();
                 last_frame = guestmem::cycles();
             }
@@ -334,7 +339,7 @@ impl Worker {
         for tx in self.polled() {
             may_sleep &= !tx.arm();
         }
-        may_sleep && !self.shared.pending.load(Ordering::Acquire)
+        may_sleep && !self.shared.bell.rings()
     }
 
     /// Waits for a wake-up for up to `time`; whether there was one. `None` if there is no way to wait.
@@ -349,7 +354,7 @@ impl Worker {
 
     /// Tells every port that the worker polls again.
     pub fn rouse(&mut self) {
-        let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
+        self.shared.bell.hush();
         for tx in self.polled() {
             tx.disarm();
         }
@@ -367,7 +372,7 @@ impl Worker {
         let readable = epoll::EventFlags::IN;
         epoll::add(
             &set,
-            self.shared.wake.as_fd(),
+            self.shared.bell.event().as_fd(),
             epoll::EventData::new_u64(0),
             readable,
         )?;

@@ -93,6 +93,13 @@ impl NetworkKind {
         }
     }
 
+    /// Gives an external network another uplink; the other kinds have none.
+    pub fn set_uplink(&mut self, new: IfName) {
+        if let NetworkKind::External { uplink, .. } = self {
+            *uplink = new;
+        }
+    }
+
     /// The host's adapter, where there is one.
     pub fn host_nic(&self) -> Option<&IfName> {
         match self {
@@ -245,6 +252,10 @@ pub struct PatchNetwork {
     )]
     #[schema(value_type = Option<VlanId>)]
     pub vlan: Option<Option<VlanId>>,
+    /// Another physical interface; external networks only. The host NIC keeps its addresses, routes and MAC address, and
+    /// gets the addresses and routes of the new uplink besides; the old one gets the rest back that it had before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<IfName>,
 }
 
 impl PatchNetwork {
@@ -252,9 +263,14 @@ impl PatchNetwork {
     pub fn check(&self, config: &NetworkConfig) -> Result<(), Refusal> {
         let name = &config.name;
         let none = self.mtu.is_none() && self.vlan.is_none() && self.ageing.is_none();
-        if none && self.name.is_none() {
+        if none && self.name.is_none() && self.uplink.is_none() {
             return Err(Refusal::invalid(format!(
-                "network '{name}': nothing to change; allowed: name, mtu, vlan, ageing"
+                "network '{name}': nothing to change; allowed: name, mtu, vlan, ageing, uplink"
+            )));
+        }
+        if let (Some(uplink), None) = (&self.uplink, config.kind.uplink()) {
+            return Err(Refusal::invalid(format!(
+                "network '{name}': uplink '{uplink}' given, but only external networks have one"
             )));
         }
         if let (Some(vlan), None) = (self.vlan, config.kind.host_nic()) {

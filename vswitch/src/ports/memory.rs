@@ -4,7 +4,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_queue::ArrayQueue;
 use guestmem::{MapError, Memory, Span};
@@ -15,6 +14,7 @@ use crate::burst::{BURST, Burst};
 use crate::deliver::{Job, Report, deliver};
 use crate::drops::DropReason;
 use crate::port::{PortFault, Room, RxMeta, RxRing, RxSide, Sides, TxSide};
+use crate::wakeup::{Armed, Event};
 
 /// How a memory port is made.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +69,7 @@ struct Shared {
     rx: Lane,
     features: Features,
     /// The worker sleeps and wants to be woken.
-    armed: AtomicBool,
+    armed: Armed,
     wake: OwnedFd,
 }
 
@@ -117,7 +117,7 @@ impl MemoryPort {
             tx,
             rx,
             features: self.features,
-            armed: AtomicBool::new(false),
+            armed: Armed::default(),
             wake,
         });
         let sides = Sides {
@@ -164,9 +164,8 @@ impl Station {
                 ..RxMeta::default()
             },
         });
-        fence(Ordering::SeqCst);
-        if shared.armed.swap(false, Ordering::Relaxed) {
-            let _ = rustix::io::write(&shared.wake, &1u64.to_ne_bytes());
+        if shared.armed.fire() {
+            shared.wake.set();
         }
         true
     }
@@ -220,14 +219,13 @@ impl TxSide for MemoryTx {
     }
 
     fn arm(&mut self) -> bool {
-        self.shared.armed.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.shared.armed.arm();
         !self.shared.tx.full.is_empty()
     }
 
     fn disarm(&mut self) {
-        self.shared.armed.store(false, Ordering::Relaxed);
-        let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
+        self.shared.armed.disarm();
+        self.shared.wake.clear();
     }
 
     fn wake_fds(&self, each: &mut dyn FnMut(BorrowedFd<'_>)) {

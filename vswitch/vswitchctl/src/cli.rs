@@ -94,6 +94,9 @@ pub(crate) enum NetworkVerb {
         /// Seconds until a silent station is forgotten: 1 to 1000000, or 0 for never
         #[arg(long, value_name = "SECONDS", group = "change")]
         ageing: Option<Ageing>,
+        /// Another physical interface; the host NIC keeps its addresses, and gets those of the new uplink too
+        #[arg(long, value_name = "IFNAME", group = "change")]
+        uplink: Option<IfName>,
     },
     /// Delete a network without ports; its uplink gets its addresses back
     Delete { name: NetworkName },

@@ -77,12 +77,14 @@ impl Runner {
                 mtu,
                 vlan,
                 ageing,
+                uplink,
             } => {
                 let patch = PatchNetwork {
                     name: new_name,
                     mtu,
                     ageing,
                     vlan: vlan.map(|vlan| vlan.0),
+                    uplink,
                 };
                 self.done(
                     self.client

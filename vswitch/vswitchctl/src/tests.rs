@@ -29,6 +29,7 @@ fn every_verb_is_taken() {
         "network create lab --type private --ageing 0",
         "network set lab --ageing 1000000",
         "network set lab --name office",
+        "network set lab --uplink eth1",
         "port add lab vm1 --tap tap0 --mac-quota 1",
         "port set lab vm1 --mac-quota none",
         "network delete lab",

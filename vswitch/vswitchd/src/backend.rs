@@ -43,6 +43,19 @@ pub(crate) trait Backend: Send {
     fn set_link(&mut self, link: Link) -> anyhow::Result<()>;
 }
 
+/// An uplink that is to be as it was before it was bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LooseUplink {
+    /// The interface.
+    pub(crate) uplink: IfName,
+    /// The MTU that it had.
+    pub(crate) mtu: Option<u32>,
+    /// The settings that it had, in the words of the host module.
+    pub(crate) settings: Option<String>,
+    /// The record of the addresses and routes that it gets back; `None` where they stay, or came back by themselves.
+    pub(crate) moved: Option<String>,
+}
+
 /// The host, as vswitchd uses it.
 pub(crate) trait Host: Send + Sync {
     /// Checks that `uplink` can be bound: it is there, it is Ethernet, and it has no master. Answers its MTU.
@@ -51,8 +64,14 @@ pub(crate) trait Host: Send + Sync {
     /// The MAC address of an interface; `None` if it is not there, or has none that a station can have.
     fn mac(&self, interface: &IfName) -> anyhow::Result<Option<StationMac>>;
 
-    /// Gives an uplink that is not bound any more the MTU it had before.
-    fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()>;
+    /// The settings of the network stack for an interface that [`quieten`](Host::quieten) changes.
+    fn settings(&self, uplink: &IfName) -> anyhow::Result<String>;
+
+    /// Makes the host's network stack leave an interface alone. What it does not admit is logged.
+    fn quieten(&self, uplink: &IfName);
+
+    /// Makes an uplink that is not bound any more what it was before. One that is gone is no error.
+    fn release(&self, uplink: &LooseUplink) -> anyhow::Result<()>;
 
     /// Checks that no interface has the name of a host NIC that is to be made.
     fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()>;
@@ -64,7 +83,7 @@ pub(crate) trait Host: Send + Sync {
     fn addresses(&self, interface: &IfName) -> anyhow::Result<Vec<String>>;
 
     /// What is to be known of an interface before its addresses are moved to another, so that it can be undone: a record
-    /// with no address in it yet.
+    /// of its addresses, routes and settings.
     fn begin_record(&self, from: &IfName, to: &IfName) -> anyhow::Result<String>;
 
     /// Moves all addresses and routes from one interface to another; the record `before` with them in it. On failure

@@ -39,8 +39,17 @@ impl Links {
     /// # Errors
     /// See [`LinksError`].
     pub async fn take_over(&self, from: &IfName, to: &IfName) -> Result<Moved, LinksError> {
+        let moved = self.survey(from, to).await?;
+        self.run(steps(&moved, from, to)?).await?;
+        Ok(moved)
+    }
+
+    /// What [`take_over`](Self::take_over) would move.
+    ///
+    /// # Errors
+    /// See [`LinksError`].
+    pub async fn survey(&self, from: &IfName, to: &IfName) -> Result<Moved, LinksError> {
         let from_index = index(from)?;
-        index(to)?;
         let addresses = self.save_addresses(from_index).await?;
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -55,14 +64,12 @@ impl Links {
         }
         // What leads to a gateway comes before what needs it.
         routes.sort_by_key(has_gateway);
-        let moved = Moved {
+        Ok(Moved {
             from: from.clone(),
             to: to.clone(),
             addresses,
             routes,
-        };
-        self.run(steps(&moved, from, to)?).await?;
-        Ok(moved)
+        })
     }
 
     /// Moves back what [`take_over`](Self::take_over) moved, as it was then. What is back already, or gone from where it

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use vswitch::api::{IfName, Mtu};
 
 use super::{name, quiet, read};
+use crate::backend::LooseUplink;
 
 fn connect() -> anyhow::Result<(Handle, Links)> {
     let runtime = Handle::try_current().context("not called by the API's runtime")?;
@@ -44,10 +45,11 @@ fn nothing_moved(from: &IfName, to: &IfName) -> anyhow::Result<Moved> {
     })
 }
 
-/// A record of what `from` is like before anything is moved to `to`.
+/// A record of what `from` is like before it is moved to `to`.
 pub(super) fn begin_record(from: &IfName, to: &IfName) -> anyhow::Result<String> {
+    let (runtime, links) = connect()?;
     let record = Record {
-        moved: nothing_moved(from, to)?,
+        moved: runtime.block_on(links.survey(&name(from)?, &name(to)?))?,
         settings: Some(quiet::read(from)),
     };
     record.write()
@@ -103,6 +105,28 @@ pub(super) fn return_addresses(
         }
     };
     Ok(returned.inspect_err(|_| quiet::quieten(uplink))?)
+}
+
+/// Gives an interface that is not bound any more its settings and MTU back, and the addresses and routes that go with it.
+pub(super) fn release(before: &LooseUplink) -> anyhow::Result<()> {
+    let uplink = &before.uplink;
+    if read(uplink)?.is_none() {
+        return Ok(());
+    }
+    let settings = before.settings.as_deref().map(serde_json::from_str);
+    let settings = settings
+        .transpose()
+        .context("the record of the uplink's settings cannot be read")?;
+    let (runtime, links) = connect()?;
+    // First: without IPv6 an interface takes no addresses of it.
+    quiet::restore(uplink, settings.as_ref());
+    if let Some(mtu) = before.mtu {
+        runtime.block_on(links.set_mtu(&name(uplink)?, mtu))?;
+    }
+    if let Some(moved) = &before.moved {
+        runtime.block_on(links.give_back(&Record::parse(moved)?.moved))?;
+    }
+    Ok(())
 }
 
 /// The addresses of an interface that would be moved.

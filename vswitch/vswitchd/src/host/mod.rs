@@ -12,7 +12,7 @@ use hostif::tap::{Tap, TapConfig};
 use vswitch::api::{IfName, PortBackend, StationMac};
 use vswitch::mac::Mac;
 
-use crate::backend::{Backend, Host, Open};
+use crate::backend::{Backend, Host, LooseUplink, Open};
 
 /// The host this process runs on.
 pub(crate) struct LinuxHost;
@@ -41,8 +41,20 @@ impl Host for LinuxHost {
         Ok(mac.filter(|mac| mac.is_station()).map(StationMac::from))
     }
 
-    fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()> {
-        links::set_mtu(uplink, mtu)
+    fn settings(&self, uplink: &IfName) -> anyhow::Result<String> {
+        ensure!(
+            read(uplink)?.is_some(),
+            "there is no interface '{uplink}' to read the settings of"
+        );
+        Ok(serde_json::to_string(&quiet::read(uplink))?)
+    }
+
+    fn quieten(&self, uplink: &IfName) {
+        quiet::quieten(uplink);
+    }
+
+    fn release(&self, uplink: &LooseUplink) -> anyhow::Result<()> {
+        links::release(uplink)
     }
 
     fn check_unused(&self, host_nic: &IfName) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ mod refused;
 mod restore;
 mod rig;
 mod synthetic;
+mod uplinks;
 mod vm_refused;
 mod vm_rig;
 mod vms;

@@ -21,6 +21,7 @@ impl Manager {
                 self.undo_host_change(&change);
             }
         }
+        self.release_loose_uplinks()?;
         for network in saved {
             self.restore_network(network)?;
         }
@@ -34,6 +35,9 @@ impl Manager {
         let mut host = saved.host;
         if host.mac.is_none() {
             host.mac = self.settle_host_mac(&saved.config);
+        }
+        if host.uplink_settings.is_none() && saved.config.kind.host_nic().is_none() {
+            host.uplink_settings = self.settle_uplink_settings(&saved.config);
         }
         let mut network = self.plant.add_network(saved.config, host)?;
         network.statics = saved.statics.into_iter().collect();
@@ -61,6 +65,19 @@ impl Manager {
         });
         kept.unwrap_or_else(|error| warn!(network = %config.name, %error, "no address is kept"));
         Some(mac)
+    }
+
+    /// Keeps the settings of the uplink of a network without a host NIC that an earlier version made: it left them alone.
+    fn settle_uplink_settings(&mut self, config: &NetworkConfig) -> Option<String> {
+        let uplink = config.kind.uplink()?;
+        let kept = self.plant.host.settings(uplink).and_then(|settings| {
+            let change = self.store.change()?;
+            change.set_uplink_settings(&config.name, &settings)?;
+            change.commit()?;
+            Ok(settings)
+        });
+        kept.inspect_err(|reason| warn!(network = %config.name, "no settings are kept: {reason:#}"))
+            .ok()
     }
 
     /// Undoes what was begun for a network that never came to be, or was all but deleted.
@@ -97,8 +114,14 @@ impl Manager {
         let all_open = network
             .own_ports()
             .all(|port| matches!(port.attachment, Attachment::Open(_)));
-        let Some(host_nic) = network.config.kind.host_nic().filter(|_| all_open).cloned() else {
+        if !all_open {
             return;
+        }
+        let Some(host_nic) = network.config.kind.host_nic().cloned() else {
+            return self
+                .plant
+                .take_over(network, None)
+                .map_or_else(|reason| error!(network = %name, "{reason}"), drop);
         };
         let before = match self.store.moved(&host_nic) {
             Ok(before) => before,

@@ -11,6 +11,7 @@ mod life;
 mod networks;
 mod plant;
 mod ports;
+mod uplinks;
 mod views;
 mod vm_life;
 mod vm_views;

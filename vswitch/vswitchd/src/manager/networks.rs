@@ -1,14 +1,13 @@
 //! Networks: made, changed and deleted, each as a whole or not at all.
 
-use anyhow::ensure;
 use tracing::{error, info};
 use vswitch::api::{
-    CreateNetwork, HOST_PORT, IfName, NetworkConfig, NetworkName, NetworkView, PatchNetwork,
-    PortConfig, Refusal, VlanSpec,
+    CreateNetwork, HOST_PORT, NetworkConfig, NetworkName, NetworkView, PatchNetwork, PortConfig,
+    Refusal, VlanSpec,
 };
 
 use super::{Manager, Network, failed, no_network};
-use crate::backend::Fate;
+use crate::backend::{Fate, LooseUplink};
 use crate::store::{HostChange, HostSide};
 
 impl Manager {
@@ -27,15 +26,24 @@ impl Manager {
             self.check_target(&port.backend.target())?;
         }
         let (host, note) = self.plan_host_change(&config)?;
+        let loose = host.loose_uplink(&config);
+        if let Some(loose) = &loose {
+            self.store.note_loose_uplink(loose)?;
+        }
         if let Some(note) = &note {
             self.store.note_host_change(note)?;
         }
         let before = note.as_ref().and_then(|note| note.moved.as_deref());
         let built = self.build_network(config, host, ports, before);
-        if let (Err(_), Some(note)) = (&built, &note) {
-            self.store
-                .forget_host_change(&note.host_nic)
-                .unwrap_or_else(|error| error!(%error, "a note stays behind"));
+        if built.is_err() {
+            if let Some(loose) = &loose {
+                self.release(loose);
+            }
+            if let Some(note) = &note {
+                self.store
+                    .forget_host_change(&note.host_nic)
+                    .unwrap_or_else(|error| error!(%error, "a note stays behind"));
+            }
         }
         let network = built?;
         info!(network = %name, "network created");
@@ -56,45 +64,32 @@ impl Manager {
                 config.name
             ))
         };
-        let uplink_mtu = config
-            .kind
-            .uplink()
-            .map(|uplink| host.check_uplink(uplink))
+        let uplink = config.kind.uplink();
+        let host_nic = config.kind.host_nic();
+        let loose = uplink
+            .map(|uplink| self.plant.look_at_uplink(uplink, host_nic))
             .transpose()
             .map_err(refuse)?;
         let mac = self.plant.choose_host_mac(&config.kind).map_err(refuse)?;
-        let kept = HostSide { uplink_mtu, mac };
-        let Some(host_nic) = config.kind.host_nic().cloned() else {
-            if let Some(uplink) = config.kind.uplink() {
-                self.check_no_addresses(uplink).map_err(refuse)?;
-            }
+        let mut kept = HostSide {
+            mac,
+            ..HostSide::default()
+        };
+        let mut moved = None;
+        if let Some(loose) = loose {
+            (kept.uplink_mtu, kept.uplink_settings, moved) =
+                (loose.mtu, loose.settings, loose.moved);
+        }
+        let Some(host_nic) = host_nic.cloned() else {
             return Ok((kept, None));
         };
         host.check_unused(&host_nic).map_err(refuse)?;
-        let uplink = config.kind.uplink().cloned();
-        let moved = uplink
-            .as_ref()
-            .map(|uplink| host.begin_record(uplink, &host_nic))
-            .transpose()
-            .map_err(refuse)?;
         let note = HostChange {
             host_nic,
-            uplink,
+            uplink: uplink.cloned(),
             moved,
         };
         Ok((kept, Some(note)))
-    }
-
-    /// Refuses an uplink with addresses where no host NIC can take them: nobody would reach them any more.
-    fn check_no_addresses(&self, uplink: &IfName) -> anyhow::Result<()> {
-        let addresses = self.plant.host.addresses(uplink)?;
-        ensure!(
-            addresses.is_empty(),
-            "'{uplink}' has addresses, {}, which need a host NIC to be reached; \
-             allowed: a network with a host NIC, which takes them, or an uplink without (ip addr del … dev {uplink})",
-            addresses.join(", ")
-        );
-        Ok(())
     }
 
     fn build_network(
@@ -105,7 +100,10 @@ impl Manager {
         before: Option<&str>,
     ) -> Result<Network, Refusal> {
         let change = self.store.change()?;
-        change.add_network(&config, host)?;
+        change.add_network(&config, &host)?;
+        if let Some(uplink) = config.kind.uplink() {
+            change.hold(uplink)?;
+        }
         for port in &ports {
             change.add_port(&config.name, port)?;
         }
@@ -152,8 +150,12 @@ impl Manager {
             Some(nic) => self.store.moved(nic)?,
             None => None,
         };
+        let loose = network.host.loose_uplink(&network.config);
         let change = self.store.change()?;
         change.delete_network(name)?;
+        if let Some(loose) = &loose {
+            change.let_go(loose)?;
+        }
         self.plant
             .return_addresses(network, moved.as_deref())
             .map_err(|error| {
@@ -169,6 +171,9 @@ impl Manager {
         })?;
         if let Some(network) = self.networks.remove(name) {
             self.plant.dismantle(network, Fate::Delete);
+        }
+        if let Some(loose) = &loose {
+            self.release(loose);
         }
         if let Some(nic) = &host_nic {
             self.store
@@ -186,20 +191,51 @@ impl Manager {
         patch: &PatchNetwork,
     ) -> Result<NetworkView, Refusal> {
         let new_name = patch.name.as_ref().unwrap_or(name);
-        let is_taken = new_name != name && self.networks.contains_key(new_name);
+        let network = self.network(name)?;
+        patch.check(&network.config)?;
+        if new_name != name && self.networks.contains_key(new_name) {
+            return Err(name_taken(new_name));
+        }
+        let uplink = patch.uplink.as_ref();
+        let uplink = uplink.filter(|uplink| network.uplink() != Some(uplink));
+        let new = uplink
+            .map(|uplink| self.plan_uplink(network, uplink))
+            .transpose()?;
+        if let Some(new) = &new {
+            self.store.note_loose_uplink(new)?;
+        }
+        let changed = self.change_network(name, patch, new.as_ref());
+        let loose = match &changed {
+            Ok(old) => old.as_ref(),
+            Err(_) => new.as_ref(),
+        };
+        if let Some(loose) = loose {
+            self.release(loose);
+        }
+        changed?;
+        if let Some(network) = self.networks.remove(name) {
+            self.networks.insert(new_name.clone(), network);
+        }
+        info!(network = %name, now = %new_name, "network changed");
+        self.show_network(new_name)
+    }
+
+    /// Makes it so and commits it, or leaves all but the uplink `new` as it was; the uplink that the network has no more.
+    fn change_network(
+        &mut self,
+        name: &NetworkName,
+        patch: &PatchNetwork,
+        new: Option<&LooseUplink>,
+    ) -> Result<Option<LooseUplink>, Refusal> {
         let network = self
             .networks
             .get_mut(name)
             .ok_or_else(|| no_network(name))?;
-        patch.check(&network.config)?;
-        if is_taken {
-            return Err(name_taken(new_name));
-        }
+        let new_name = patch.name.as_ref().unwrap_or(name);
         let before = (network.config.clone(), network.host_vlan());
-        let after_mtu = patch.mtu.unwrap_or(network.config.mtu);
         let change = self.store.change()?;
         network.config.name = new_name.clone();
-        network.config.mtu = after_mtu;
+        network.config.mtu = patch.mtu.unwrap_or(network.config.mtu);
         network.config.ageing = patch.ageing.unwrap_or(network.config.ageing);
         if let Some(vlan) = patch.vlan {
             network.set_host_vlan(vlan.map_or_else(VlanSpec::default, VlanSpec::access));
@@ -214,8 +250,11 @@ impl Manager {
             })
             .map_err(Refusal::from)
             .and_then(|()| self.plant.settle_all(network))
-            .and_then(|()| change.commit().map_err(Refusal::from));
-        if let Err(refusal) = result {
+            .and_then(|()| match new {
+                Some(new) => self.plant.change_uplink(network, new, change),
+                None => change.commit().map(|()| None).map_err(Refusal::from),
+            });
+        result.inspect_err(|_| {
             network.config = before.0;
             before
                 .1
@@ -224,14 +263,7 @@ impl Manager {
             self.plant
                 .settle_all(network)
                 .unwrap_or_else(|error| error!(%error, "a change was not taken back"));
-            return Err(refusal);
-        }
-        let view = network.view();
-        if let Some(network) = self.networks.remove(name) {
-            self.networks.insert(new_name.clone(), network);
-        }
-        info!(network = %name, now = %new_name, "network changed");
-        Ok(view)
+        })
     }
 }
 
@@ -242,33 +274,6 @@ fn name_taken(name: &NetworkName) -> Refusal {
 }
 
 impl super::plant::Plant {
-    /// Moves the addresses of a network's uplink to its host NIC, where it has both; the record `before` with them in it.
-    /// On failure they are where they were.
-    pub(super) fn take_over(
-        &self,
-        network: &Network,
-        before: Option<&str>,
-    ) -> Result<Option<String>, Refusal> {
-        let (Some(uplink), Some(nic)) = (network.uplink(), network.config.kind.host_nic()) else {
-            return Ok(None);
-        };
-        let moved = self.host.move_addresses(uplink, nic, before);
-        moved.map(Some).map_err(|error| {
-            failed(
-                format_args!("cannot move the addresses of '{uplink}' to '{nic}'"),
-                error,
-            )
-        })
-    }
-
-    /// Moves the addresses of a network's host NIC to its uplink, where it has both.
-    fn return_addresses(&self, network: &Network, record: Option<&str>) -> anyhow::Result<()> {
-        match (network.config.kind.host_nic(), network.uplink()) {
-            (Some(nic), Some(uplink)) => self.host.return_addresses(nic, uplink, record),
-            _ => Ok(()),
-        }
-    }
-
     /// Settles the MAC table and every port of a network.
     fn settle_all(&self, network: &mut Network) -> Result<(), Refusal> {
         if let Some(fdb) = self.switch.fdb(network.id) {

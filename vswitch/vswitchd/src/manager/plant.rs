@@ -73,13 +73,6 @@ impl Plant {
         for port in std::mem::take(&mut network.ports).into_values() {
             close_port(port, fate);
         }
-        if let (Fate::Delete, Some(uplink), Some(mtu)) =
-            (fate, network.uplink(), network.host.uplink_mtu)
-        {
-            self.host
-                .restore_mtu(uplink, mtu)
-                .unwrap_or_else(|error| warn!("'{uplink}' keeps its MTU: {error:#}"));
-        }
         if let Err(error) = self.switch.delete_network(network.id) {
             warn!(network = %network.config.name, %error, "the switch did not delete the network");
         }

@@ -1,5 +1,6 @@
 //! The state on disk: networks, ports, static entries, VMs, and what was changed on the host.
 
+mod uplinks;
 mod vms;
 
 use std::path::{Path, PathBuf};
@@ -13,11 +14,12 @@ use vswitch::api::{
 pub(crate) use vms::{SavedAdapter, SavedVm, StoredState};
 
 /// What each version of the schema adds. The version is kept in `PRAGMA user_version`.
-const SCHEMAS: [&str; 4] = [
+const SCHEMAS: [&str; 5] = [
     include_str!("schema1.sql"),
     include_str!("schema2.sql"),
     include_str!("schema3.sql"),
     include_str!("schema4.sql"),
+    include_str!("schema5.sql"),
 ];
 const VERSION: i64 = SCHEMAS.len() as i64;
 
@@ -61,10 +63,12 @@ impl From<StoreError> for Refusal {
 pub(crate) type StaticKey = (StationMac, u16);
 
 /// What is kept of the host for a network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HostSide {
     /// The MTU that its uplink had before it was bound.
     pub(crate) uplink_mtu: Option<u32>,
+    /// The settings that its uplink had before it was bound, in the words of the host module.
+    pub(crate) uplink_settings: Option<String>,
     /// The address of its host NIC.
     pub(crate) mac: Option<StationMac>,
 }
@@ -142,13 +146,15 @@ impl Store {
     /// All networks, with what is in them.
     pub(crate) fn load(&self) -> Result<Vec<SavedNetwork>, StoreError> {
         let mut query = self.connection.prepare(
-            "SELECT name, type, uplink, host_nic, mtu, uplink_mtu, host_mac, ageing FROM network ORDER BY name",
+            "SELECT name, type, uplink, host_nic, mtu, uplink_mtu, host_mac, ageing, uplink_settings \
+             FROM network ORDER BY name",
         )?;
         let configs = query
             .query_map([], |row| {
                 let host = HostSide {
                     uplink_mtu: row.get(5)?,
                     mac: parsed_option(row, 6)?,
+                    uplink_settings: row.get(8)?,
                 };
                 Ok((read_network(row)?, host))
             })?
@@ -256,11 +262,11 @@ impl Change<'_> {
     pub(crate) fn add_network(
         &self,
         config: &NetworkConfig,
-        host: HostSide,
+        host: &HostSide,
     ) -> Result<(), StoreError> {
         self.0.execute(
-            "INSERT INTO network (name, type, uplink, host_nic, mtu, uplink_mtu, host_mac, ageing) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO network (name, type, uplink, host_nic, mtu, uplink_mtu, host_mac, ageing, uplink_settings) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 config.name.as_str(),
                 config.kind.network_type().to_string(),
@@ -270,6 +276,7 @@ impl Change<'_> {
                 host.uplink_mtu,
                 host.mac.map(|mac| mac.to_string()),
                 config.ageing.get(),
+                host.uplink_settings,
             ],
         )?;
         Ok(())
@@ -327,8 +334,7 @@ impl Change<'_> {
         network: &NetworkName,
         config: &PortConfig,
     ) -> Result<(), StoreError> {
-        let backend = serde_json::to_string(&config.backend)
-            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        let backend = backend_text(config)?;
         self.0.execute(
             "INSERT INTO port (network, name, backend, target, vlan, mac_guard, mtu, link, connected, mac_quota) \
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -410,6 +416,12 @@ impl Change<'_> {
         )?;
         Ok(())
     }
+}
+
+/// What is behind a port, as it is stored.
+fn backend_text(config: &PortConfig) -> rusqlite::Result<String> {
+    serde_json::to_string(&config.backend)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 /// A text column as the type it was written from.

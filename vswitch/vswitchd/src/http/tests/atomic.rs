@@ -91,6 +91,22 @@ const SPOILT: &[(&str, (&str, &str, &str))] = &[
         ("PATCH", "/v1/networks/lab", r#"{"name":"office"}"#),
     ),
     (
+        "UPDATE ON network",
+        (
+            "PATCH",
+            "/v1/networks/ext",
+            r#"{"uplink":"eth0","mtu":1400}"#,
+        ),
+    ),
+    (
+        "UPDATE ON host_change",
+        ("PATCH", "/v1/networks/ext", r#"{"uplink":"eth0"}"#),
+    ),
+    (
+        "INSERT ON loose_uplink",
+        ("PATCH", "/v1/networks/ext", r#"{"uplink":"eth0"}"#),
+    ),
+    (
         "INSERT ON port",
         (
             "POST",

@@ -227,7 +227,7 @@ async fn a_change_cut_short_by_a_kill_is_undone() {
 }
 
 #[test]
-fn networks_and_ports_of_version_3_have_the_usual_mac_table() {
+fn what_version_3_stored_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     let connection = rusqlite::Connection::open(&path).unwrap();
@@ -240,14 +240,19 @@ fn networks_and_ports_of_version_3_have_the_usual_mac_table() {
     }
     let rows = r#"
         INSERT INTO network (name, type, mtu) VALUES ('lab', 'private', 1500);
+        INSERT INTO network (name, type, mtu, uplink, host_nic, uplink_mtu)
+            VALUES ('lan', 'external', 1500, 'eth0', 'vsw-lan', 9000);
+        INSERT INTO host_change VALUES ('vsw-lan', 'eth0', '{"addresses":[],"settings":{"rp_filter":"2"}}');
         INSERT INTO port VALUES ('lab', 'a', '{"kind":"tap","interface":"t"}', 't', 'none', 'off', NULL, 'up', 1);
         PRAGMA user_version = 3;"#;
     connection.execute_batch(rows).unwrap();
     drop(connection);
     let networks = Store::open(&path).unwrap().load().unwrap();
-    let [lab] = networks.as_slice() else {
+    let [lab, lan] = networks.as_slice() else {
         panic!("{} networks", networks.len())
     };
+    let settings = lan.host.uplink_settings.as_deref();
+    assert_eq!(settings, Some(r#"{"rp_filter":"2"}"#));
     assert_eq!(lab.config.ageing.get(), 300);
     assert_eq!((lab.ports.len(), lab.ports[0].mac_quota), (1, None));
 }
@@ -259,11 +264,11 @@ fn a_database_of_a_newer_version_is_refused() {
     drop(Store::open(&path).unwrap());
     rusqlite::Connection::open(&path)
         .unwrap()
-        .pragma_update(None, "user_version", 5)
+        .pragma_update(None, "user_version", 6)
         .unwrap();
     let error = Store::open(&path).err().unwrap().to_string();
     assert!(
-        error.contains("has version 5, and this vswitchd knows versions up to 4"),
+        error.contains("has version 6, and this vswitchd knows versions up to 5"),
         "{error}"
     );
 }

@@ -18,7 +18,7 @@ use vswitch::control::Switch;
 
 use super::super::access::Peer;
 use super::super::{Access, Shared, router};
-use crate::backend::{Backend, Fate, Host, Open};
+use crate::backend::{Backend, Fate, Host, LooseUplink, Open};
 use crate::manager::{Manager, VmHost};
 use crate::store::Store;
 use crate::vm::{Door, Files, Launcher, verbs};
@@ -36,6 +36,8 @@ pub(super) struct World {
     pub(super) open: BTreeMap<String, (u16, Link)>,
     /// Targets that cannot be opened, or whose settings cannot be changed.
     pub(super) broken: BTreeSet<String>,
+    /// Uplinks that the network stack leaves alone.
+    pub(super) quiet: BTreeSet<String>,
     /// Addresses cannot be moved.
     pub(super) addresses_stuck: bool,
     /// Why there can be no VMs.
@@ -69,10 +71,37 @@ impl Host for FakeHost {
         Ok(self.world().macs.get(interface.as_str()).copied())
     }
 
-    fn restore_mtu(&self, uplink: &IfName, mtu: u32) -> anyhow::Result<()> {
-        self.world()
-            .uplink_mtus
-            .insert(uplink.as_str().to_owned(), mtu);
+    fn settings(&self, uplink: &IfName) -> anyhow::Result<String> {
+        let quiet = self.world().quiet.contains(uplink.as_str());
+        Ok(quiet.to_string())
+    }
+
+    fn quieten(&self, uplink: &IfName) {
+        self.world().quiet.insert(uplink.as_str().to_owned());
+    }
+
+    fn release(&self, loose: &LooseUplink) -> anyhow::Result<()> {
+        let uplink = loose.uplink.as_str();
+        let mut world = self.world();
+        ensure!(
+            !world.open.contains_key(uplink),
+            "'{uplink}' is bound still"
+        );
+        if loose.settings.as_deref() != Some("true") {
+            world.quiet.remove(uplink);
+        }
+        if let Some(mtu) = loose.mtu {
+            world.uplink_mtus.insert(uplink.to_owned(), mtu);
+        }
+        if let Some(moved) = &loose.moved {
+            let (_, nic, addresses): (String, String, Vec<String>) = serde_json::from_str(moved)?;
+            if let Some(nic) = world.interfaces.get_mut(&nic) {
+                nic.retain(|address| !addresses.contains(address));
+            }
+            if let Some(uplink) = world.interfaces.get_mut(uplink) {
+                *uplink = addresses;
+            }
+        }
         Ok(())
     }
 
@@ -114,7 +143,8 @@ impl Host for FakeHost {
     }
 
     fn begin_record(&self, from: &IfName, to: &IfName) -> anyhow::Result<String> {
-        Ok(serde_json::to_string(&(from, to, [""; 0]))?)
+        let addresses = self.addresses(from)?;
+        Ok(serde_json::to_string(&(from, to, addresses))?)
     }
 
     fn move_addresses(
@@ -131,6 +161,7 @@ impl Host for FakeHost {
             Some(before) => serde_json::from_str(before)?,
             None => Default::default(),
         };
+        world.quiet.insert(from.as_str().to_owned());
         let moved = std::mem::take(world.interfaces.get_mut(from.as_str()).unwrap());
         record.retain(|address| !moved.contains(address));
         record.extend(moved.clone());
@@ -153,6 +184,7 @@ impl Host for FakeHost {
             (None, Some(record)) => serde_json::from_str::<(String, String, _)>(record)?.2,
             (None, None) => Vec::new(),
         };
+        world.quiet.remove(uplink.as_str());
         let back = world.interfaces.get_mut(uplink.as_str()).unwrap();
         back.extend(moved);
         Ok(())
@@ -294,7 +326,7 @@ impl Rig {
         let connection = rusqlite::Connection::open(self.path("state.db")).unwrap();
         let count = "SELECT (SELECT count(*) FROM network) + (SELECT count(*) FROM port) \
                      + (SELECT count(*) FROM static_entry) + (SELECT count(*) FROM host_change) \
-                     + (SELECT count(*) FROM vm) + (SELECT count(*) FROM adapter)";
+                     + (SELECT count(*) FROM loose_uplink) + (SELECT count(*) FROM vm) + (SELECT count(*) FROM adapter)";
         connection.query_row(count, [], |row| row.get(0)).unwrap()
     }
 
