@@ -23,7 +23,7 @@ fn tag_twice(station: &mut Station) -> Result<()> {
     station.run("ip link del eth0.9")?;
     station.run("ip link add link eth0 name outer type vlan protocol 802.1ad id 300")?;
     station.run("ip link add link outer name inner type vlan id 5")?;
-    // What a service tag encloses is payload to the switch: the two tags take 8 bytes of the network's MTU.
+    // A packet socket has room for one tag beyond the interface's MTU.
     station.run("ip link set outer up; ip link set inner mtu 1492 up")?;
     for address in station.address.both() {
         station.run(&format!("ip addr add {address} dev inner"))?;

@@ -64,8 +64,8 @@ pub enum BusError {
 #[serde(deny_unknown_fields)]
 struct SavedFunction {
     address: Address,
-    /// Which option ROM it has, as [`Function::rom_digest`] says.
-    rom: Option<String>,
+    /// Bytes of its option ROM.
+    rom: Option<u64>,
     config: Vec<u8>,
     device: State,
 }
@@ -303,7 +303,7 @@ impl Bus {
         let functions = self.functions.iter();
         let saved = functions.map(|(address, function)| SavedFunction {
             address: *address,
-            rom: function.rom_digest().map(str::to_owned),
+            rom: function.rom_size(),
             config: function.config().bytes().to_vec(),
             device: function.save_device(),
         });
@@ -311,8 +311,9 @@ impl Bus {
         serde_json::to_value(saved).unwrap_or_default()
     }
 
-    /// Takes over a saved state of the same functions, with the same option ROMs: firmware may be in the middle of one,
-    /// and has placed it by its size.
+    /// Takes over a saved state of the same functions, with option ROMs of the same sizes, by which the guest has placed
+    /// them. Their contents may be newer, as after an update of the host: a guest runs them from its own memory, and only
+    /// while it boots.
     ///
     /// # Errors
     /// The state is not one of these functions, which is found before any has changed, or one function refuses its own.
@@ -342,15 +343,15 @@ impl Bus {
             });
         }
         for ((address, function), saved) in self.functions.iter().zip(saved) {
-            if saved.rom.as_deref() != function.rom_digest() {
-                let image = |digest: Option<&str>| match digest {
-                    Some(digest) => format!("that of SHA-256 {digest}"),
+            if saved.rom != function.rom_size() {
+                let size = |bytes: Option<u64>| match bytes {
+                    Some(bytes) => format!("{bytes} bytes"),
                     None => "none".to_owned(),
                 };
                 return Err(RestoreError::Other {
                     what: format!("option ROM of PCI function {address}"),
-                    saved: image(saved.rom.as_deref()),
-                    here: image(function.rom_digest()),
+                    saved: size(saved.rom),
+                    here: size(function.rom_size()),
                 });
             }
             if !function.config().is_same_function(&saved.config) {

@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use guestmem::Memory;
-use sha2::{Digest as _, Sha256};
 
 use super::INTX;
 use super::config::{Bar, ConfigSpace};
@@ -55,8 +54,8 @@ pub struct Function {
     device: Option<Box<dyn Device>>,
     /// The image with ones up to the size of its base address.
     rom: Option<Arc<Memory>>,
-    /// SHA-256 of the image, in hexadecimal.
-    rom_digest: Option<String>,
+    /// Bytes of that.
+    rom_size: Option<u64>,
     doorbells: Vec<BarDoorbell>,
     interrupt: Option<Arc<OwnedFd>>,
     fixed_line: Option<u8>,
@@ -71,7 +70,7 @@ impl Function {
             config,
             device: None,
             rom: None,
-            rom_digest: None,
+            rom_size: None,
             doorbells: Vec::new(),
             interrupt: None,
             fixed_line: None,
@@ -108,7 +107,7 @@ impl Function {
         }
         self.config.add_bar(Bar::rom(ROM_REGION, size as u32));
         self.rom = Some(Arc::new(memory));
-        self.rom_digest = Some(format!("{:x}", Sha256::digest(image)));
+        self.rom_size = Some(size as u64);
         Ok(self)
     }
 
@@ -151,9 +150,9 @@ impl Function {
         &self.config
     }
 
-    /// Which option ROM it has: the SHA-256 of its image, in hexadecimal.
-    pub(super) fn rom_digest(&self) -> Option<&str> {
-        self.rom_digest.as_deref()
+    /// Bytes that its option ROM takes, a power of two.
+    pub(super) fn rom_size(&self) -> Option<u64> {
+        self.rom_size
     }
 
     pub(super) fn config_mut(&mut self) -> &mut ConfigSpace {

@@ -280,7 +280,7 @@ fn a_saved_bus_comes_back_and_another_one_does_not() {
     );
 }
 
-/// A bus with one function, which has an option ROM of `len` bytes that ends in `last`.
+/// A bus with one function, which has an option ROM of so many bytes that ends in this one.
 fn bus_with_rom(rom: Option<(usize, u8)>) -> Bus {
     let mut bus = Bus::default();
     let function = match rom {
@@ -297,7 +297,7 @@ fn bus_with_rom(rom: Option<(usize, u8)>) -> Bus {
 }
 
 #[test]
-fn a_state_saved_with_another_rom_is_refused_and_changes_nothing() {
+fn a_state_saved_with_a_rom_of_another_size_is_refused_and_changes_nothing() {
     let mut effects = Effects::default();
     let roms = [None, Some((4096, 1)), Some((4096, 2)), Some((8192, 1))];
     for saved in roms {
@@ -308,7 +308,7 @@ fn a_state_saved_with_another_rom_is_refused_and_changes_nothing() {
             let mut second = bus_with_rom(here);
             let before = second.save();
             let restored = second.restore(&state, &mut effects);
-            if saved == here {
+            if saved.map(|(len, _)| len) == here.map(|(len, _)| len) {
                 restored.unwrap();
                 assert_eq!(second.save(), state);
                 continue;
