@@ -25,7 +25,7 @@ const fn column(name: &'static str, heading: &'static str, factor: f64, digits: 
 }
 
 /// All figures, in the order in which tables show them.
-pub(crate) const COLUMNS: [Column; 26] = [
+pub(crate) const COLUMNS: [Column; 27] = [
     column("mpps", "Mpps", 1.0, 2),
     column("zero_loss_mpps", "Mpps, no loss", 1.0, 2),
     column("of_maximum", "of maximum %", 100.0, 0),
@@ -36,6 +36,7 @@ pub(crate) const COLUMNS: [Column; 26] = [
     column("p99_us", "p99 µs", 1.0, 2),
     column("p999_us", "p99.9 µs", 1.0, 2),
     column("gbps", "Gb/s", 1.0, 1),
+    column("mbps", "Mb/s", 1.0, 1),
     column("rtt_us", "round trip µs", 1.0, 1),
     column("cycles", "cycles", 1.0, 0),
     column("together", "× one worker", 1.0, 2),

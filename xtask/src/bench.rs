@@ -25,9 +25,18 @@ pub(crate) fn run(options: &[String]) -> Result<bool> {
     }
     cargo::build(&args)?;
     setup::bench_guest()?;
+    if boots_linux(options) {
+        setup::vm_image()?;
+    }
     let program = paths::workspace().join("target/release/vswitch-bench");
     let status = Command::new(&program).args(options).status();
     Ok(status
         .with_context(|| format!("starting {}", program.display()))?
         .success())
+}
+
+/// Whether the benchmarks have guests with Linux, whose kernel takes minutes to build.
+fn boots_linux(options: &[String]) -> bool {
+    let has = |what: &str| options.iter().any(|option| option.contains(what));
+    has("drivers") || !has("--only") && !has("--gate") && !has("--help")
 }

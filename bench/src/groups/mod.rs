@@ -1,5 +1,6 @@
 //! What is measured, in groups.
 
+mod drivers;
 mod footprint;
 mod guests;
 mod kernel;
@@ -53,6 +54,8 @@ pub(crate) enum Group {
     Legacy,
     /// Frames and TCP between guests of our own monitor that drive synthetic adapters at full speed
     Guests,
+    /// Exits of guests with Linux's own drivers of legacy and synthetic adapters
+    Drivers,
     /// Idle processor time, memory of a port and of a network
     Footprint,
     /// Where the time of a frame goes: criterion and sampling
@@ -154,6 +157,7 @@ impl Bench {
             Group::Stock => stock::run(self),
             Group::Legacy => legacy::run(self),
             Group::Guests => guests::run(self),
+            Group::Drivers => drivers::run(self),
             Group::Footprint => footprint::run(self),
             Group::Stages => stages::run(self),
         }?;

@@ -39,12 +39,13 @@ impl Links {
     /// # Errors
     /// See [`LinksError`].
     pub async fn take_over(&self, from: &IfName, to: &IfName) -> Result<Moved, LinksError> {
+        index(to)?;
         let moved = self.survey(from, to).await?;
         self.run(steps(&moved, from, to)?).await?;
         Ok(moved)
     }
 
-    /// What [`take_over`](Self::take_over) would move.
+    /// What [`take_over`](Self::take_over) would move; `to` need not be there yet.
     ///
     /// # Errors
     /// See [`LinksError`].
