@@ -95,11 +95,12 @@ fn change(lab: &Lab, uplink: &str) -> Result<()> {
 /// Changes the uplink to `to` while carol talks to both LANs; from then on no frame of the network reaches `old`.
 fn change_quietly(lab: &Lab, to: &str, old: &Netns, new: &Netns) -> Result<()> {
     change(lab, to)?;
-    let host = lab
+    let from = if to == OTHER { UPLINK } else { OTHER };
+    let mac = lab
         .host
-        .run(&["cat", "/sys/class/net/vsw-office/address"])?;
-    // The old uplink is the host's again, which makes itself known there by IPv6 with the address both have.
-    let filter = format!("ip or arp or not ether src {}", host.trim());
+        .run(&["cat", &format!("/sys/class/net/{from}/address")])?;
+    // The old uplink is the host's again, which makes itself known there by IPv6.
+    let filter = format!("ip or arp or not ether src {}", mac.trim());
     let silent = Capture::start(old, "eth0", "in", &filter)?;
     let busy = Capture::start(new, "eth0", "in", &filter)?;
     thread::sleep(Duration::from_millis(400));
