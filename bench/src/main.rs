@@ -45,8 +45,8 @@ fn allocations() -> usize {
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask bench                          all groups, our own switch: some 10 minutes
-  cargo xtask bench --peers                  beside other switches: some 25 minutes
+  cargo xtask bench                          all groups, our own switch: some 15 minutes
+  cargo xtask bench --peers                  beside other switches: some 30 minutes
   cargo xtask bench --quick --only sizes     under half a minute
   cargo xtask bench --peers --write-docs     writes docs/performance.md and its plots
   cargo xtask bench --gate                   fails where SPECIFICATION.md promises more than is measured

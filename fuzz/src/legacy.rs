@@ -207,11 +207,7 @@ impl Lab {
             0x0800_0000,
         ][usize::from(bits & 7) % 6];
         let ends = [0, 1 << 25, 1 << 24, 0][usize::from(bits >> 3 & 3)];
-        let size = match bits >> 5 {
-            0 => 192,
-            1 => input.u32() & 0x3f_ffff,
-            _ => u32::from(input.u16() & 0x7ff),
-        };
+        let size = sizes(bits >> 5, input);
         let buffer = match input.u8() {
             0 => input.u32(),
             page => BASE + 0x1000 * u32::from(page) % MEMORY,
@@ -269,5 +265,13 @@ impl Lab {
         let accounted = report.destination.frames + report.destination.drops.total();
         assert_eq!(accounted, count as u64);
         self.source.tx.complete();
+    }
+}
+/// Both buffer sizes of a descriptor, as `how` (0 to 7) says: mostly such as make sense.
+pub(crate) fn sizes(how: u8, input: &mut Input<'_>) -> u32 {
+    match how {
+        0 => 192,
+        1 => input.u32() & 0x3f_ffff,
+        _ => u32::from(input.u16() & 0x7ff),
     }
 }

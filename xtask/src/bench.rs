@@ -37,6 +37,7 @@ pub(crate) fn run(options: &[String]) -> Result<bool> {
 
 /// Whether the benchmarks have guests with Linux, whose kernel takes minutes to build.
 fn boots_linux(options: &[String]) -> bool {
-    let has = |what: &str| options.iter().any(|option| option.contains(what));
-    has("drivers") || !has("--only") && !has("--gate") && !has("--help")
+    let others = ["--only", "--gate", "--help", "-h"];
+    let narrowed = |option: &String| others.iter().any(|other| option.starts_with(other));
+    options.iter().any(|option| option.contains("drivers")) || !options.iter().any(narrowed)
 }

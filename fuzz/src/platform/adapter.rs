@@ -19,6 +19,7 @@ use vswitch::vlan::VlanMode;
 
 use super::Board;
 use crate::input::Input;
+use crate::legacy::sizes;
 
 #[allow(
     dead_code,
@@ -156,11 +157,7 @@ impl Board {
         let at = list + index % DESCRIPTORS * 16;
         let ends = [0, 1 << 25, 1 << 24, 0][usize::from(bits >> 1 & 3)];
         let kind = [0x6000_0000, 0xe000_0000, 0x2000_0000, 0x0800_0000_u32];
-        let size = match bits >> 5 {
-            0 => 192,
-            1 => input.u32() & 0x3f_ffff,
-            _ => u32::from(input.u16() & 0x7ff),
-        };
+        let size = sizes(bits >> 5, input);
         let buffer = match input.u8() {
             0 => input.u32(),
             page => BUFFERS + 0x1000 * u32::from(page),
@@ -224,9 +221,9 @@ impl Board {
         };
         let mut report = Report::default();
         sides.rx.deliver(&job, &mut report);
-        let arrived = u64::from(report.destination.frames) + report.destination.drops.total();
+        let arrived = report.destination.frames + report.destination.drops.total();
         assert_eq!(arrived, u64::from(count), "a copy got lost");
-        self.adapter.carried.1 += u64::from(report.destination.frames);
+        self.adapter.carried.1 += report.destination.frames;
         outside.tx.complete();
     }
 }

@@ -282,4 +282,4 @@ fn put(to: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -65,7 +65,7 @@ pub enum BusError {
 struct SavedFunction {
     address: Address,
     /// Bytes of its option ROM.
-    rom: Option<u64>,
+    rom: Option<u32>,
     config: Vec<u8>,
     device: State,
 }
@@ -344,7 +344,7 @@ impl Bus {
         }
         for ((address, function), saved) in self.functions.iter().zip(saved) {
             if saved.rom != function.rom_size() {
-                let size = |bytes: Option<u64>| match bytes {
+                let size = |bytes: Option<u32>| match bytes {
                     Some(bytes) => format!("{bytes} bytes"),
                     None => "none".to_owned(),
                 };

@@ -54,8 +54,6 @@ pub struct Function {
     device: Option<Box<dyn Device>>,
     /// The image with ones up to the size of its base address.
     rom: Option<Arc<Memory>>,
-    /// Bytes of that.
-    rom_size: Option<u64>,
     doorbells: Vec<BarDoorbell>,
     interrupt: Option<Arc<OwnedFd>>,
     fixed_line: Option<u8>,
@@ -70,7 +68,6 @@ impl Function {
             config,
             device: None,
             rom: None,
-            rom_size: None,
             doorbells: Vec::new(),
             interrupt: None,
             fixed_line: None,
@@ -107,7 +104,6 @@ impl Function {
         }
         self.config.add_bar(Bar::rom(ROM_REGION, size as u32));
         self.rom = Some(Arc::new(memory));
-        self.rom_size = Some(size as u64);
         Ok(self)
     }
 
@@ -151,8 +147,10 @@ impl Function {
     }
 
     /// Bytes that its option ROM takes, a power of two.
-    pub(super) fn rom_size(&self) -> Option<u64> {
-        self.rom_size
+    pub(super) fn rom_size(&self) -> Option<u32> {
+        let mut bars = self.config.bars().iter();
+        bars.find(|bar| bar.region == ROM_REGION)
+            .map(|bar| bar.size)
     }
 
     pub(super) fn config_mut(&mut self) -> &mut ConfigSpace {

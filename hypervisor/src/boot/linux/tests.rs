@@ -1,15 +1,7 @@
-use std::io::Write as _;
-
 use super::*;
+use crate::boot::real_mode::tests::file;
 
 const MIB: u64 = 1 << 20;
-
-fn file(bytes: &[u8]) -> File {
-    let fd = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let mut file = File::from(fd);
-    file.write_all(bytes).unwrap();
-    file
-}
 
 /// A kernel by version 2.15 of the boot protocol, which begins with `code` and needs `init_size` bytes.
 fn kernel(code: &[u8], init_size: u32, initrd_addr_max: u32) -> Vec<u8> {

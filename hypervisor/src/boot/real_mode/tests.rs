@@ -7,7 +7,8 @@ use crate::memory::GuestMemory;
 
 const MEMORY: u64 = 32 << 20;
 
-fn file(bytes: &[u8]) -> File {
+/// A file of these bytes.
+pub(in crate::boot) fn file(bytes: &[u8]) -> File {
     let fd = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let mut file = File::from(fd);
     file.write_all(bytes).unwrap();

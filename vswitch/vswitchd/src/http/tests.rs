@@ -9,6 +9,7 @@ mod restore;
 mod rig;
 mod synthetic;
 mod uplinks;
+mod vm_life;
 mod vm_refused;
 mod vm_rig;
 mod vms;
